@@ -73,7 +73,7 @@ def test_several_are_labelled_at_once_by_click(url, world, visit):
     page.locator("#picture-4").click(modifiers=["Shift"])
     page.get_by_label("Class", exact=True).fill("many")
     page.get_by_role("button", name="Label", exact=True).click()
-    expect(page.get_by_text("many: 5 pictures")).to_be_attached()  # said once they are written
+    expect(page.get_by_text("many: 5 images")).to_be_attached()  # said once they are written
     expect(page.locator("#picture-4 b")).to_have_text("many")
     assert list(agreed(world).values()) == ["many"] * 5
     page.get_by_role("button", name="undo").click()
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_picture_gets_a_sentence(url, visit, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     page.locator("input[type=file]").set_input_files(bad)
-    expect(page.get_by_role("alert")).to_contain_text("The picture cannot be read")
+    expect(page.get_by_role("alert")).to_contain_text("The image cannot be read")
 
 
 @pytest.mark.usefixtures("fresh")
@@ -182,7 +182,7 @@ def test_a_service_that_only_shows_has_no_way_to_label(world, visit):
 def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visit):
     seen = visit(f"{url}/explore/#/teach")
     page = seen.page
-    expect(page.get_by_text("Label at least one picture of each of two classes")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("Label at least one image of each of two classes")).to_be_visible(timeout=TIMEOUT)
     colours = ["red", "green", "blue", "yellow"]
     for colour in colours:
         add_class(page, colour)

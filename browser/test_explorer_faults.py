@@ -68,7 +68,7 @@ def test_a_search_that_fails_after_another_was_begun_says_nothing_about_that(url
     expect(page.get_by_role("alert")).to_have_count(0)
     # Alone it says what is wrong.
     page.locator("input[type=file]").set_input_files(odd)
-    expect(page.get_by_role("alert")).to_contain_text("The picture cannot be read", timeout=TIMEOUT)
+    expect(page.get_by_role("alert")).to_contain_text("The image cannot be read", timeout=TIMEOUT)
 
 
 def test_where_words_find_nothing_there_is_no_field_for_them(url, visit):

@@ -151,14 +151,14 @@ def test_errors_in_words(visit, url, tmp_path, shots):
     expect(problem).to_have_text("Type a question first.")
     page.get_by_label("Question").fill("is the square red?")
     press(page, "Ask")
-    expect(problem).to_contain_text("The picture cannot be read", timeout=TIMEOUT)
+    expect(problem).to_contain_text("The image cannot be read", timeout=TIMEOUT)
     shots(seen, "error")
     assert str(tmp_path) not in page.content()
     page.get_by_label("Question").fill("red " * 501)
     press(page, "Ask")
     expect(problem).to_have_text("A text may have 2000 characters, this one has 2003; shorten it.")
     page.get_by_role("link", name="Search", exact=True).click()
-    expect(problem).to_contain_text("The picture cannot be read", timeout=TIMEOUT)  # it goes along
+    expect(problem).to_contain_text("The image cannot be read", timeout=TIMEOUT)  # it goes along
     page.get_by_role("button", name="Without a picture").click()
     press(page, "Search")
     expect(problem).to_have_text("Type a text or choose a picture.")

@@ -18,9 +18,7 @@ def main() -> None:
     # Classes of images by examples: every third picture is one.
     learned = np.arange(len(drawn)) % 3 == 0
     classifier = EmbeddingClassifier().fit(images[learned], colours[learned])
-    print(
-        f"{100 * classifier.score(images[~learned], colours[~learned]):.1f} % of the other pictures are named rightly"
-    )
+    print(f"{100 * classifier.score(images[~learned], colours[~learned]):.1f} % of the other images are named rightly")
     print(f"chosen: {classifier.results_['selection']['chosen']}")
 
     # Pairs of an image and a question: the columns of both, side by side.

@@ -21,7 +21,7 @@ def main() -> None:
     result = frevl.evaluate(frevl.Scorer(run, frevl.Store.open(store)), others)
     low, high = result.ci95["accuracy"]
     print(f"{run.results['selection']['chosen']} was chosen among {len(run.results['selection']['candidates'])}")
-    print(f"{result.metrics['accuracy']:.1f} % of the other pictures are right ({low:.1f} to {high:.1f})")
+    print(f"{result.metrics['accuracy']:.1f} % of the other images are right ({low:.1f} to {high:.1f})")
 
 
 if __name__ == "__main__":

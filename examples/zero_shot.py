@@ -15,7 +15,7 @@ def main() -> None:
     scorer = frevl.Scorer(run, frevl.Store.open(store))
     found = scorer.label([image for image, _, _ in drawn])
     right = sum(one.label == f"{colour} {shape}" for one, (_, colour, shape) in zip(found, drawn, strict=True))
-    print(f"{100 * right / len(drawn):.1f} % of {len(drawn)} pictures are right, without an example")
+    print(f"{100 * right / len(drawn):.1f} % of {len(drawn)} images are right, without an example")
     print("\n".join(run.results["notes"]))  # such as: not calibrated
 
 

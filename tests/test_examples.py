@@ -16,7 +16,7 @@ PRINTED = {
     "arrays": " % of held-out answers are right",
     "captions_and_search": "1. ",
     "export_onnx": "is it ",
-    "few_shot": " % of the other pictures are right",
+    "few_shot": " % of the other images are right",
     "new_encoder": " % of held-out answers are right",
     "own_vectors": " % of held-out answers are right",
     "questions": "better than the linear probe by ",

@@ -138,7 +138,7 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
-# Suffixes of files often kept next to pictures: captions, metadata, lists. Rejecting them is not worth reporting one by
+# Suffixes of files often kept next to images: captions, metadata, lists. Rejecting them is not worth reporting one by
 # one.
 _BESIDE = frozenset(
     (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
@@ -164,7 +164,7 @@ class Reject:
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 
-    Files that usually lie next to pictures are counted by suffix, and named only if there is nothing else.
+    Files that usually lie next to images are counted by suffix, and named only if there is nothing else.
 
     Args:
         rejects: The rejected items.

@@ -1,4 +1,4 @@
-"""Classifiers for arrays with the interface of scikit-learn. They load no store and read no pictures.
+"""Classifiers for arrays with the interface of scikit-learn. They load no store and read no images.
 
 ``pip install 'frevl[estimators]'``. They fit the same models as `frevl.train` and `frevl.classify`.
 """

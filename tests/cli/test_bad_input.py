@@ -146,7 +146,7 @@ def test_a_hostile_folder_stops_nothing_and_hides_nothing(tmp_path, hostile):
     assert rejected["loop.jpg"] == "the file cannot be read (Too many levels of symbolic links)"
     assert rejected["sparse.jpg"] == "it has 5,368,709,120 bytes, more than the limit of 1,073,741,824"
     assert rejected["\\udcff\\udcfe.png"] == "the file name is not UTF-8; rename it"
-    assert rejected["empty.jpg"] == "it is named like a picture but is an empty folder"
+    assert rejected["empty.jpg"] == "it is named like an image but is an empty folder"
     assert rejected["zero.jpg"] == "it is empty (0 bytes)"
     assert rejected["text.jpg"] == "it is not an image in a format that Pillow can read"
     assert "60000" in rejected["bomb.png"] or "more pixels" in rejected["bomb.png"]

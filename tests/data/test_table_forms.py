@@ -303,7 +303,7 @@ def test_pictures_in_tables_are_named_and_never_copied(tmp_path, table, ids, pic
 def test_two_pictures_of_one_name_are_not_mixed_up(tmp_path):
     pq.write_table(picture_table(image=["x", "y", "x"], jpg=[jpeg(0), jpeg(1), jpeg(2)]), tmp_path / "p.parquet")
     with pytest.raises(
-        PairsError, match=r"p\.parquet, row 3: another picture in the file is also named 'x'; give a column"
+        PairsError, match=r"p\.parquet, row 3: another image in the file is also named 'x'; give a column"
     ):
         list(pictures_of(open_arrow(tmp_path / "p.parquet"), {}))
 

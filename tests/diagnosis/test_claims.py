@@ -291,18 +291,18 @@ def test_classes(share, rare, unseen, advice):
 @pytest.mark.parametrize(
     ("low", "high", "claim", "advice"),
     [
-        (60.0, 80.0, "something was learnt", "Read it beside the accuracy"),
+        (60.0, 80.0, "something was learned", "Read it beside the accuracy"),
         (
             49.0,
             70.0,
-            "nothing was learnt about the other classes that can be measured",
+            "nothing was learned about the other classes that can be measured",
             "Do not trust the accuracy alone",
         ),
         (30.0, 49.0, "that is worse", "Look at the labels of the rare classes"),
         (
             NAN,
             NAN,
-            "nothing was learnt about the other classes that can be measured",
+            "nothing was learned about the other classes that can be measured",
             "Do not trust the accuracy alone",
         ),
     ],
@@ -442,7 +442,7 @@ def test_the_weakest_skill(score, above, advice):
         ),
         (Interval(0.5, 0.1, 0.9), "Tokens hold more fine detail", "extract with --tokens"),
         (Interval(1.0, -2.0, 4.0), "Tokens add nothing measurable", "smaller and quicker"),
-        (Interval(-9.0, -12.0, -6.0), "Tokens serve the fusion worse", "more to learn from the same pictures"),
+        (Interval(-9.0, -12.0, -6.0), "Tokens serve the fusion worse", "more to learn from the same images"),
     ],
 )
 def test_tokens(gain, claim, advice):

@@ -339,7 +339,7 @@ def test_accuracy_by_class_where_one_answer_is_nearly_all(tmp_path):
     assert finding.value == pytest.approx(75)
     assert finding.ci95[0] < 75 < finding.ci95[1]
     assert (
-        "always giving 'no', which is 90.0 % of the test pairs, would give 50.0 %: something was learnt"
+        "always giving 'no', which is 90.0 % of the test pairs, would give 50.0 %: something was learned"
         in finding.claim
     )
     assert [(row["class"], row["test pairs"], row["right %"]) for row in finding.table] == [
@@ -347,7 +347,7 @@ def test_accuracy_by_class_where_one_answer_is_nearly_all(tmp_path):
     ]  # fmt: skip
     (none,) = balanced_findings(uneven(tmp_path / "b", [k < 90 for k in range(100)]))
     assert none.value == 50
-    assert "nothing was learnt about the other classes that can be measured" in none.claim
+    assert "nothing was learned about the other classes that can be measured" in none.claim
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])

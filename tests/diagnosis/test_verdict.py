@@ -293,8 +293,8 @@ def p_of(finding):
 
 
 ADVICE = {
-    ("majority", 1): "has learnt something",
-    ("majority", 0): "has learnt nothing that can be measured",
+    ("majority", 1): "has learned something",
+    ("majority", 0): "has learned nothing that can be measured",
     ("majority", -1): "worse than no model at all",
     ("text", 1): "is better than x, which sees only the text",
     ("text", 0): "The image is not worth its cost in this model",

@@ -386,7 +386,7 @@ def refusal(source: object, **options: object) -> str:
 def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
     empty, text = tmp_path / "empty.jpg", tmp_path / "text.jpg"
     empty.write_bytes(b"")
-    text.write_text("not a picture")
+    text.write_text("not an image")
     assert refusal(tmp_path / "no.jpg") == f"Cannot read image '{tmp_path}/no.jpg': the file does not exist."
     assert refusal(tmp_path) == f"Cannot read image '{tmp_path}': it is a folder; pass an image file."
     assert refusal(str(empty)) == f"Cannot read image '{empty}': it is empty (0 bytes)."
@@ -437,7 +437,7 @@ def test_the_limit_is_inclusive() -> None:
 
 def test_postscript_is_never_run() -> None:
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) print\n%%EOF\n"
-    assert refusal(content).endswith("it is PostScript, a program and not a picture; convert it to PNG.")
+    assert refusal(content).endswith("it is PostScript, a program and not an image; convert it to PNG.")
 
 
 def test_a_picture_that_is_cut_short() -> None:

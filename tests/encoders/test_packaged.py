@@ -367,7 +367,7 @@ def test_a_network_that_does_not_agree_with_pytorch_is_refused(fresh: Path) -> N
     sines = np.sin([4.0, 5.0, 6.0])
     cosine = sines @ [9, 11, 13] / (np.linalg.norm(sines) * np.linalg.norm([9, 11, 13]))
     assert str(caught.value) == (
-        f"The exported encoder 'tiny' does not do what PyTorch does: cosine {cosine:.6f} for an input of shape (2, 3), "
+        f"The exported encoder 'tiny' does not agree with PyTorch: cosine {cosine:.6f} for an input of shape (2, 3), "
         "expected at least 0.9999. Install the versions in constraints.txt."
     )
     assert [path.name for path in (fresh / "encoders").iterdir()] == ["export.lock"]
@@ -391,5 +391,5 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
         exported.open_network("tiny", "e" * 64, tiny)
     assert str(caught.value) == (
         f"Cannot write the exported encoder to '{tmp_path}/file/encoders' (Not a directory). "
-        "Make room or get permission, or set FREVL_CACHE to another folder."
+        "Free some space or fix the permissions, or set FREVL_CACHE to another folder."
     )

@@ -185,7 +185,7 @@ def test_tokens_are_refused(name: str, kind: str) -> None:
         load_encoder(name, tokens=kind)
     assert str(caught.value) == (
         f"The encoder '{name}' is pooled only and cannot keep the tokens '{kind}'; "
-        "for tokens take 'packaged', 'packaged-lite1' or 'packaged-lite2'."
+        "for tokens use 'packaged', 'packaged-lite1' or 'packaged-lite2'."
     )
 
 

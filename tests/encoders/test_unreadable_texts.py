@@ -142,8 +142,8 @@ def test_a_tokenizer_of_many_languages_reads_them():
 
 def test_the_sentence():
     assert unread_sentence([], 4, ["a"]) == ""
-    expected = "1 of 1,200 texts are mostly unread: the tokenizer of minilm-l6 does not know their letters or words, "
-    assert unread_sentence(["แมว\n\x1b[2J"], 1200, ["minilm-l6"]).startswith(f"{expected}the first is 'แมว  [2J'.")
+    expected = "1 of 1,200 texts are mostly unread: the tokenizer of minilm-l6 does not know their letters or words. "
+    assert unread_sentence(["แมว\n\x1b[2J"], 1200, ["minilm-l6"]).startswith(f"{expected}The first is 'แมว  [2J'.")
     assert 0 < MOSTLY < 1
 
 

@@ -62,7 +62,7 @@ def test_a_network_comes_back_from_its_folder(tmp_path):
 
 def test_without_a_card_one_is_written_that_claims_nothing(tmp_path):
     Fusion(image_dim=3, text_dim=2, width=8).save_pretrained(tmp_path / "n")
-    assert "was not recorded here" in (tmp_path / "n" / "README.md").read_text()
+    assert "were not recorded here" in (tmp_path / "n" / "README.md").read_text()
 
 
 def test_a_network_is_read_from_a_run(run, made):

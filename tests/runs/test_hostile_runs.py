@@ -168,13 +168,13 @@ def test_weights_that_are_not_finite_are_refused_on_load_and_on_save(copied, bad
             Run.load(run.path)  # an input that never varies
             continue
         count = spoilt[key].numel()
-        assert f"1 of {count:,} numbers of the weight '{key}' are not finite" in refused(run.path)
+        assert f"1 of {count:,} numbers in the weight '{key}' are not finite" in refused(run.path)
     save_file(weights, run.path / "weights.safetensors")
     key, parameter = next(iter(loaded.network.named_parameters()))
     with torch.no_grad():
         parameter.view(-1)[0] = bad
     with pytest.raises(
-        RunError, match=f"the run was not written, because 1 of .* numbers of the weight '{key}' are not"
+        RunError, match=f"the run was not written, because 1 of .* numbers in the weight '{key}' are not"
     ):
         loaded.save()
     Run.load(run.path)  # what was there is still there
@@ -196,7 +196,7 @@ def test_a_network_that_is_not_finite_is_not_published(tmp_path):
     network = Fusion(image_dim=4, text_dim=3, outputs=2, width=8, heads=2, layers=1)
     with torch.no_grad():
         network.head.outer.bias[0] = math.nan
-    with pytest.raises(RunError, match="the network is not written, because 1 of 2 numbers of the weight 'head"):
+    with pytest.raises(RunError, match="the network is not written, because 1 of 2 numbers in the weight 'head"):
         network.save_pretrained(str(tmp_path / "network"))
 
 

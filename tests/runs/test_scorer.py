@@ -207,7 +207,7 @@ def test_score_files_copy_every_pair_and_keep_the_rejected(made, answering, matc
     images = tmp_path / "images"
     images.mkdir()
     (images / "ok.png").write_bytes((made.images / "0.png").read_bytes())
-    (images / "broken.png").write_bytes(b"not a picture")
+    (images / "broken.png").write_bytes(b"not an image")
     pairs = tmp_path / "pairs.jsonl"
     rows = [
         {"image": name, "text": "a red square", "note": n} for n, name in enumerate(["ok.png", "broken.png", "ok.png"])

@@ -1,6 +1,6 @@
 """A whole example on real data: easy-VQA from the package registry, embedded, trained and evaluated.
 
-Nothing is fetched at run time; pictures, questions and encoders come with the packages of the extra `packaged`.
+Nothing is fetched at run time; images, questions and encoders come with the packages of the extra `packaged`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def demo(
     """Embed easy-VQA, train baselines and the fusion, and evaluate them on the official test questions.
 
     Args:
-        folder: Where to put pictures, pairs, store and runs. A second call reuses the store.
+        folder: Where to put images, pairs, store and runs. A second call reuses the store.
         seed: Random seed for training.
         progress: Show progress.
         say: Called with a sentence before every step; by default nothing is printed.
@@ -106,9 +106,9 @@ def demo(
         InputError: The folder cannot be written.
     """
     folder = Path(folder)
-    say(f"easy-VQA: 5,000 pictures and 48,248 questions, written to {folder}")
+    say(f"easy-VQA: 5,000 images and 48,248 questions, written to {folder}")
     files = _write_easy_vqa(folder)
-    say("Embedding pictures and questions with EfficientNet-Lite0 and MiniLM-L6 (frozen)")
+    say("Embedding images and questions with EfficientNet-Lite0 and MiniLM-L6 (frozen)")
     report = extract(folder / "store", images=folder / "images", pairs=list(files.values()), progress=progress)
     say(report.sentence())
     store = Store.open(folder / "store")
@@ -134,7 +134,7 @@ def demo(
 
 
 def _examples(scorer: Scorer, file: Path) -> list[dict[str, Any]]:
-    """Answer questions of different kinds about different pictures."""
+    """Answer questions of different kinds about different images."""
     pairs = read_pairs(file)
     step = len(pairs) // _EXAMPLES
     rows = [k * step + k for k in range(_EXAMPLES)]
@@ -146,7 +146,7 @@ def _examples(scorer: Scorer, file: Path) -> list[dict[str, Any]]:
 
 
 def _write_easy_vqa(folder: Path) -> dict[str, Path]:
-    """Copy pictures and questions of the installed package into the demo's folder."""
+    """Copy images and questions of the installed package into the demo's folder."""
     try:
         import easy_vqa
     except ImportError as error:

@@ -1,6 +1,6 @@
 """A second example: handwritten digits classified from examples, next to scikit-learn's logistic regression.
 
-The pictures come with scikit-learn (UCI "Optical recognition of handwritten digits", 1,797 of 8 x 8 points); nothing is
+The images come with scikit-learn (UCI "Optical recognition of handwritten digits", 1,797 of 8 x 8 points); nothing is
 fetched at run time.
 """
 
@@ -27,7 +27,7 @@ from frevl.training.classification.classify import classify
 
 __all__ = ["ClassifyDemoReport", "demo_classify"]
 
-_SIDE = 96  # pixels of a written picture; 8 of them are one pixel of the scan
+_SIDE = 96  # pixels of a written image; 8 of them are one pixel of the scan
 _PENALTIES = (1.0, 10.0, 100.0)  # scikit-learn's C
 _FOLDS = 3
 
@@ -46,7 +46,7 @@ class ClassifyDemoReport:
         logistic: Accuracy of scikit-learn's logistic regression on the same vectors, C chosen by cross-validation.
         difference: The first minus the second, in points, and ``difference_interval`` its 95 % interval.
         difference_interval: See there.
-        seconds: From pictures to labels, without the logistic regression.
+        seconds: From images to labels, without the logistic regression.
     """
 
     folder: str
@@ -65,7 +65,7 @@ class ClassifyDemoReport:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Describe the result, and how to do the same with other pictures."""
+        """Describe the result, and how to do the same with other images."""
         rows = [
             [
                 f"frevl classify ({self.chosen})",
@@ -79,10 +79,10 @@ class ClassifyDemoReport:
                 "",
                 table(["of digits written by other people", "right % (95 % interval)"], rows),
                 "",
-                f"Difference: {self.difference:+.2f} points ({low:.2f} to {high:.2f}). From pictures to labels: "
+                f"Difference: {self.difference:+.2f} points ({low:.2f} to {high:.2f}). From images to labels: "
                 f"{self.seconds:.0f} s.",
                 "",
-                f"Pictures, store, run and labels.jsonl are in {self.folder}. The same with your own files "
+                f"Images, store, run and labels.jsonl are in {self.folder}. The same with your own files "
                 "(examples.jsonl: one {'image', 'target'} object a line):",
                 "  frevl extract --images DIR --store STORE",
                 "  frevl classify --store STORE --examples examples.jsonl --run RUN --out labels.jsonl",
@@ -98,7 +98,7 @@ def demo_classify(
     progress: bool = False,
     say: Callable[[str], object] = str,
 ) -> ClassifyDemoReport:
-    """Write digits as pictures, embed them, and classify half of them from the other half.
+    """Write digits as images, embed them, and classify half of them from the other half.
 
     Args:
         folder: Everything goes below its subfolder ``digits``. A second call reuses the store.
@@ -112,7 +112,7 @@ def demo_classify(
         InputError: The folder cannot be written.
     """
     folder = Path(folder) / "digits"
-    say(f"Digits: 1,797 pictures, written to {folder}")
+    say(f"Digits: 1,797 images, written to {folder}")
     files = _write_digits(folder)
     started = time.perf_counter()
     say(extract(folder / "store", images=folder / "images", encoder=[encoder], progress=progress).sentence())
@@ -148,7 +148,7 @@ def demo_classify(
 
 
 def _write_digits(folder: Path) -> dict[str, Path]:
-    """Write the pictures and two pairs files: the first half of the writers, and the rest."""
+    """Write the images and two pairs files: the first half of the writers, and the rest."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

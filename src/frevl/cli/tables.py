@@ -64,7 +64,7 @@ def demo_table(report: DemoReport) -> str:
             "Six test questions, answered by the fusion:",
             *examples,
             "",
-            f"Pictures and pairs, the store ({folder}/store) and the runs ({folder}/runs) are in {folder}.",
+            f"Images and pairs, the store ({folder}/store) and the runs ({folder}/runs) are in {folder}.",
             "The same with your own files (pairs.jsonl: one {'image', 'text', 'target'} object per line):",
             "  frevl extract --images DIR --pairs pairs.jsonl --store STORE",
             "  frevl train --store STORE --pairs pairs.jsonl --task classification --run RUN",

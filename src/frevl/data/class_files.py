@@ -38,7 +38,7 @@ class ClassEntry:
     """One class.
 
     Attributes:
-        label: What pictures are labelled with, and what a pair's ``target`` says.
+        label: What images are labelled with, and what a pair's ``target`` says.
         names: Words to put into a template; the label where nothing else is given; none where it is no word.
         descriptions: Texts that are used as they are.
         examples: Ids of images of this class.

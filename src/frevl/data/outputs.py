@@ -13,7 +13,7 @@ from frevl.errors import UsageError
 __all__ = ["refuse_inputs"]
 
 # In an input folder, a file with an output's suffix may be replaced: most likely the same command wrote it before (a
-# result kept next to the pictures, or in its run). Any other file there, such as a picture, may not ...
+# result kept next to the images, or in its run). Any other file there, such as an image, may not ...
 _ENDINGS = {"--json": (".json",), "--html": (".html", ".htm"), "--markdown": (".md",), "--onnx": (".onnx",)}
 _OTHER_ENDINGS = (".json", ".jsonl", ".md", ".npz", ".svg")
 # ... nor may those that make a run.

@@ -318,7 +318,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
 def mistaken_side(pairs: Pairs) -> str:
     """Return the key that probably holds the missing side, or an empty string.
 
-    Sentences of three words or more (a list of them, too) look like texts, names with the ending of a picture like
+    Sentences of three words or more (a list of them, too) look like texts, names with the ending of an image like
     images, if most pairs have one. Keys such as ``question_type`` do not.
     """
     if len(pairs.sides) == 2 or not len(pairs):

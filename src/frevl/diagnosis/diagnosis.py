@@ -113,7 +113,7 @@ def diagnose(
         models: Names of the models to compare (`frevl.diagnosis.model_specs.MODEL_SPECS`); None takes all suited to
             task and size.
         precision: Target accuracy of given answers, in (0, 1), for the confidence threshold; None chooses one.
-        probes: Whether to embed and probe drawn pictures too (needs the encoder, not just its store).
+        probes: Whether to embed and probe drawn images too (needs the encoder, not just its store).
         group_by: A key of the pairs; pairs with the same value stay on the same side of every split.
         find_groups: Detect dependent pairs, as `frevl.train` does.
         seed: Random seed.
@@ -214,7 +214,7 @@ def diagnose(
             verdict["sentence"] = f"{verdict['sentence'].removesuffix('.')}; {better}."
         findings += cost_findings(comparison)
     if probes and "image" in splits.train.sides:
-        clock.step("probing the encoders with drawn pictures")
+        clock.step("probing the encoders with drawn images")
         # The trainings may have used up the limit; half of it is reserved for the probes, which are measured only once.
         left = max(time_limit - clock.total, 0.5 * time_limit)
         probed = splits.encoders_of("image") or splits.store

@@ -36,7 +36,7 @@ class ModelResult:
         role: As in `frevl.diagnosis.model_specs.ModelSpec`.
         hits: ``(n,)`` in [0, 1] on the test pairs.
         dev: Share of right answers on the development pairs, in [0, 1].
-        held_out: ``(m,)`` in [0, 1] on the training pairs, each answered by a model that has not learnt from its image;
+        held_out: ``(m,)`` in [0, 1] on the training pairs, answered by models that have not learned from the image;
             None where this was not measured.
         parameters: Number of its parameters.
         seconds: Time of its training.

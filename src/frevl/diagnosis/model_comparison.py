@@ -73,7 +73,7 @@ class CrossValidation:
     """A model trained several times, each time without a part of the images of the training pairs.
 
     Attributes:
-        parts: Every part of the training pairs, with the model that has not learnt from its images. In matching with
+        parts: Every part of the training pairs, with the model that has not learned from its images. In matching with
             one drawn wrong pair beside every right one.
         hits: ``(n,)`` in [0, 1] on the pairs of all parts, in their order.
         seconds: Time of all trainings.

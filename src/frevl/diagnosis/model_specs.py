@@ -26,7 +26,7 @@ class ModelSpec:
         share: Of the time limit that its training may take, in (0, 1).
         changes: Options of the model that differ from the defaults.
         epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and a model
-            of one side has learnt what it can much earlier than the fusion. None leaves the default of `frevl.train`.
+            of one side has learned what it can much earlier than the fusion. None leaves the default of `frevl.train`.
         without: ``image`` or ``text``: that side is the same for all pairs, so the model cannot use it.
         sizes: ``small``, ``large`` or ``any``: for how many training pairs it is meant (the border is `SMALL`).
         tasks: The tasks that it can do.

@@ -36,7 +36,7 @@ DEV_SHARE = 0.15
 _DRAWS = 16
 
 MOST_LEARNT = 20_000
-"""Pairs that one model learns from at most where several folds are learnt, so that a training has an end."""
+"""Pairs that one model learns from at most where several folds are learned, so that a training has an end."""
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,8 @@ def fusion_advice(model: ModelResult, sign: int) -> str:
 
 _ADVICE = {
     "majority": {
-        1: "The fusion has learnt something; read on.",
-        0: "The fusion has learnt nothing that can be measured: look at targets and pairs first, then at the encoder.",
+        1: "The fusion has learned something; read on.",
+        0: "The fusion has learned nothing that can be measured: look at targets and pairs first, then at the encoder.",
         -1: (
             "The fusion is worse than no model at all: look at the classes, and at whether training and test pairs "
             "were labelled alike."
@@ -162,7 +162,7 @@ _ADVICE = {
 
 KINDS = ("few", "single", "chance", "side", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
 _MOST_NAMED = 4  # models in one sentence
-_UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learnt about the others
+_UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learned about the others
 _OTHER = {"image": "text", "text": "image"}
 
 
@@ -242,7 +242,7 @@ def _at_chance(choice: ModelChoice) -> str:
     }[gap.sign]
     return (
         f"{start}: the best model, {best.name}, answers {100 * best.accuracy:.1f} % right and always giving the most "
-        f"frequent answer {share:.1f} % ({gap}); from these embeddings and this many pairs the task cannot be learnt, "
+        f"frequent answer {share:.1f} % ({gap}); from these embeddings and this many pairs the task cannot be learned, "
         "or labels and pairs do not belong together."
         + (f" As one answer is {share:.0f} % of the test pairs, look at the classes too." if share >= _UNEVEN else "")
     )

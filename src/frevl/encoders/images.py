@@ -1,6 +1,6 @@
-"""Images of any kind, read into upright opaque RGB.
+"""Read images of any kind into upright opaque RGB.
 
-Every picture of the project passes through `read_image`: extraction, serving and `embed_images` alike, so the
+Every image of the project passes through `read_image`: extraction, serving and `embed_images` alike, so the
 same file gives the same pixels on every code path. Nothing here changes Pillow's settings, and several threads may
 read at the same time.
 """
@@ -30,20 +30,20 @@ ImageSource = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a Pillow image."""
 
 MAX_PIXELS = 100_000_000
-"""Largest picture that is decoded unless the caller says otherwise: 10,000 x 10,000 (400 MB while decoding)."""
+"""Largest image that is decoded by default: 10,000 x 10,000 (400 MB while decoding)."""
 
 DECODE_TARGET = 336
-"""The ``target`` that encoders ask for: the largest input side of the usual frozen encoders, so that one decoded
-picture serves several of them."""
+"""The ``target`` requested by encoders: the largest input side of the usual frozen encoders, so that one decoded image
+serves several of them."""
 
 GUESSED_WHITE = "frevl: guessed white"
-"""Key in ``info`` of an image that was read: the value that was taken for white, where the file did not say."""
+"""Key in an image's ``info``: the value taken for white if the file did not declare it."""
 
-_BITS = (8, 10, 12, 14, 16)  # that cameras, scanners and detectors have
+_BITS = (8, 10, 12, 14, 16)  # used by cameras, scanners and detectors
 _MOST = 1 << 32
-_CHUNKS = 1000  # of a PNG file, to look for one; a file has about ten
+_CHUNKS = 1000  # of a PNG file to search; a file has about ten
 _PNG = b"\x89PNG\r\n\x1a\n"
-_LONGEST_TEXT = 1 << 20  # bytes of one text in a PNG file, unpacked; Pillow refuses the whole picture above
+_LONGEST_TEXT = 1 << 20  # bytes of one decompressed text in a PNG file; above this, Pillow refuses the whole image
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annexes
 
 # What to do with each EXIF orientation (EXIF 2.32, tag 0x0112); 1 means upright.
@@ -61,21 +61,21 @@ _UPRIGHT = {
 def read_image(source: ImageSource, *, target: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image as upright opaque RGB, 8 bits per channel.
 
-    EXIF orientation is applied; transparency is laid over white; of several frames the first is taken; grey of more
-    than 8 bits is scaled by the bits that the file declares, else by its largest value (see `_grey_to_bytes`). Colour
-    profiles are not applied (CMYK is converted by Pillow's formula), as is usual for network input.
+    EXIF orientation is applied; transparency is composited over white; only the first of several frames is used; grey
+    of more than 8 bits is scaled by the bits that the file declares, else by its largest value (see `_grey_to_bytes`).
+    Colour profiles are not applied (CMYK is converted by Pillow's formula), as is usual for network input.
 
     Args:
-        source: A path, the bytes of an image file, or a Pillow image. A Pillow image is not changed, except that
+        source: A path, the bytes of an image file, or a Pillow image. A Pillow image is not modified, except that
             Pillow loads its pixels if they were not loaded yet.
         target: Side in pixels that the image will be resized to. JPEG files may then be decoded at 1/2, 1/4 or
             1/8 of their size, several times faster, as long as both sides stay at least twice the target. A
             Pillow image is never reduced.
-        max_pixels: Refuse pictures with more pixels than this, going by the header, before decoding. Pillow's
-            own hard limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
+        max_pixels: Refuse images with more pixels than this, going by the header, before decoding. Pillow's
+            own hard limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) applies as well.
 
     Returns:
-        An image of mode ``RGB`` that is not bound to an open file. Its ``info`` is empty, but for `GUESSED_WHITE`.
+        An image of mode ``RGB`` that is not bound to an open file. Its ``info`` is empty except for `GUESSED_WHITE`.
 
     Raises:
         ImageError: The file is missing, is not a readable image, is damaged, empty or too large.
@@ -87,7 +87,7 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
             return _read_stream(io.BytesIO(source), "the given bytes", target, max_pixels)
         name = f"'{source}'"
         try:
-            # Opening a named pipe would wait for ever, and reading a device might never end.
+            # Opening a named pipe would block for ever, and reading a device might never end.
             mode = Path(source).stat().st_mode
             if stat.S_ISDIR(mode):
                 raise _refusal(name, "it is a folder; pass an image file")
@@ -127,7 +127,7 @@ def _read_whole(stream: IO[bytes], name: str, target: int | None, max_pixels: in
         raise _refusal(name, "it is not an image in a format that Pillow can read") from None
     except Image.DecompressionBombError:
         raise _refusal(name, "its header announces more pixels than Pillow's own limit") from None
-    # Hostile files make Pillow's parsers fail with nearly any exception (struct.error, KeyError, SyntaxError,
+    # Malformed files make Pillow's parsers raise nearly any exception (struct.error, KeyError, SyntaxError,
     # ZeroDivisionError, zlib.error, MemoryError and more), so nothing narrower is right, here and in _decode.
     except Exception as error:
         raise _refusal(name, f"it is damaged ({_brief(error)})") from error
@@ -141,16 +141,16 @@ def _is_heif(stream: IO[bytes]) -> bool:
 
 
 def _open_heif(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
-    """Decode the primary picture of a HEIF file, upright, to 8 bits a channel (HDR by its upper bits)."""
+    """Decode the primary image of a HEIF file, upright, to 8 bits per channel (the upper bits of HDR)."""
     try:
         heif = importlib.import_module("pillow_heif")
     except ModuleNotFoundError:
         raise _refusal(
-            name, "it is a HEIF picture (HEIC), which needs one more library; pip install 'frevl[heif]'"
+            name, "it is a HEIF image (HEIC), which needs one more library; pip install 'frevl[heif]'"
         ) from None
     try:
         stream.seek(0)
-        opened = heif.open_heif(stream)  # by its header; pixels come later
+        opened = heif.open_heif(stream)  # reads only the header; pixels follow later
         width, height = opened.size
         if width * height <= max_pixels:
             picture: Image.Image = opened.to_pillow()
@@ -161,9 +161,9 @@ def _open_heif(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
 
 
 def _without_long_texts(stream: IO[bytes]) -> IO[bytes] | None:
-    """Return a PNG file without texts and profiles that are too long for Pillow; None where there are none.
+    """Return a PNG file without texts and profiles that are too long for Pillow; None if it has none.
 
-    Generators of images write their whole settings into the file. Any viewer shows it.
+    Image generators write all their settings into the file, and any viewer still shows it.
     """
     stream.seek(0)
     if stream.read(8) != _PNG:
@@ -179,7 +179,7 @@ def _without_long_texts(stream: IO[bytes]) -> IO[bytes] | None:
 
 
 def _is_long_text(kind: bytes, content: bytes) -> bool:
-    _, _, rest = content.partition(b"\0")  # behind the keyword
+    _, _, rest = content.partition(b"\0")  # after the keyword
     if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] == b"\0"):
         return len(rest) > _LONGEST_TEXT
     if kind == b"iTXt":  # flag, method, language, translated keyword
@@ -205,8 +205,8 @@ def _decode(
     if width * height > max_pixels:
         raise _refusal(name, f"it has {width} x {height} pixels, more than the limit of {max_pixels}; resize it")
     if image.format == "EPS":
-        # Pillow would hand the file to Ghostscript, an external program that runs what the file says.
-        raise _refusal(name, "it is PostScript, a program and not a picture; convert it to PNG")
+        # Pillow would pass the file to Ghostscript, an external program that executes its contents.
+        raise _refusal(name, "it is PostScript, a program and not an image; convert it to PNG")
     try:
         if target is not None and image.format in {"JPEG", "MPO"}:
             image.draft(None, (2 * target, 2 * target))
@@ -215,7 +215,7 @@ def _decode(
     except Exception as error:
         raise _refusal(name, f"it is damaged or cut short ({_brief(error)})") from error
     turn = _UPRIGHT.get(_orientation(image))
-    rgb.info.clear()  # above all the orientation, or a second reading would turn the picture again
+    rgb.info.clear()  # above all the orientation; otherwise a second reading would rotate the image again
     upright = rgb if turn is None else rgb.transpose(turn)
     if guessed is not None:
         upright.info[GUESSED_WHITE] = guessed
@@ -223,7 +223,7 @@ def _decode(
 
 
 def is_deep_grey(content: bytes) -> bool:
-    """Say whether a file holds grey of more than 8 bits, by its header alone; no for what is no image."""
+    """Return whether a file holds grey of more than 8 bits, judging by its header; False if it is not an image."""
     with quiet_pillow():
         try:
             mode = Image.open(io.BytesIO(content)).mode
@@ -236,7 +236,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or the metadata is damaged."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken metadata must not cost the user a picture whose pixels are fine
+    except Exception:  # damaged metadata must not cost the user an image with intact pixels
         return 1
 
 
@@ -257,18 +257,18 @@ def _to_rgb(image: Image.Image, significant: int | None) -> tuple[Image.Image, i
 def _grey_to_bytes(image: Image.Image, declared: int | None) -> tuple[np.ndarray, int | None]:
     """Scale grey of more than 8 bits to 0..255.
 
-    White is what the file declares. Where it declares nothing, the values decide (ours). Integers up to 65535 have the
-    fewest of 8, 10, 12, 14 and 16 bits that hold the largest of them (always 16 in PPM files, which Pillow scales).
-    Floats within 0..1 have white at 1, within 0..255 they are bytes already. Anything else is stretched from its
-    smallest to its largest value. Not-a-number is black.
+    White is the value that the file declares. If it declares none, the values decide (ours). Integers up to 65535 are
+    taken to have the fewest of 8, 10, 12, 14 and 16 bits that hold the largest of them (always 16 in PPM files, which
+    Pillow scales). Floats within 0..1 have white at 1; within 0..255 they are bytes already. Anything else is stretched
+    from its smallest to its largest value. Not-a-number becomes black.
 
     Args:
         image: An image of mode ``I;16*``, ``I`` or ``F``.
-        declared: The value of white that the file declares; None if it does not.
+        declared: The value of white that the file declares, or None.
 
     Returns:
-        ``(height, width)`` uint8, and the value of white if it was taken from the values of an integer picture that
-        do not fill 16 bits.
+        ``(height, width)`` uint8, and the value of white if it was guessed from the values of an integer image that
+            does not fill 16 bits.
     """
     values = np.asarray(image)
     if values.dtype == np.int32 and _unsigned(image):
@@ -281,13 +281,13 @@ def _grey_to_bytes(image: Image.Image, declared: int | None) -> tuple[np.ndarray
         # Not-a-number must not reach the cast, where it would be undefined.
         grey = np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # PNG: this one grey value is transparent, so it shows the white below
+    if isinstance(transparent, int):  # PNG: this one grey value is transparent, so the white background shows
         grey[values == transparent] = 255
     return grey, guessed
 
 
 def _black_and_white(image: Image.Image, values: np.ndarray, declared: int | None) -> tuple[float, float, int | None]:
-    """Return the values of black and white, and that of white again if it was guessed from fewer than 16 bits."""
+    """Return the values of black and white, and white again if it was guessed from fewer than 16 bits."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         raise ValueError("no pixel is a finite number")
@@ -300,7 +300,7 @@ def _black_and_white(image: Image.Image, values: np.ndarray, declared: int | Non
         if high <= 255:
             return 0, 255, None
     elif low >= 0 and high <= 65535:
-        # Bytes that were widened to 16 bits are multiples of 257: a dark picture of these is dark.
+        # Bytes widened to 16 bits are multiples of 257: an image of such values is a dark 8-bit image.
         whole = image.format == "PPM" or (values.dtype.itemsize == 2 and not (values % 257).any())
         bits = 16 if whole else next(bits for bits in _BITS if high < 1 << bits)
         white = (1 << bits) - 1
@@ -309,18 +309,18 @@ def _black_and_white(image: Image.Image, values: np.ndarray, declared: int | Non
 
 
 def _unsigned(image: Image.Image) -> bool:
-    """Say whether 32-bit integers of a TIFF file are unsigned, which Pillow has no mode for."""
+    """Return whether the 32-bit integers of a TIFF file are unsigned, for which Pillow has no mode."""
     tags = getattr(image, "tag_v2", {})
     return tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
 
 
 def _declared_white(image: Image.Image, significant: int | None) -> int | None:
-    """Return the value of white that a file declares, if it uses fewer bits than its samples have.
+    """Return the value of white that a file declares if it uses fewer bits than its samples have.
 
     Args:
-        image: An image of more than 8 bits.
-        significant: Significant bits of a PNG file (its chunk sBIT). The standard puts them into the upper bits of a
-            sample, where 16-bit white is right; many programs leave them in the lower ones.
+        image: An image with more than 8 bits per channel.
+        significant: Significant bits of a PNG file (its sBIT chunk). By the standard they are the upper bits of a
+            sample, where 16-bit white is right; many programs use the lower ones.
     """
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     stated, bits = tags.get(281), tags.get(258)  # MaxSampleValue, BitsPerSample
@@ -334,11 +334,11 @@ def _declared_white(image: Image.Image, significant: int | None) -> int | None:
 
 
 def _significant_bits(stream: IO[bytes]) -> int | None:
-    """Return the bits that a grey PNG file says are used (its chunk sBIT); None for all others."""
+    """Return the significant bits that a grey PNG file declares (its sBIT chunk); None for all other files."""
     stream.seek(0)
     if stream.read(8) != _PNG:
         return None
-    for _ in range(_CHUNKS):  # it stands before the pixels
+    for _ in range(_CHUNKS):  # it comes before the pixels
         head = stream.read(8)
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if len(head) < 8 or kind in (b"IDAT", b"IEND"):
@@ -359,10 +359,10 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
 
 
-# Pillow warns of corrupt EXIF, odd palettes, large pictures and more. `warnings.catch_warnings` would hide them,
-# but it swaps the whole list of filters and is not safe with threads; so one entry, for Pillow's modules only,
-# stands in the list while at least one thread reads. It is put there directly and not by `filterwarnings`, which
-# would also make every module of the process forget which warnings it has shown already.
+# Pillow warns about corrupt EXIF, odd palettes, large images and more. `warnings.catch_warnings` would hide these
+# warnings, but it replaces the whole list of filters and is not thread-safe. Instead, one entry, for Pillow's
+# modules only, is in the list while at least one thread reads. It is inserted directly and not by
+# `filterwarnings`, which would also make every module of the process forget the warnings it has shown.
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _readers = 0
 _readers_lock = threading.Lock()
@@ -370,7 +370,7 @@ _readers_lock = threading.Lock()
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Keep what Pillow warns of to itself while at least one thread reads."""
+    """Suppress Pillow's warnings while at least one thread reads."""
     global _readers
     with _readers_lock:
         _readers += 1

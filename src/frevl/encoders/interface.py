@@ -50,11 +50,11 @@ class Embeddings:
 
     @classmethod
     def of(cls, items: Sequence[np.ndarray], dim: int) -> Embeddings:
-        """Make a batch of items.
+        """Collect items into a batch.
 
         Args:
-            items: One ``(tokens, dim)`` float32 array per item; the number of tokens may differ.
-            dim: Width, needed when there is no item: the batch is then ``(0, 1, dim)``.
+            items: One ``(tokens, dim)`` float32 array per item; the number of tokens may vary.
+            dim: Width of an embedding, needed if there are no items: the batch is then ``(0, 1, dim)``.
         """
         if not items:
             return cls(np.zeros((0, 1, dim), np.float32), np.zeros((0, 1), bool))
@@ -62,12 +62,12 @@ class Embeddings:
 
     @property
     def items(self) -> list[np.ndarray]:
-        """The items without padding: one ``(tokens, dim)`` array each."""
+        """Return the items without padding: one ``(tokens, dim)`` array each."""
         return [values[mask] for values, mask in zip(self.values, self.mask, strict=True)]
 
 
 class ImageTower(Protocol):
-    """The frozen network that turns images into embeddings."""
+    """A frozen network that turns images into embeddings."""
 
     @property
     def name(self) -> str:
@@ -87,20 +87,20 @@ class ImageTower(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many prepared images to hand to `embed` at once; changes speed, never a value."""
+        """How many prepared images to pass to `embed` at once; affects speed, never a value."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Turn one image that `read_image` returned into the network's input, without a batch axis.
+        """Turn an image returned by `read_image` into the network's input, without a batch axis.
 
-        Thread-safe; meant to be called by the threads that decode.
+        Thread-safe; meant to be called by decoding threads.
         """
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
-        """Embed a batch of prepared images, on all processor cores. Thread-safe."""
+        """Embed a batch of prepared images on all CPU cores. Thread-safe."""
 
 
 class TextTower(Protocol):
-    """The frozen network that turns texts into embeddings."""
+    """A frozen network that turns texts into embeddings."""
 
     @property
     def name(self) -> str:
@@ -116,13 +116,13 @@ class TextTower(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many texts to hand to `embed` at once; changes speed, never a value."""
+        """How many texts to pass to `embed` at once; affects speed, never a value."""
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embed a batch of texts, on all processor cores. Thread-safe."""
+        """Embed a batch of texts on all CPU cores. Thread-safe."""
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """Count the texts that are too long for the network, so that their end is not embedded."""
+        """Count the texts that are too long for the network, whose ends are therefore not embedded."""
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
         """Return ``(n,)`` float32 in [0, 1]: the share of each text's letters that the tokenizer cannot read.
@@ -133,10 +133,10 @@ class TextTower(Protocol):
 
 @dataclass(frozen=True)
 class Encoder:
-    """One image tower, one text tower, or one of each.
+    """An image tower, a text tower, or one of each.
 
     Attributes:
-        name: The name that `load_encoder` was given.
+        name: The name given to `load_encoder`.
         image: The image tower, or None.
         text: The text tower, or None.
     """
@@ -154,15 +154,15 @@ class Encoder:
 
         Args:
             images: Paths, bytes of image files, or Pillow images; any number.
-            tokens: Return every token instead of their mean.
+            tokens: Return all tokens instead of their mean.
 
         Returns:
-            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.interface`);
-            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+            ``(n, dim)`` float32, the mean of each item's tokens, at unit length (see `keep_tokens`); with
+                ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
 
         Raises:
             ImageError: An image cannot be read.
-            UsageError: The encoder has no image tower, ``images`` is a single one, or one of them is no image.
+            UsageError: The encoder has no image tower, ``images`` is a single image, or an element is not an image.
         """
         from PIL import Image
 
@@ -199,15 +199,15 @@ class Encoder:
         """Embed texts, in batches, in the order given.
 
         Args:
-            texts: Any number of texts. Too long ones lose their end (see `TextTower.truncated`).
-            tokens: Return every token instead of their mean.
+            texts: Any number of texts. Those that are too long lose their ends (see `TextTower.truncated`).
+            tokens: Return all tokens instead of their mean.
 
         Returns:
-            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.interface`);
-            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+            ``(n, dim)`` float32, the mean of each item's tokens, at unit length (see `keep_tokens`); with
+                ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
 
         Raises:
-            UsageError: The encoder has no text tower, ``texts`` is a single one, or one of them is not a string.
+            UsageError: The encoder has no text tower, ``texts`` is a single text, or an element is not a string.
         """
         tower = self.text
         if tower is None:
@@ -227,14 +227,14 @@ class Encoder:
 
 
 def pool(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean over the tokens that are not padding.
+    """Return the mean over the tokens that are not padding.
 
     Args:
-        values: ``(n, tokens, dim)``.
-        mask: ``(n, tokens)`` bool.
+        values: ``(n, tokens, dim)`` embeddings.
+        mask: ``(n, tokens)`` bool, True where a token exists.
 
     Returns:
-        ``(n, dim)`` float32.
+        ``(n, dim)`` float32, one pooled embedding per item.
     """
     if values.shape[1] == 1:
         return values[:, 0].astype(np.float32)
@@ -247,13 +247,13 @@ def pool(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def stack(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Put embeddings of different lengths into one batch.
+    """Stack embeddings with different numbers of tokens into one batch.
 
     Args:
-        rows: At least one ``(tokens, dim)`` array, all of one type and width.
+        rows: At least one ``(tokens, dim)`` array, all of the same type and width.
 
     Returns:
-        ``(n, longest, dim)``, zero where there is no token, and a ``(n, longest)`` bool mask.
+        ``(n, longest, dim)``, zero where no token exists, and the ``(n, longest)`` bool mask of existing tokens.
     """
     lengths = np.array([len(row) for row in rows])
     mask = np.arange(lengths.max()) < lengths[:, None]
@@ -263,15 +263,15 @@ def stack(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def keep_layers(tokens: np.ndarray, kind: str, layers: int, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Reduce tokens that hold several hidden states side by side; each is kept and scaled as `keep_tokens` does.
+    """Reduce tokens made of several concatenated hidden states; each is kept and scaled as in `keep_tokens`.
 
-    The whole is divided by the square root of the number of states, so that its pooled embedding has unit length.
+    The result is divided by the square root of the number of states, so that its pooled embedding has unit length.
 
     Args:
         tokens: ``(tokens, layers * width)`` float.
-        kind: As for `keep_tokens`.
-        layers: How many hidden states.
-        shape: As for `keep_tokens`.
+        kind: As in `keep_tokens`.
+        layers: Number of hidden states.
+        shape: As in `keep_tokens`.
 
     Returns:
         ``(kept tokens, layers * width)`` float32.
@@ -283,24 +283,24 @@ def keep_layers(tokens: np.ndarray, kind: str, layers: int, shape: tuple[int, in
 def keep_tokens(tokens: np.ndarray, kind: str, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Reduce one item's tokens to the requested kind, and scale them.
 
-    Every kind is divided by one number, the length of the mean of all tokens (ours). So the pooled embedding has
-    unit length, the mean of word tokens or of a 7x7 grid of 49 tokens is the pooled embedding, and how tokens
-    differ in length survives. Where a grid does not divide evenly its cells overlap, and its mean is only close
-    to the pooled embedding.
+    Every kind is divided by one number, the length of the mean of all tokens (ours). The pooled embedding therefore has
+    unit length, the mean of word tokens or of a 7x7 grid of 49 tokens is the pooled embedding, and differences in
+    length between tokens survive. If a grid does not divide evenly, its cells overlap, and its mean is only close to
+    the pooled embedding.
 
     Args:
-        tokens: ``(tokens, dim)`` float; for a grid kind row by row.
+        tokens: ``(tokens, dim)`` float; for a grid kind in row-major order.
         kind: ``"pooled"``, ``"words"`` (all tokens), or ``"GxG"``: cell averages as in adaptive average pooling
-            (``torch.nn.AdaptiveAvgPool2d``), so cell i of G covers floor(i n/G) to ceil((i+1) n/G) of n.
-        shape: Rows and columns of the grid; None for a square one.
+            (``torch.nn.AdaptiveAvgPool2d``), where cell i of G covers floor(i n/G) to ceil((i+1) n/G) of n.
+        shape: Numbers of rows and columns of the grid; None for a square one.
 
     Returns:
         ``(1, dim)``, ``(tokens, dim)`` or ``(G * G, dim)`` float32.
     """
     mean = tokens.mean(axis=0, dtype=np.float64)
-    # No product of vectors: towers call this from several threads, and a product of more than 10,000 numbers starts
-    # threads of its own, which made 12,064 wide embeddings three times as slow as their network.
-    length = math.sqrt(float(np.square(mean).sum())) or 1.0  # a picture that silences the network stays zero
+    # No dot product: towers call this from several threads, and a product of more than 10,000 numbers starts threads of
+    # its own, which made embeddings of width 12,064 three times as slow as their network.
+    length = math.sqrt(float(np.square(mean).sum())) or 1.0  # an image with no activation at all stays zero
     if kind == "pooled":
         tokens = mean[None]
     elif kind != "words":
@@ -315,8 +315,8 @@ def _cell_averages(tokens: np.ndarray, wanted: int, shape: tuple[int, int] | Non
     rows, columns = shape or (side, side)
     if rows == columns == wanted:
         return tokens
-    # Slices and no matrix product: towers call this from several threads, where a threaded product took ten times
-    # as long as it should.
+    # Slices instead of a matrix product: towers call this from several threads, where a threaded product took ten
+    # times as long as it should.
     grid = tokens.reshape(rows, columns, dim)
     averaged = np.stack([grid[start:stop].mean(axis=0) for start, stop in _cells(rows, wanted)])
     across = [averaged[:, start:stop].mean(axis=1) for start, stop in _cells(columns, wanted)]
@@ -327,13 +327,13 @@ def _cells(count: int, wanted: int) -> list[tuple[int, int]]:
     return [(i * count // wanted, -(-(i + 1) * count // wanted)) for i in range(wanted)]
 
 
-# A tokenizer splits all of a text before it cuts: 6 million characters took 16 s and 1.4 GB.
+# A tokenizer splits the whole text before it truncates: 6 million characters took 16 s and 1.4 GB.
 MOST_CHARACTERS = 100_000
 
 
 def readable(text: str) -> str:
-    """Return the beginning of a text as any tokenizer can read it, at most `MOST_CHARACTERS`.
+    """Return the beginning of a text in a form that any tokenizer can read, at most `MOST_CHARACTERS` characters.
 
-    Half of a surrogate pair, as broken JSON may hold, has no UTF-8: it becomes U+FFFD.
+    Half of a surrogate pair, which malformed JSON may contain, has no UTF-8 form and becomes U+FFFD.
     """
     return text[:MOST_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,10 +1,10 @@
 """PyTorch networks that run in ONNX Runtime: exported once, to a file in the user's cache folder.
 
-On two processor cores ONNX Runtime gives five to ten times the images of eager PyTorch, the more the busier the machine
-(``bench/encoder.py``), and a program that only embeds need not import torch or transformers.
+On two CPU cores, ONNX Runtime processes five to ten times as many images as eager PyTorch, the more the busier the
+machine (``bench/encoder.py``), and a program that only embeds need not import torch or transformers.
 
-The exporter is ``torch.onnx.export(dynamo=True)``: the older, TorchScript one is quicker (2 s against 5 s, once) but
-deprecated. Both gave the same numbers to 2e-5.
+The exporter is ``torch.onnx.export(dynamo=True)``: the older TorchScript exporter is quicker (2 s instead of 5 s, once)
+but deprecated. Both gave the same numbers to within 2e-5.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ __all__ = [
     "run",
 ]
 
-PARITY = 0.9999  # smallest cosine between PyTorch's tokens and ONNX Runtime's that is accepted
-INT8_PARITY = 0.99  # smallest cosine between an item's float32 and its int8 embedding that is accepted
-_FORMAT = 2  # raised when the same weights shall be exported in another way
+PARITY = 0.9999  # smallest accepted cosine between PyTorch's tokens and ONNX Runtime's
+INT8_PARITY = 0.99  # smallest accepted cosine between an item's float32 and int8 embeddings
+_FORMAT = 2  # increased when the same weights must be exported differently
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Source:
     Attributes:
         network: A module in evaluation mode with one input and one output, ``(..., dim)`` tokens.
         axes: Names of the input's axes whose length may vary, by position.
-        examples: Inputs; the first is traced, on all of them ONNX Runtime must agree with PyTorch.
+        examples: Inputs; the first is traced, and ONNX Runtime must agree with PyTorch on all of them.
     """
 
     network: torch.nn.Module
@@ -68,10 +68,10 @@ def cache_folder() -> Path:
 
 
 def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
-    """Open an exported network, exporting it first if these weights were never exported.
+    """Open an exported network, exporting it first if these weights have never been exported.
 
-    Safe when several processes do it at once (the others wait) and when one is killed on the way (the file appears
-    in one step, when it is complete and checked). A file that cannot be read is exported again.
+    Safe if several processes do it at once (the others wait) or one is killed half-way (the file appears atomically,
+    once it is complete and checked). A file that cannot be read is exported again.
 
     Args:
         name: Name of the tower.
@@ -79,7 +79,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
         build: Loads the PyTorch network; called only if it has to be exported.
 
     Returns:
-        An ``onnxruntime.InferenceSession``. Threads share it; each run uses one core.
+        An ``onnxruntime.InferenceSession``, shared by threads; each run uses one core.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -92,10 +92,10 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
 def open_int8(name: str, weights: str, build: Callable[[], Source]) -> Any:
     """Open an exported network with 8-bit weights in its matrix products, making it first if needed.
 
-    Weights are quantised a column at a time, activations while it runs (ONNX Runtime's dynamic quantisation).
+    Weights are quantised per column, activations at run time (ONNX Runtime's dynamic quantisation).
 
     Args:
-        name: As for `open_network`, like all that follow.
+        name: Name of the tower.
         weights: SHA-256 of the weight file.
         build: Loads the PyTorch network.
 
@@ -104,7 +104,7 @@ def open_int8(name: str, weights: str, build: Callable[[], Source]) -> Any:
 
     Raises:
         MissingExtraError: A library is missing.
-        EncoderError: As for `open_network`, or the embeddings of int8 are too far from those of float32.
+        EncoderError: As in `open_network`, or the int8 embeddings differ too much from those in float32.
     """
     path, mark = exported_path(name, weights, "-int8"), f"{weights}-int8"
     session = _open(path, mark)
@@ -115,12 +115,12 @@ def open_int8(name: str, weights: str, build: Callable[[], Source]) -> Any:
 
 
 def exported_path(name: str, weights: str, kind: str = "") -> Path:
-    """Return where the exported file of a network is or will be; ``kind`` tells variants of one network apart."""
+    """Return the path of a network's exported file, which may not exist; ``kind`` separates variants of a network."""
     return cache_folder() / f"{name}-{weights[:16]}-{_FORMAT}{kind}.onnx"
 
 
 def _open_or_make(path: Path, weights: str, make: Callable[[Path], None]) -> Any:
-    """Open a file in the cache folder; if none fits, make it while other processes wait."""
+    """Open a file in the cache folder; if there is no valid one, create it while other processes wait."""
     session = _open(path, weights)
     if session is not None:
         return session
@@ -134,7 +134,7 @@ def _open_or_make(path: Path, weights: str, make: Callable[[Path], None]) -> Any
     except OSError as error:
         raise EncoderError(
             f"Cannot write the exported encoder to '{path.parent}' ({error.strerror or error}). "
-            "Make room or get permission, or set FREVL_CACHE to another folder."
+            "Free some space or fix the permissions, or set FREVL_CACHE to another folder."
         ) from error
     if session is None:
         raise EncoderError(f"ONNX Runtime cannot read '{path}', which was just exported; reinstall onnxruntime.")
@@ -155,26 +155,26 @@ def _open(path: Path, weights: str) -> Any:
     return _open_unchanged(path, status.st_size, status.st_mtime_ns, weights)
 
 
-@cache  # towers that differ only in the tokens they keep share one network in memory
+@cache  # towers that differ only in the tokens kept share one network in memory
 def _open_unchanged(path: Path, size: int, modified: int, weights: str) -> Any:  # noqa: ARG001
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
-    # One core per run, and several runs at once: measured faster than one run on all cores, and waiting threads do
-    # not spin, which would take the cores away from the threads that decode images.
+    # One core per run, and several runs at once: faster than one run on all cores, as measured. Waiting threads do not
+    # spin, which would take cores away from the threads that decode images.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
         session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime's exceptions have no common base below Exception, and any of them says: this file is no network.
+    # ONNX Runtime's exceptions have no common base below Exception; any of them means that this file is not a network.
     except Exception:
         return None
     return session if session.get_modelmeta().custom_metadata_map.get("frevl.weights") == weights else None
 
 
 def _export(source: Source, path: Path, name: str, weights: str) -> None:
-    """Export, check and put in place; the caller holds the lock."""
+    """Export the network, check it and move it into place; the caller holds the lock."""
     for left_over in path.parent.glob(f"{path.stem}.*.part"):
         left_over.unlink()
     part = path.with_suffix(f".{os.getpid()}.part")
@@ -190,7 +190,7 @@ def _write(source: Source, path: Path, weights: str) -> None:
     import torch
 
     library("onnx")
-    library("onnxscript")  # torch's exporter needs both and says so less clearly
+    library("onnxscript")  # torch's exporter needs both, and its own message is less clear
     example = torch.from_numpy(source.examples[0])
     with quiet_export():
         program = torch.onnx.export(
@@ -209,15 +209,15 @@ def _write(source: Source, path: Path, weights: str) -> None:
         program.model.metadata_props["frevl.weights"] = weights
         program.save(path)
     with path.open("rb") as stream:
-        os.fsync(stream.fileno())  # or a power cut could leave a complete name with incomplete content
+        os.fsync(stream.fileno())  # otherwise a power cut could leave the final name with incomplete content
 
 
 def name_axes(model: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
-    """Name the axes of any length in a traced model; the exporter calls them ``s27`` and the like.
+    """Name the variable axes of a traced model; the exporter calls them ``s27`` and the like.
 
     Args:
-        model: The ``model`` of a ``torch.onnx.ONNXProgram``; changed in place.
-        axes: For every input with such axes their names, by position.
+        model: The ``model`` of a ``torch.onnx.ONNXProgram``; modified in place.
+        axes: Names of the variable axes by position, for every input that has any.
     """
     inputs = {one.name: one for one in model.graph.inputs}
     names = {str(inputs[name].shape[axis]): new for name, own in axes.items() for axis, new in own.items()}
@@ -244,25 +244,25 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
         found = run(session, example)
         dots = (expected * found).sum(axis=-1)
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-        both_zero = ~(expected.any(axis=-1) | found.any(axis=-1))  # a silent token has no direction to compare
+        both_zero = ~(expected.any(axis=-1) | found.any(axis=-1))  # a zero token has no direction to compare
         cosine = float(np.where(both_zero, 1.0, dots / np.maximum(lengths, 1e-12)).min())
         if not cosine >= PARITY:  # also true for NaN
             raise EncoderError(
-                f"The exported encoder '{name}' does not do what PyTorch does: cosine {cosine:.6f} for an input of "
+                f"The exported encoder '{name}' does not agree with PyTorch: cosine {cosine:.6f} for an input of "
                 f"shape {example.shape}, expected at least {PARITY}. Install the versions in constraints.txt."
             )
 
 
 def _quantise(exact: Any, source: Source, path: Path, name: str, weights: str) -> None:
-    """Write the network of `exact` with 8-bit weights, check it and put it in place; the caller holds the lock."""
+    """Write the network of `exact` with 8-bit weights, check it and move it into place; the caller holds the lock."""
     onnx = library("onnx")
     quantization = library("onnxruntime.quantization")
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         model = onnx.load(exported_path(name, weights))
-        # The exporter's notes of inner shapes contradict ONNX's own inference at some nodes, and nothing needs them.
+        # The exporter's inner shape annotations contradict ONNX's own inference at some nodes, and nothing needs them.
         del model.graph.value_info[:]
-        quantization.quant_utils.add_pre_process_metadata(model)  # else it advises to do what was just done
+        quantization.quant_utils.add_pre_process_metadata(model)  # otherwise it advises to do what was just done
         with quiet_export():
             quantization.quantize_dynamic(
                 model,
@@ -284,7 +284,7 @@ def _quantise(exact: Any, source: Source, path: Path, name: str, weights: str) -
             cosine = float(((expected * found).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
             if not cosine >= INT8_PARITY:  # also true for NaN
                 raise EncoderError(
-                    f"With 8-bit weights the encoder '{name}' says something else: cosine {cosine:.4f}, expected at "
+                    f"With 8-bit weights the encoder '{name}' gives other embeddings: cosine {cosine:.4f}, expected at "
                     f"least {INT8_PARITY}. Leave '#int8' out."
                 )
         part.replace(path)

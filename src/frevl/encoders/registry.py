@@ -1,7 +1,7 @@
 """The closed table of frozen encoders, and loading one by name.
 
-An encoder is one image tower, one text tower, or one of each. A tower is the unit of identity: it is one
-column of a store and has one fingerprint, so that two encoders that share a text tower embed texts once.
+An encoder is an image tower, a text tower, or one of each. A tower is the unit of identity: it corresponds to one
+column of a store and has one fingerprint, so that two encoders with the same text tower embed texts once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from frevl.errors import UsageError, nearest
 
 __all__ = ["ENCODERS", "KNOWN", "PREFIXES", "KnownEncoder", "load_encoder", "with_layers"]
 
-"""What an embedding is made of: one pooled token, or a grid of image tokens and the word tokens of a text."""
+"""What an embedding consists of: one pooled token, or a grid of image tokens and the word tokens of a text."""
 
 
-# The imports wait inside: towers need libraries that are optional or slow to import.
+# Imported inside the functions: towers need libraries that are optional or slow to import.
 def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
     from frevl.encoders.packaged import image_tower, text_tower
 
@@ -28,7 +28,7 @@ def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
 def _pooled_only(name: str, tokens: str) -> None:
     if tokens != "pooled":
         raise UsageError(
-            f"The encoder '{name}' is pooled only and cannot keep the tokens '{tokens}'; for tokens take "
+            f"The encoder '{name}' is pooled only and cannot keep the tokens '{tokens}'; for tokens use "
             "'packaged', 'packaged-lite1' or 'packaged-lite2'."
         )
 
@@ -81,30 +81,30 @@ PREFIXES: dict[str, Callable[[str, str], tuple[ImageTower | None, TextTower | No
     "hf:": _huggingface,
     "openclip:": _openclip,
 }
-"""The two open entries: a prefix, and a function from the rest of the name and a kind of tokens to the two towers."""
+"""The two open-ended entries: a prefix, and a function from the rest of the name and a kind of tokens to the towers."""
 
 
 def with_layers(name: str, layers: Sequence[int]) -> str:
-    """Write chosen hidden layers into an encoder's name, so that the name says all that loading needs.
+    """Add chosen hidden layers to an encoder's name, so that the name contains all that loading needs.
 
     Args:
-        name: For `load_encoder`.
-        layers: 0 for the embedding layer, -1 for the last hidden state; none leaves the name as it is.
+        name: Name of an encoder, as for `load_encoder`.
+        layers: 0 for the embedding layer, -1 for the last hidden state; if empty, the name is returned unchanged.
 
     Raises:
-        UsageError: Only encoders ``hf:`` have layers to choose from.
+        UsageError: The encoder has no layers to choose from; only ``hf:`` encoders do.
     """
     if not layers:
         return name
     if not name.startswith("hf:"):
-        raise UsageError(f"--layers goes with encoders of a model hub (hf:MODEL), not with '{name}'; leave it out")
+        raise UsageError(f"--layers works with encoders from a model hub (hf:MODEL), not with '{name}'; leave it out")
     return f"{name}#layers={','.join(map(str, layers))}"
 
 
 def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
     """Load an encoder by name.
 
-    The first use of a packaged encoder takes some seconds: it exports the network to the user's cache folder.
+    The first use of a packaged encoder takes a few seconds, because the network is exported to the user's cache folder.
 
     Args:
         name: One of `ENCODERS`, ``hf:MODEL`` (see `frevl.encoders.hub.huggingface`) or
@@ -117,15 +117,15 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
         The encoder, ready to embed.
 
     Raises:
-        UsageError: Unknown name or kind of tokens, or tokens that the encoder does not keep.
+        UsageError: Unknown name or kind of tokens, or tokens that the encoder does not support.
         MissingExtraError: The encoder's libraries are not installed.
-        EncoderError: The encoder is damaged, cannot be fetched, or its cache folder cannot be used.
+        EncoderError: The encoder is damaged or cannot be downloaded, or its cache folder cannot be used.
     """
     if not isinstance(name, str):
-        raise UsageError(f"The name of an encoder is a text such as 'packaged', found {type(name).__name__}")
+        raise UsageError(f"The name of an encoder is a string such as 'packaged', found {type(name).__name__}")
     prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
     if prefix is None and name not in ENCODERS:
-        hint = f" A model of a hub is written 'hf:{name}'." if "/" in name else ""
+        hint = f" A model on a hub is written 'hf:{name}'." if "/" in name else ""
         raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}{hint}")
     if not isinstance(tokens, str) or tokens not in TOKENS:
         raise UsageError(f"There is no kind of tokens '{tokens}'. {nearest(tokens, TOKENS)}")
@@ -135,17 +135,17 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
 
 @dataclass(frozen=True)
 class KnownEncoder:
-    """One line of the list.
+    """One line of the list of known encoders.
 
     Attributes:
-        name: For `frevl.load_encoder`.
+        name: Name to pass to `frevl.load_encoder`.
         image_dim: Width of an image embedding; None without an image tower.
         text_dim: Width of a text embedding; None without a text tower.
-        millions: Parameters of all its towers, in millions.
-        licence: Of the weights.
-        common_space: Whether the cosine of image and text means something.
-        note: What it is, in a few words.
-        languages: What its text tower was trained on; None without one.
+        millions: Number of parameters of all its towers, in millions.
+        licence: Licence of the weights.
+        common_space: Whether images and texts share a space, so that their cosine is meaningful.
+        note: A short description.
+        languages: Languages on which its text tower was trained; None without a text tower.
     """
 
     name: str
@@ -159,11 +159,11 @@ class KnownEncoder:
 
 
 KNOWN = (
-    KnownEncoder("packaged", 1280, 384, 26, "Apache-2.0", False, "EfficientNet-Lite0 and MiniLM-L6, nothing to fetch"),
+    KnownEncoder("packaged", 1280, 384, 26, "Apache-2.0", False, "EfficientNet-Lite0 and MiniLM-L6, no download"),
     KnownEncoder("packaged-lite1", 1280, 384, 27, "Apache-2.0", False, "EfficientNet-Lite1 and MiniLM-L6"),
     KnownEncoder("packaged-lite2", 1280, 384, 28, "Apache-2.0", False, "EfficientNet-Lite2 and MiniLM-L6"),
     KnownEncoder("packaged-deep", 12064, 2688, 26, "Apache-2.0", False, "several depths of packaged; pooled only"),
-    KnownEncoder("packaged-colour", 1696, 384, 26, "Apache-2.0", False, "first layers, colours; beside packaged"),
+    KnownEncoder("packaged-colour", 1696, 384, 26, "Apache-2.0", False, "first layers, colours; add to packaged"),
     KnownEncoder("hf:openai/clip-vit-base-patch32", 512, 512, 151, "MIT (code)", True, "CLIP ViT-B/32"),
     KnownEncoder("hf:openai/clip-vit-base-patch16", 512, 512, 150, "MIT (code)", True, "CLIP ViT-B/16"),
     KnownEncoder("hf:openai/clip-vit-large-patch14", 768, 768, 428, "MIT (code)", True, "CLIP ViT-L/14"),
@@ -178,4 +178,4 @@ KNOWN = (
     KnownEncoder("hf:BAAI/bge-base-en-v1.5", None, 768, 109, "MIT", False, "texts only"),
     KnownEncoder("toy", 64, 48, 0, "MIT", False, "no weights; for tests", "any"),
 )
-"""Known good encoders."""
+"""Encoders known to work well."""

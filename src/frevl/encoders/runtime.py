@@ -1,8 +1,8 @@
 """Run a frozen hub network: ONNX Runtime on a CPU, PyTorch on accelerators or on request.
 
-On a processor the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the
-reason is logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch
-(`frevl.encoders.hub.torch_copy`). How many items go in one run is measured on the first ones.
+On a CPU the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the reason is
+logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch
+(`frevl.encoders.hub.torch_copy`). The number of items per run is chosen by timing the first runs.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["BatchSizes", "Network", "accelerators", "on_device", "open_in_torch"
 _log = logging.getLogger("frevl")
 _PROCESSOR_SIZES = (1, 4, 8, 16)
 _ACCELERATOR_SIZES = (16, 64, 256)
-_AHEAD = 2  # runs that are begun before the outputs of an earlier one are waited for
-_TRIES = 2  # of every size; the faster one counts, since the first run of a size also allocates
+_AHEAD = 2  # runs started before the outputs of an earlier one are awaited
+_TRIES = 2  # per size; the faster one counts, since the first run of a size also allocates memory
 
 
 class BatchSizes:
-    """Chooses how many items go in one run: tries every size on real work, then keeps the fastest (ours).
+    """Chooses how many items go into one run: tries every size on real work, then keeps the fastest (ours).
 
     Args:
-        sizes: To choose among, in the order in which they are tried.
+        sizes: Sizes to choose from, in the order in which they are tried.
 
     Attributes:
-        sizes: As given.
+        sizes: The sizes to choose from.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -63,7 +63,7 @@ class BatchSizes:
             return all(len(seconds) >= _TRIES for seconds in self._seconds.values())
 
     def took(self, size: int, seconds: float) -> None:
-        """Report how long a run of this size took, in seconds per item."""
+        """Record how long a run of this size took, in seconds per item."""
         with self._lock:
             if len(self._seconds[size]) < _TRIES:
                 self._seconds[size].append(seconds)
@@ -74,9 +74,9 @@ class Network:
     """A frozen network that is ready to run.
 
     Attributes:
-        copies: One function from a batch to its outputs for each of the runs in parallel; a `TorchCopy` is begun and
-            waited for later.
-        sizes: Sizes of a run to choose among.
+        copies: One function from a batch to its outputs for each parallel run; a `TorchCopy` is started first and
+            awaited later.
+        sizes: Run sizes to choose from.
         name: ``ONNX Runtime``, ``ONNX Runtime, int8`` or ``PyTorch on`` some device.
     """
 
@@ -86,7 +86,7 @@ class Network:
 
     @property
     def batch_size(self) -> int:
-        """How many items a tower should request at once to keep every copy busy, whatever the size."""
+        """How many items a tower should request at once to keep every copy busy, whatever the run size."""
         ahead = 2 * _AHEAD if isinstance(self.copies[0], TorchCopy) and self.copies[0].device != "cpu" else 1
         return max(32, ahead * self.sizes.sizes[-1] * len(self.copies))
 
@@ -94,17 +94,17 @@ class Network:
         """Run equal-shaped inputs.
 
         Args:
-            items: Inputs without a batch axis.
+            items: Inputs of equal shape, without a batch axis.
 
         Returns:
-            One output an item, without a batch axis.
+            One output per item, without a batch axis.
         """
         outputs: list[np.ndarray] = []
         begun: deque[Callable[[], list[np.ndarray]]] = deque()
         taken = 0
         while taken < len(items):
             size, trying = self.sizes.next(), not self.sizes.settled
-            while begun and trying:  # a run is timed alone
+            while begun and trying:  # a timed run must be alone
                 outputs += begun.popleft()()
             rest = items[taken : taken + size * len(self.copies)]
             # Too few items for full runs still occupy every copy.
@@ -115,14 +115,14 @@ class Network:
             taken += len(rest)
             if trying or len(begun) > _AHEAD:
                 outputs += begun.popleft()()
-            if trying and len(rest) == size * len(self.copies):  # a smaller rest would make a size look slow
+            if trying and len(rest) == size * len(self.copies):  # a smaller remainder would make a size look slow
                 self.sizes.took(size, (time.perf_counter() - started) / len(rest))
         for wait in begun:
             outputs += wait()
         return outputs
 
     def _begin(self, shares: Sequence[Sequence[np.ndarray]]) -> Callable[[], list[np.ndarray]]:
-        """Begin one run on each copy."""
+        """Start one run on each copy."""
         if len(shares) == 1:
             waits = [_begun(self.copies[0], shares[0])]
         else:
@@ -143,10 +143,10 @@ _chosen: ContextVar[str | None] = ContextVar("device", default=None)
 
 @contextmanager
 def on_device(device: str | None) -> Iterator[None]:
-    """Let the encoders that are loaded inside run on one device; None takes all accelerators.
+    """Make the encoders loaded within the context run on one device; None uses all accelerators.
 
     Args:
-        device: ``cpu``, ``cuda`` (a copy on every NVIDIA device), or one of them, such as ``cuda:1``.
+        device: ``cpu``, ``cuda`` (one copy per NVIDIA device), or a single device such as ``cuda:1``.
             The caller has checked it.
     """
     token = _chosen.set(device)
@@ -157,7 +157,7 @@ def on_device(device: str | None) -> Iterator[None]:
 
 
 def accelerators() -> list[str]:
-    """Return the devices that PyTorch can use beside the processor, or the one of `on_device`."""
+    """Return the accelerators that PyTorch can use, or the device set by `on_device`."""
     import torch
 
     chosen = _chosen.get()
@@ -173,17 +173,17 @@ def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) 
     """Open a network in the way that suits the machine.
 
     Args:
-        name: Of the tower; names the exported file.
-        key: Hash of everything that the exported network depends on.
-        build: Loads the PyTorch network and says what to export; called only if it is needed.
+        name: Name of the tower, used for the exported file.
+        key: Hash of everything on which the exported network depends.
+        build: Loads the PyTorch network and describes the export; called only if needed.
         choice: ``auto``, ``torch`` (never export) or ``int8`` (8-bit weights, always ONNX Runtime).
 
     Raises:
-        EncoderError: The network cannot be loaded, or int8 is asked for and does not work.
-        MissingExtraError: int8 is asked for and ONNX Runtime is not installed.
+        EncoderError: The network cannot be loaded, or int8 was requested and does not work.
+        MissingExtraError: int8 was requested and ONNX Runtime is not installed.
     """
     if choice == "int8":
-        # Activations are rounded with one scale per run: an item alone in its run does not depend on its neighbours.
+        # Activations are rounded with one scale per run: an item alone in its run does not depend on others.
         return _in_onnx_runtime(open_int8(name, key, build), "ONNX Runtime, int8", (1,))
     if choice == "torch" or accelerators():
         return open_in_torch(build(), accelerators() or ["cpu"])
@@ -196,23 +196,23 @@ def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) 
 
     try:
         return _in_onnx_runtime(open_network(name, key, build_once), "ONNX Runtime", _PROCESSOR_SIZES)
-    # The exporter fails with exceptions of many kinds; whatever it is, PyTorch can still run the network.
+    # The exporter raises exceptions of many kinds; whatever the error, PyTorch can still run the network.
     except Exception as error:
-        source = build_once()  # raises what is wrong with the network itself, if it was that
+        source = build_once()  # raises the actual error if the network itself is at fault
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         _log.warning("frevl: '%s' runs in PyTorch, slower, because its export to ONNX failed: %s", name, reason)
         return open_in_torch(source, ["cpu"])
 
 
 def open_in_torch(source: Source, devices: Sequence[str]) -> Network:
-    """Run a network in PyTorch: float32 on a processor, float16 on other devices, one copy per device."""
+    """Run a network in PyTorch: float32 on a CPU, float16 on other devices, one copy per device."""
     copies = [TorchCopy(source.network, device) for device in devices]
     sizes = _PROCESSOR_SIZES if devices[0] == "cpu" else _ACCELERATOR_SIZES
     return Network(copies, BatchSizes(sizes), f"PyTorch on {', '.join(devices)}")
 
 
 def _in_onnx_runtime(session: Any, name: str, sizes: Sequence[int]) -> Network:
-    """One run uses one core (`frevl.encoders.onnx_session`), so there are as many runs in parallel as cores."""
+    """Open with as many parallel runs as cores, because one run uses one core (`frevl.encoders.onnx_session`)."""
     count = processors()
     copies = [lambda batch: run(session, batch)] * count
     return Network(copies, BatchSizes(sizes), name)

@@ -1,8 +1,8 @@
 """Encoders without weights: deterministic, milliseconds, for tests, docs and a first try.
 
-Their vectors carry real information (colours and where they are, random texture features, words and word pairs),
-so that a fusion can learn from them; they are not meant to be good. All numbers come from hashes and float64, so
-that they do not depend on a library's random generator, on the process, or on the other items of a batch.
+Their vectors carry real information (colours and their positions, random texture features, words and word pairs), so
+that a fusion can learn from them; they are not meant to be good. All numbers come from hashes and float64, so they do
+not depend on a library's random generator, on the process, or on the other items of a batch.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from frevl.encoders.interface import Embeddings, keep_tokens
 
 __all__ = ["ToyImageTower", "ToyTextTower", "image_tower", "text_tower"]
 
-_GRID = 7  # cells a side, as in the packaged networks
-_CELL = 4  # pixels a cell
+_GRID = 7  # cells per side, as in the packaged networks
+_CELL = 4  # pixels per side of a cell
 _SIDE = _GRID * _CELL
 _MAX_WORDS = 256
 
 
 @dataclass(frozen=True)
 class ToyImageTower:
-    """Colour layout and random texture features of a 28x28 picture, a token for each of 7x7 cells.
+    """Colour layout and random texture features of a 28x28 image, one token for each of 7x7 cells.
 
-    The first ``3 * layout²`` numbers of a token are the cell's mean colour, in the slot of the part of the picture
-    (``layout x layout`` parts) where the cell lies; the others are ``relu(W pixels + b)``. So the mean over the
-    tokens tells which colours are where and what textures there are.
+    The first ``3 * layout²`` numbers of a token are the cell's mean colour, in the slot of the image part (``layout x
+    layout`` parts) that contains the cell; the others are ``relu(W pixels + b)``. The mean over the tokens therefore
+    tells which colours are where and which textures occur.
 
     Attributes:
         name: The tower's column in a store.
         dim: Width of an embedding.
-        layout: Parts a side for the colours.
+        layout: Number of parts per side for the colours.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
-        batch_size: How many images to hand over at once.
-        target: What to pass to `frevl.encoders.images.read_image`.
+        batch_size: How many images to pass at once.
+        target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str
@@ -102,7 +102,7 @@ class ToyTextTower:
         name: The tower's column in a store.
         dim: Width of an embedding.
         tokens: ``pooled``, or a grid kind, which means word tokens here.
-        batch_size: How many texts to hand over at once.
+        batch_size: How many texts to pass at once.
     """
 
     name: str
@@ -123,7 +123,7 @@ class ToyTextTower:
         }
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embed texts; one without words has the single token of the empty word."""
+        """Embed texts; a text without words has the single token of the empty word."""
         kind = self.identity["tokens"]
         return Embeddings.of([keep_tokens(self._words(text), kind) for text in texts], self.dim)
 
@@ -132,7 +132,7 @@ class ToyTextTower:
         return sum(len(_split(text)) > _MAX_WORDS for text in texts)
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` zeros: every word and mark has numbers of its own."""
+        """Return ``(n,)`` zeros: every word and punctuation mark has a vector of its own."""
         return np.zeros(len(texts), np.float32)
 
     def _words(self, text: str) -> np.ndarray:
@@ -147,7 +147,7 @@ class ToyTextTower:
 
 
 def hashed(text: str, count: int) -> np.ndarray:
-    """Return ``count`` float64 numbers that only the text decides, uniform, with mean 0 and variance 1."""
+    """Return ``count`` float64 numbers determined by the text alone, uniform, with mean 0 and variance 1."""
     raw = hashlib.shake_256(text.encode("utf-8", "replace")).digest(count)
     return (np.frombuffer(raw, np.uint8).astype(np.float64) - 127.5) / 73.9
 
@@ -156,7 +156,7 @@ def _split(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-# name: width, parts a side for the colours
+# name: width, parts per side for the colours
 _IMAGE_TOWERS = {"toy-image": (64, 3), "toy2-image": (32, 2)}
 
 

@@ -1,9 +1,9 @@
-"""Texts that a tokenizer cannot read: unknown pieces, letters cut into bytes, scripts spelled letter by letter.
+"""Texts that a tokenizer cannot read: unknown pieces, letters split into bytes, scripts spelled letter by letter.
 
-A network sees only what its tokenizer gives it. Where that is an unknown piece, all texts of a script become one
-embedding; where a word is spelled letter by letter, or byte by byte, the network never learned what it means (with
-MiniLM-L6, paraphrases find each other in 100 % of English sentences, and no better than by chance in Greek ones).
-The measure is ours; it looks at nothing but the tokenizer.
+A network sees only what its tokenizer passes on. If that is an unknown piece, all texts in a script become one
+embedding; if a word is spelled letter by letter or byte by byte, the network never learned its meaning (with MiniLM-L6,
+paraphrases find each other in 100 % of English sentences, and no better than chance in Greek ones). The measure is
+ours; it examines the tokenizer alone.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 __all__ = ["MOSTLY", "Pieces", "UnreadTexts", "pieces_of_encoding", "unread_sentence"]
 
 MOSTLY = 0.5
-"""A text of which a larger share of letters is not read counts as unread."""
+"""A text with a larger share of unread letters counts as unread."""
 
-# Common words by script, as the names of Unicode's characters begin, and how many letters a piece must have at least
-# if the tokenizer knows words of the script. Japanese and Chinese are written without blanks, in signs of a syllable or
-# a word each, Korean in syllables: there single signs are pieces of a good tokenizer, too.
+# Common words by script, keyed by the beginning of the names of its Unicode characters, and the least number of
+# letters per piece of a tokenizer that knows words of the script. Japanese and Chinese are written without blanks, in
+# signs for a syllable or a word each, Korean in syllables: a good tokenizer uses single signs as pieces there.
 _WORDS = {
     "CYRILLIC": ("и в не на что это собака красный дом человек", 1.5),
     "GREEK": ("και το να είναι σκύλος κόκκινο σπίτι άνθρωπος", 1.5),
@@ -52,7 +52,7 @@ _WORDS = {
     "CJK": ("猫雨雪海花店家男女父母友走食白青手足耳口目心力茶牛草夏秋冬春夜朝", 0.8),
 }
 _ENGLISH = "the dog is red and this is a house with many people"
-_LEAST_ENGLISH = 1.5  # letters a piece; with fewer, a tokenizer takes every text letter by letter, as it was trained to
+_LEAST_ENGLISH = 1.5  # letters per piece; below this, a tokenizer spells every text, as it was trained to
 _MOST_UNKNOWN = 0.1  # share of the letters of common words
 
 
@@ -61,9 +61,9 @@ class Pieces:
     """The pieces into which a tokenizer split a text.
 
     Attributes:
-        text: The text as it was taken apart.
-        spans: Start, end and whether it is known, of every piece, in characters.
-        cut: Whether the end of the text was cut off, so that it has no pieces.
+        text: The text that was split.
+        spans: For every piece, its start and end in characters, and whether it is known.
+        cut: Whether the end of the text was truncated, so that it has no pieces.
     """
 
     text: str
@@ -72,10 +72,10 @@ class Pieces:
 
 
 class UnreadTexts:
-    """Finds what a tokenizer cannot read; thread-safe.
+    """Finds out what a tokenizer cannot read; thread-safe.
 
     Args:
-        pieces_of: The tokenizer: takes texts apart.
+        pieces_of: The tokenizer: splits texts into pieces.
     """
 
     def __init__(self, pieces_of: Callable[[Sequence[str]], Iterable[Pieces]]) -> None:
@@ -94,7 +94,7 @@ class UnreadTexts:
         return np.array([self._share(pieces) for pieces in self._pieces_of(texts)], np.float32)
 
     def knows_script(self, script: str) -> bool:
-        """Return whether common words of a script are known, whole or in pieces of several letters."""
+        """Return whether common words of a script are known, whole or as pieces of several letters."""
         if script not in self._knows:
             words, least = _WORDS.get(script, ("", 0.0))
             self._knows[script] = (
@@ -105,13 +105,13 @@ class UnreadTexts:
         return self._knows[script]
 
     def _spells_out(self, name: str, words: str, least: float) -> bool:
-        """Return whether words are unknown, or split into pieces of fewer letters than that."""
+        """Return whether words are unknown, or split into pieces with fewer letters than ``least``."""
         key = f"spells out {name}"
         if key not in self._knows:
             (pieces,) = self._pieces_of([words])
             letters = [place for place, sign in enumerate(pieces.text) if sign.isalpha()]
             unread = len(_unread_places(pieces, letters))
-            # Pieces of nothing but a blank do not count.
+            # Pieces that consist of a blank do not count.
             count = sum(known and any(map(str.isalpha, pieces.text[a:b])) for a, b, known in pieces.spans)
             self._knows[key] = unread > _MOST_UNKNOWN * len(letters) or len(letters) < least * count
         return self._knows[key]
@@ -132,10 +132,10 @@ def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix:
     """Return the pieces of a `tokenizers.Encoding`.
 
     Args:
-        text: As it was encoded.
-        encoding: Its encoding.
+        text: The text exactly as it was encoded.
+        encoding: The encoding of the text.
         unknown: Id of the unknown piece; None if there is none.
-        prefix: How many characters before the text do not belong to it.
+        prefix: Number of characters before the text that do not belong to it.
     """
     parts = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
     spans = [
@@ -147,23 +147,23 @@ def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix:
 
 
 def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) -> str:
-    """Return a sentence that says how many texts are not read.
+    """Return a sentence stating how many texts are not read.
 
     Args:
-        unread: These texts.
-        total: Of how many.
-        towers: Names of the text towers, none of which reads them.
+        unread: The unread texts.
+        total: Total number of texts.
+        towers: Names of the text towers, none of which can read them.
 
     Returns:
-        A sentence; empty if there are none.
+        A sentence; empty if all texts are read.
     """
     if not unread:
         return ""
     first = "".join(sign if sign.isprintable() else " " for sign in unread[0][:60])
     return (
         f"{len(unread):,} of {total:,} texts are mostly unread: the tokenizer of {' and '.join(towers)} does not know "
-        f"their letters or words, the first is '{first}'. Their embeddings say little; frevl encoders list names "
-        "encoders of other languages."
+        f"their letters or words. The first is '{first}'. Their embeddings mean little; frevl encoders list "
+        "names encoders for other languages."
     )
 
 
@@ -177,11 +177,11 @@ def _unread_places(pieces: Pieces, places: Sequence[int]) -> set[int]:
 
 @cache
 def _counts(sign: str) -> bool:
-    """Letters, digits and symbols count; blanks, punctuation, marks above letters and joiners do not."""
+    """Return whether a character counts: letters, digits and symbols, but not blanks, punctuation or accents."""
     return unicodedata.category(sign)[0] in "LNS" and not 0xFE00 <= ord(sign) <= 0xFE0F
 
 
 @cache
 def _script(sign: str) -> str:
-    """Return the first word of a letter's name, such as CYRILLIC; other characters have no script."""
+    """Return the first word of a letter's Unicode name, such as CYRILLIC; empty for other characters."""
     return re.split("[ -]", unicodedata.name(sign, ""), maxsplit=1)[0] if sign.isalpha() else ""

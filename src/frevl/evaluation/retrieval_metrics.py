@@ -283,12 +283,12 @@ def _median(places: np.ndarray, owners: list[str]) -> Measure:
 
 
 def choice_set_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
-    """Score choice sets: each group has one picture with several texts, or two pictures with two texts.
+    """Score choice sets: each group has one image with several texts, or two images with two texts.
 
     Args:
         scores: ``(n,)`` scores of the pairs.
         truth: ``(n,)`` bool.
-        pairs: Pairs with the key ``group``; for two pictures also ``caption`` and ``picture``.
+        pairs: Pairs with the key ``group``; for two images also ``caption`` and ``picture``.
 
     Returns:
         ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``; empty if there are no such sets.
@@ -313,7 +313,7 @@ def choice_set_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> di
 
 
 def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list[float]]:
-    """Return the ``[caption][picture]`` scores of a Winoground group."""
+    """Return the ``[caption][image]`` scores of a Winoground group."""
     captions = sorted({int(pairs.extras[i]["caption"]) for i in group})
     pictures = sorted({int(pairs.extras[i]["picture"]) for i in group})
     block = np.full((2, 2), np.nan)

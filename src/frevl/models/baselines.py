@@ -1,6 +1,6 @@
 """The baselines for a fusion: majority, a single modality, a linear probe, an MLP on the concatenation.
 
-Pure torch. Tokens are pooled by their mean.
+Pure torch. Token embeddings are mean-pooled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from frevl.models.interface import PairNetwork
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
-_ROUGHLY = 1e-3  # the same for penalties that are only compared: their metrics differ by far more
-_FEWEST_LOOKS = 10  # at all pairs, whatever the time
+_ROUGHLY = 1e-3  # the same while penalties are only being compared: their metrics differ by far more
+_FEWEST_LOOKS = 10  # full passes over the pairs before the time limit counts
 
 
 class Majority(PairNetwork):
@@ -73,11 +73,11 @@ class Linear(PairNetwork):
 
     @property
     def statistics(self) -> ZScore:
-        """Mean and deviation of the training features."""
+        """Mean and standard deviation of the training features."""
         return ZScore(self.mean, self.scale)
 
     def input_statistics(self) -> tuple[ZScore, ZScore]:
-        """Mean and deviation of the training pairs' images, and of their texts."""
+        """Mean and standard deviation of the training pairs' images, and of their texts."""
         ends = self.settings["image_dim"], self.settings["image_dim"] + self.settings["text_dim"]
         sides = slice(0, ends[0]), slice(*ends)
         image, text = (ZScore(self.mean[side], self.scale[side]) for side in sides)
@@ -93,7 +93,7 @@ class Linear(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The features of a pair at unit length."""
+        """Return the features of each pair, scaled to unit length: ``{"pair": (n, features)}``."""
         return {"pair": F.normalize(self.features(image, text, image_mask, text_mask), dim=1)}
 
 
@@ -144,7 +144,7 @@ class Mlp(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The hidden units of a pair at unit length."""
+        """Return the hidden units of each pair, scaled to unit length: ``{"pair": (n, hidden)}``."""
         return {"pair": F.normalize(self.layers[:-1](self._normed(image, text, image_mask, text_mask)), dim=1)}
 
     def _normed(self, image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Tensor | None) -> Tensor:
@@ -167,25 +167,25 @@ def fit_linear(
     """Fit logistic regression to its optimum along a path of L2 penalties (ours).
 
     The path goes from strong to weak, each fit starts from the last one, and it ends when the development
-    metric falls twice: an honest linear baseline needs its penalty chosen. Penalties are compared by rough fits, and
-    the best one is then fitted to its optimum.
+    metric falls twice: a linear baseline is only fair with a well-chosen penalty. Penalties are compared by rough fits,
+    and the best one is then fitted to its optimum.
 
     A fit is full-batch L-BFGS in coordinates in which the problem is nearly round: along the principal directions of
-    the features, each weight times the root of its curvature. The optimum is that of the plain problem, and it is
-    reached in far fewer iterations; stopped before it, the result would depend on how sums are rounded, and so on the
-    number of threads.
+    the features, with each weight multiplied by the root of its curvature. The optimum is that of the plain problem,
+    and it is reached in far fewer iterations; stopped early, the result would depend on how sums are rounded, and hence
+    on the number of threads.
 
     Args:
-        network: Its mean and scale are set; its weights are overwritten.
-        features: ``(n, features)`` standardised training features, or the blocks that they are made in, with their
-            losses: the same optimum, in the memory of one block.
-        loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty; None where
-            blocks bring their own.
-        development: The metric of the network with its current weights; larger is better.
-        penalties: Factors of half the squared weights (not the biases), strongest first.
-        iterations: Most L-BFGS steps a penalty.
-        time_limit: Seconds after which the fit ends with the best weights that it has passed, but not before its first
-            ten looks at all pairs. It does without the principal directions where they would take more than a third.
+        network: The network to fit, with its mean and scale set; its weights are overwritten.
+        features: ``(n, features)`` standardised training features, or blocks of them with their losses, which give the
+            same optimum in the memory of one block.
+        loss: Maps ``(n, outputs)`` logits to the mean training loss over the pairs, without the penalty; None if
+            ``features`` are blocks, which bring their own losses.
+        development: Returns the development metric of the network with its current weights; larger is better.
+        penalties: Factors of half the sum of squared weights (biases are not penalised), strongest first.
+        iterations: Maximum number of L-BFGS steps per penalty.
+        time_limit: Seconds after which fitting stops with the best weights found so far, but not before ten full passes
+            over the pairs. The principal directions are skipped if computing them would take more than a third of it.
 
     Returns:
         The best penalty; the network holds its weights.
@@ -243,10 +243,10 @@ def _minimised(
     ends: float,
     least: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum, or as near as the time allows.
+    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum, or as close as the time allows.
 
-    Start and scales have those shapes; ``ends`` is a time of `time.monotonic`, which does not count before the loss was
-    computed ``least`` times.
+    The starting point and the scales have those shapes; ``ends`` is a `time.monotonic` time, ignored until the loss has
+    been computed ``least`` times.
     """
     shape, looks = weight.shape, 0
 

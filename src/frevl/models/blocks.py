@@ -35,9 +35,9 @@ __all__ = [
 class Attention(nn.Module):
     """Multi-head attention, equal to ``nn.MultiheadAttention`` without attention dropout.
 
-    With one key the softmax is always 1, and the output is ``W_o (W_v x + b_v) + b_o``.
-    That exact path is taken whenever there is one key. The four maps are separate, so that the unused
-    ``query`` and ``key`` then have no gradient at all, not a zero one, and optimisers pass them by.
+    With one key the softmax is always 1, and the output is ``W_o (W_v x + b_v) + b_o``. That exact path is taken
+    whenever there is one key. The four maps are separate, so the unused ``query`` and ``key`` then have no gradient at
+    all, rather than a zero one, and optimisers skip them.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -80,11 +80,11 @@ class Attention(nn.Module):
         return read if some_key is None else read * some_key
 
     def _split(self, x: Tensor) -> Tensor:
-        """``(n, N, width)`` to ``(n, heads, N, width / heads)``."""
+        """Reshape ``(n, N, width)`` to ``(n, heads, N, width / heads)``."""
         return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
     def fuse_for_inference(self, query_norm: nn.LayerNorm, key_norm: nn.LayerNorm) -> None:
-        """Take over scale and shift of the norms that are read, and multiply out ``W_o W_v``."""
+        """Absorb the scale and shift of the norms in front, and multiply out ``W_o W_v``."""
         self.query = _after_norm(query_norm, self.query)
         self.key = _after_norm(key_norm, self.key)
         self.value = _after_norm(key_norm, self.value)
@@ -117,7 +117,7 @@ class FeedForward(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Each modality reads the other; both see the other as it was before."""
+    """Each modality attends to the other; both see the other's input to this layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Block(nn.Module):
         return v + self.image_ffn(self.image_norm(v)), t + self.text_ffn(self.text_norm(t))
 
     def pooled(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the same on ``(n, width)``, one token each; only after `fuse_for_inference`."""
+        """Do the same for ``(n, width)`` inputs of one token each; only after `fuse_for_inference`."""
         if self.cross is not None:
             v, t = self.cross.pooled(v, t)
         return v + self.image_ffn(self.image_norm(v)), t + self.text_ffn(self.text_norm(t))
@@ -177,9 +177,9 @@ class Block(nn.Module):
 def mapped_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
     """``GELU(Wx + b)`` of ``(..., inputs)``.
 
-    In half precision on an NVIDIA device, with nothing to differentiate, the matrix product applies bias and GELU to
-    its result before writing it: two passes over the widest activations less. It uses the tanh form of the GELU, whose
-    largest difference, 5e-4, is below half a step of float16 where it occurs.
+    In half precision on an NVIDIA device, when no gradient is needed, the matrix product applies bias and GELU to its
+    result before writing it, which saves two passes over the widest activations. It uses the tanh form of the GELU,
+    whose largest error, 5e-4, is below half a step of float16 where it occurs.
     """
     x = as_weights(linear, x)
     if not _in_half(linear, x):
@@ -189,10 +189,10 @@ def mapped_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def mapped_exactly(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``Wx + b`` of ``(..., inputs)``, in float32 also where ``W`` is in half precision: the logits.
+    """``Wx + b`` of ``(..., inputs)``, in float32 even if ``W`` is in half precision; used for logits.
 
-    The products are summed in float32 anyway; rounding the sums would make ties of scores that differ. Numbers of
-    outputs that are no multiple of 8 are padded on an NVIDIA device, whose fast matrix products need whole vectors.
+    The products are summed in float32 anyway; rounding the sums would turn different scores into ties. On an NVIDIA
+    device, output sizes that are not a multiple of 8 are padded, because its fast matrix products need whole vectors.
     """
     x = as_weights(linear, x)
     outputs = linear.out_features
@@ -206,7 +206,7 @@ def mapped_exactly(linear: nn.Linear, x: Tensor) -> Tensor:
 
 
 def whole_vectors(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight and bias with rows of zeros, so that the number of outputs, where above 8, is a multiple of 8."""
+    """Return weight and bias, padded with rows of zeros so that more than 8 outputs are a multiple of 8."""
     outputs = linear.out_features
     short = -outputs % _VECTOR if outputs > _VECTOR else 0
     if not short:
@@ -215,12 +215,12 @@ def whole_vectors(linear: nn.Linear) -> tuple[Tensor, Tensor]:
 
 
 def as_weights(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``x`` in the number type of a map in half precision; else as it is."""
+    """Cast ``x`` to the number type of a map in half precision; otherwise return it unchanged."""
     return x.to(linear.weight.dtype) if linear.weight.dtype in _HALF else x
 
 
 def exact_sums(hidden: Tensor) -> Tensor:
-    """What blocks add to, in float32 where scores are computed in half precision: it halves their error."""
+    """Cast the blocks' running sum to float32 if scores are computed in half precision; it halves their error."""
     return hidden.float() if hidden.dtype in _HALF and not torch.is_grad_enabled() else hidden
 
 
@@ -235,13 +235,13 @@ _VECTOR = 8  # numbers in half precision, 16 bytes
 def dropped(x: Tensor, probability: float) -> Tensor:
     """Dropout, as ``F.dropout`` in training but several times faster on a CPU.
 
-    PyTorch draws one number after another there, on one core. Here 64 random bits decide over four values.
-    The probability is rounded to a multiple of 1/65536, and what is kept is scaled by one over the rounded
-    probability of keeping, so that the mean stays what it was.
+    PyTorch draws one number after another on one core. Here, 64 random bits decide for four values. The probability is
+    rounded to a multiple of 1/65536, and the values that remain are divided by the rounded probability of keeping them,
+    so that the mean does not change.
 
     Args:
         x: Any shape.
-        probability: Of a value to become zero, in [0, 1).
+        probability: Probability that a value becomes zero, in [0, 1).
 
     Returns:
         A tensor of the same shape and the same mean.
@@ -255,7 +255,7 @@ def dropped(x: Tensor, probability: float) -> Tensor:
 
 
 def random_bits(x: Tensor) -> Tensor:
-    """16 random bits for every value of a tensor, as int16 of its shape."""
+    """Return 16 random bits for every value of a tensor, as int16 of the same shape."""
     if has_torch_function_unary(x):  # workers that share a batch draw for all of it (`frevl.training.workers`)
         shared: Tensor = handle_torch_function(random_bits, (x,), x)
         return shared
@@ -264,7 +264,7 @@ def random_bits(x: Tensor) -> Tensor:
 
 
 def as_tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:
-    """``(n, D)`` as ``(n, 1, D)``; ``(n, N, D)`` as it is; anything else is refused."""
+    """Reshape ``(n, D)`` to ``(n, 1, D)``, and return ``(n, N, D)`` unchanged; refuse anything else."""
     if x.dim() not in (2, 3) or x.shape[-1] != projection.in_features or (x.dim() == 3 and x.shape[1] == 0):
         dim = projection.in_features
         raise UsageError(
@@ -275,7 +275,7 @@ def as_tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:
 
 
 def check_pairs(image: Tensor, text: Tensor) -> None:
-    """Refuse ``(n, ...)`` images and ``(m, ...)`` texts of different numbers."""
+    """Refuse ``(n, ...)`` images with ``(m, ...)`` texts if the numbers differ."""
     if image.shape[0] != text.shape[0]:
         raise UsageError(
             "Fusion scores pairs and needs as many images as texts, "
@@ -296,7 +296,7 @@ def zero_masked(modality: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _after_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
-    """The map that reads the plain norm as ``linear`` reads ``norm``: ``W(g*x + s) + b = (W*g)x + (Ws + b)``."""
+    """Return the map that does to the plain norm what ``linear`` does to ``norm``: ``(W*g)x + (Ws + b)``."""
     if not norm.elementwise_affine:
         return linear
     weight = linear.weight.double()
@@ -305,12 +305,12 @@ def _after_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:
 
 
 def _plain(norm: nn.LayerNorm) -> nn.LayerNorm:
-    """The same norm without scale and shift."""
+    """Return the same norm without scale and shift."""
     return nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
 
 
 def _linear(weight: Tensor, bias: Tensor, *, like: nn.Linear) -> nn.Linear:
-    """A linear map with these numbers, of the type and on the device of another; draws no random numbers."""
+    """Return a linear map with these numbers, of another's type and device; draws no random numbers."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     values = {"weight": weight.to(like.weight.dtype), "bias": bias.to(like.weight.dtype)}
     linear.load_state_dict(values, assign=True)
@@ -318,12 +318,12 @@ def _linear(weight: Tensor, bias: Tensor, *, like: nn.Linear) -> nn.Linear:
 
 
 class WithoutTokenAxis(nn.Module):
-    """A network of these blocks, fused for inference, whose graph has no axis of tokens for pooled pairs.
+    """A network of these blocks, fused for inference, whose graph has no token axis for pooled pairs.
 
     In ONNX, linear maps of two axes become ``Gemm``; ``MatMul`` and ``Add`` took 3 % longer.
 
     Args:
-        network: From `frevl.models.fusion.Fusion.for_inference`.
+        network: A network returned by `frevl.models.fusion.Fusion.for_inference`.
     """
 
     def __init__(self, network: Any) -> None:

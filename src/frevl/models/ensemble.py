@@ -1,4 +1,4 @@
-"""The average of several fitted networks as one network, which makes an ensemble an ordinary run. Pure torch."""
+"""The average of several fitted networks as one network, so that an ensemble is an ordinary run. Pure torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["Average"]
 
 
 class Average(PairNetwork):
-    """The logarithm of the (weighted) mean of its members' calibrated probabilities."""
+    """The logarithm of the mean (optionally weighted) of its members' calibrated probabilities."""
 
     key = "average"
 
     def __init__(
         self, members: Sequence[PairNetwork], calibrations: Sequence[Mapping[str, float]], *, soft: bool
     ) -> None:
-        """Average networks, which become parts of this one.
+        """Average networks, which become submodules of this one.
 
         Args:
-            members: At least one.
-            calibrations: ``scale`` and ``offset`` of each, and maybe ``weight``, 1 if absent.
-            soft: True where every class has a probability of its own: sigmoid instead of softmax.
+            members: The networks, at least one.
+            calibrations: ``scale`` and ``offset`` of each member, and optionally its ``weight`` (1 if absent).
+            soft: True if every class has a probability of its own: sigmoid instead of softmax.
         """
         super().__init__()
         self.settings = {
@@ -47,7 +47,7 @@ class Average(PairNetwork):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], build: Build) -> Average:
-        """Build the members without their weights, and average them."""
+        """Build the average and its members without their weights."""
         members = [build(one["network"], one["settings"]) for one in settings["members"]]
         calibrations = [
             {name: value for name, value in one.items() if name not in ("network", "settings")}
@@ -83,7 +83,7 @@ class Average(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor] | None:
-        """Those of every member, by its number and side; None if a member has none."""
+        """Return the last-layer inputs of all members, by number and side; None if a member has none."""
         found: dict[str, Tensor] = {}
         for number, member in enumerate(self._members()):
             own = member.last_layer_inputs(image, text, image_mask, text_mask)
@@ -100,10 +100,10 @@ class Average(PairNetwork):
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return ``1 - (1 - doubt) (1 - spread)``: what its members leave unknown, and where they disagree (ours).
+        """Return ``1 - (1 - doubt) (1 - spread)``: what the members leave unknown, and where they disagree (ours).
 
-        ``doubt`` is the mean of its members' own, ``spread`` the mean distance (total variation, in [0, 1)) of their
-        probabilities to those of the average: 0 where all say the same, 0.5 of two that are sure of different answers.
+        ``doubt`` is the mean doubt of the members; ``spread`` is the mean distance (total variation, in [0, 1)) of
+        their probabilities from the average: 0 if all agree, 0.5 for two that are certain of different answers.
         """
         pair = image, text, image_mask, text_mask
         said = [own.cpu() for own in self._probabilities(*pair)]
@@ -112,19 +112,19 @@ class Average(PairNetwork):
         for number, (member, own, weight) in enumerate(zip(self._members(), said, self.weights, strict=True)):
             part = {side.partition(".")[2]: one for side, one in left.items() if side.partition(".")[0] == str(number)}
             doubt = doubt + weight * member.doubt(part, *pair)
-            # Classes that have a probability of their own are two-sided each: the one that differs most counts.
+            # With a probability of its own, every class is a two-way choice: the one that differs most counts.
             distance = (own - mean).abs()
             spread = spread + weight * (distance.amax(dim=1) if self.soft else distance.sum(dim=1) / 2)
         return 1 - (1 - doubt) * (1 - spread)
 
     def for_export(self) -> nn.Module:
-        """A copy with every member in the form that can be traced."""
+        """Return a copy with every member in the form that can be traced."""
         twin = deepcopy(self)
         twin.members = nn.ModuleList(member.for_export() for member in self._members())
         return twin
 
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
-        """Those of the first member that remembers them."""
+        """Return the statistics of the first member that stores them."""
         found = (member.input_statistics() for member in self._members())
         return next((one for one in found if one is not None), None)
 

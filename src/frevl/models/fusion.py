@@ -9,10 +9,10 @@ never reaches a score.
 
 Dropout follows the GELU of every feed-forward part and of the head, never on attention weights (ours):
 a pooled item is a single key, and dropping its weight would drop the whole other modality. Weights start as
-PyTorch starts them (ours: on a small set, larger starts overfitted sooner).
+PyTorch initialises them (ours: on a small set, larger initial weights overfitted sooner).
 
-Where the 68.34 million parameters of ``base`` are (``image_dim = text_dim = 768``, 3,129 outputs). The
-two directions share nothing; with these widths that meets the published budget of 68.4 million:
+The 68.34 million parameters of ``base`` (``image_dim = text_dim = 768``, 3,129 outputs) are listed below. The
+two directions share no weights; with these widths this matches the published budget of 68.4 million:
 
 =================  ==============================================================  ==========  =========
 part               what                                                              ours      published
@@ -118,7 +118,7 @@ class Fusion(PairNetwork):
             outputs: Logits per pair: 1 for matching, the number of classes for classification.
             width: ``d``, the width inside the network.
             layers: Number of blocks, 0 allowed.
-            heads: Attention heads; must divide ``width``. Without effect on pooled embeddings.
+            heads: Attention heads; must divide ``width``. Has no effect on pooled embeddings.
             ffn_width: Hidden width of the feed-forward parts.
             head_width: Hidden width of the head.
             dropout: Probability in [0, 1) of dropping a hidden unit while training.
@@ -160,7 +160,7 @@ class Fusion(PairNetwork):
         }
         self.product, self.difference = product, difference
         self.is_fused = False
-        self.sums_in_half = False  # faster and less exact, where the weights are in half precision
+        self.sums_in_half = False  # faster but less accurate; used with weights in half precision
         self.image_projection = nn.Linear(image_dim, width)
         self.text_projection = nn.Linear(text_dim, width)
         self.blocks = nn.ModuleList(Block(width, heads, ffn_width, dropout, cross_attention) for _ in range(layers))
@@ -184,12 +184,12 @@ class Fusion(PairNetwork):
         """Build a network of a named size.
 
         Args:
-            preset: A key of ``PRESETS``.
+            preset: A key of `PRESETS`.
             image_dim: Width of an image embedding.
             text_dim: Width of a text embedding.
             outputs: Logits per pair.
-            layers: Number of blocks, if not the preset's.
-            dropout: As in the constructor, like all that follow.
+            layers: Number of blocks; None takes the preset's.
+            dropout: Dropout probability in [0, 1); see the constructor, as for the flags below.
             cross_attention: Whether blocks attend.
             interactions: Whether the fused feature holds product and difference.
             product: Whether it holds the product.
@@ -217,29 +217,29 @@ class Fusion(PairNetwork):
 
     @classmethod
     def from_pretrained(cls, model: str, *, revision: str | None = None, **options: str | bool | None) -> Fusion:
-        """Load a published network; for a whole run with its calibration and labels take ``Scorer.open``.
+        """Load a published network; for a whole run with its calibration and labels use ``Scorer.open``.
 
         Args:
-            model: A folder (of `save_pretrained`, or a run), or an id on the model hub.
+            model: A folder (written by `save_pretrained`, or a run), or an id on the model hub.
             revision: Branch, tag or commit on the hub.
-            options: As for `frevl.models.hub.load_network`.
+            options: Passed to `frevl.models.hub.load_network`.
 
         Raises:
             MissingExtraError: ``huggingface_hub`` is not installed.
-            RunError: There is no fusion network, or it is damaged, or the hub cannot be reached.
+            RunError: No fusion network was found, it is damaged, or the hub cannot be reached.
         """
         from frevl.models.hub import load_network
 
         return load_network(cls, model, revision=revision, **options)
 
     def save_pretrained(self, folder: str, *, card: str | None = None) -> None:
-        """Write the network to a folder: see `frevl.models.hub.save_network`."""
+        """Write the network to a folder; see `frevl.models.hub.save_network`."""
         from frevl.models.hub import save_network
 
         save_network(self, folder, self.settings, card=card)
 
     def push_to_hub(self, repository: str, *, card: str | None = None, **options: str | bool | None) -> str:
-        """Send the network to the model hub and return the commit's address: see `frevl.models.hub.push_network`."""
+        """Upload the network to the model hub and return the commit's URL; see `frevl.models.hub.push_network`."""
         from frevl.models.hub import push_network
 
         return push_network(self, repository, self.settings, card=card, **options)
@@ -263,7 +263,7 @@ class Fusion(PairNetwork):
             ``(n, outputs)`` logits.
 
         Raises:
-            UsageError: Shapes do not fit the network or each other.
+            UsageError: Shapes do not match the network or each other.
         """
         pooled = image.dim() == text.dim() == 2 and image_mask is None and text_mask is None
         if self.is_fused and pooled and suits(self, image, text):
@@ -276,20 +276,20 @@ class Fusion(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The hidden units of the head at unit length."""
+        """Return the hidden units of the head, scaled to unit length: ``{"pair": (n, head_width)}``."""
         fused = self.fuse(*self.project(image, text), image_mask, text_mask)
         return {"pair": F.normalize(self.head.hidden(fused).float(), dim=1)}
 
     def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Project both modalities: ``(n, Nv, width)`` and ``(n, Nt, width)``."""
+        """Project both modalities, to ``(n, Nv, width)`` and ``(n, Nt, width)``."""
         return self.project_image(image), self.project_text(text)
 
     def project_image(self, image: Tensor) -> Tensor:
-        """``GELU(Wx + b)`` of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` as ``(n, Nv, width)``."""
+        """Return ``GELU(Wx + b)`` of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` as ``(n, Nv, width)``."""
         return mapped_gelu(self.image_projection, as_tokens("image", image, self.image_projection))
 
     def project_text(self, text: Tensor) -> Tensor:
-        """``GELU(Wx + b)`` of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` as ``(n, Nt, width)``."""
+        """Return ``GELU(Wx + b)`` of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` as ``(n, Nt, width)``."""
         return mapped_gelu(self.text_projection, as_tokens("text", text, self.text_projection))
 
     def fuse(
@@ -308,9 +308,9 @@ class Fusion(PairNetwork):
             text_mask: ``(n, Nt)`` bool.
 
         Returns:
-            ``(n, 4 * width)``: ``[hv ; ht ; hv*ht ; |hv-ht|]``, where ``hv`` and ``ht`` are the means over
-            existing tokens (zero if there is none). Switched-off parts are absent: ``(n, 2 * width)`` with
-            ``interactions=False``. The first ``2 * width`` columns are always ``hv`` and ``ht``.
+            ``(n, 4 * width)``: ``[hv ; ht ; hv*ht ; |hv-ht|]``, where ``hv`` and ``ht`` are the means over the existing
+                tokens (zero if there are none). Parts that are switched off are missing: ``(n, 2 * width)`` with
+                ``interactions=False``. The first ``2 * width`` columns are always ``hv`` and ``ht``.
 
         Raises:
             UsageError: The numbers of images and texts differ, or a mask does not fit.
@@ -323,12 +323,12 @@ class Fusion(PairNetwork):
         return self.compare(mean_pool(v, image_mask), mean_pool(t, text_mask))
 
     def compare(self, hv: Tensor, ht: Tensor) -> Tensor:
-        """Return ``[hv ; ht ; hv*ht ; |hv-ht|]`` of ``(n, width)`` each, without the parts that are switched off."""
+        """Return ``[hv ; ht ; hv*ht ; |hv-ht|]`` for ``(n, width)`` inputs, without the parts that are switched off."""
         parts = [hv, ht] + ([hv * ht] if self.product else []) + ([(hv - ht).abs()] if self.difference else [])
         return torch.cat(parts, dim=-1)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Number of parameters by part: ``projections``, ``cross_attention`` (whole blocks), ``head``."""
+        """Return the number of parameters by part: ``projections``, ``cross_attention`` (whole blocks), ``head``."""
         parts: dict[str, list[nn.Module]] = {
             "projections": [self.image_projection, self.text_projection],
             "cross_attention": [self.blocks],
@@ -340,13 +340,12 @@ class Fusion(PairNetwork):
         }
 
     def for_inference(self) -> Fusion:
-        """Return a frozen copy with the same answers and less work; this network stays as it is.
+        """Return a frozen copy with the same outputs and less work; this network is not changed.
 
-        ``W_o W_v`` becomes one matrix wherever a modality has one token, the scale and shift of every
-        LayerNorm move into the linear maps that read it, and the biases on the way become one. Exact but
-        for float32 rounding (computed in float64). On a processor, pooled pairs are then computed by
-        `frevl.models.fusion_cpu`. The copy is in evaluation mode, its parameters need no gradient, and it has other
-        weights: save and train the original.
+        ``W_o W_v`` becomes one matrix wherever a modality has one token, the scale and shift of every LayerNorm are
+        absorbed by the linear maps that follow it, and consecutive biases are merged. Exact except for float32 rounding
+        (computed in float64). On a CPU, pooled pairs are then computed by `frevl.models.fusion_cpu`. The copy is in
+        evaluation mode, needs no gradients, and has different weights: save and train the original.
         """
         twin = copy.deepcopy(self).eval()
         for block in twin.blocks.children():
@@ -354,37 +353,38 @@ class Fusion(PairNetwork):
                 block.fuse_for_inference()
         for module in twin.modules():
             if isinstance(module, nn.Linear):
-                # The same matrix, laid out as products of few rows read it: measured up to a fifth faster.
+                # The same matrix in the memory layout that products of few rows read: up to a fifth faster, as
+                # measured.
                 module.weight = nn.Parameter(module.weight.detach().t().contiguous().t())
         twin.is_fused = True
         return twin.requires_grad_(False)
 
     def for_export(self) -> nn.Module:
-        """Fused for inference, and without an axis of tokens where there are none."""
+        """Return the network fused for inference, without a token axis for pooled pairs."""
         return WithoutTokenAxis(self.for_inference())
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:  # noqa: ARG002
-        """The projected tokens of images."""
+        """Return the projected tokens of images."""
         return (self.project_image(image),)
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:  # noqa: ARG002
-        """The projected tokens of texts."""
+        """Return the projected tokens of texts."""
         return (self.project_text(text),)
 
     def score_items(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Run blocks and head on projected tokens."""
+        """Apply the blocks and the head to projected tokens."""
         (image,), (text,) = images, texts
         logits: Tensor = self.head(self.fuse(image, text, image_mask, text_mask))
         return logits
 
     def projections(self) -> tuple[Projection, Projection]:
-        """`project_image` and `project_text`."""
+        """Return `project_image` and `project_text`."""
         return self.project_image, self.project_text
 
     def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
-        """Of pooled items, the first block too is mostly work of single items (`SharedItems`)."""
+        """For pooled items, share the first block too, which is mostly work on single items (`SharedItems`)."""
         (image,), (text,) = images, texts
         pooled = image.shape[1] == text.shape[1] == 1
         if not (self.is_fused and pooled and can_share_first_block(self.settings, len(image) + len(text))):

@@ -1,9 +1,9 @@
 """The fusion, fused for inference, on pooled pairs: blocks of rows that stay in a core's cache (ours).
 
-The same function as `Fusion.forward` but for float32 rounding. What it saves beside the matrix products: activations
-never leave the cache, the buffers of a block are used again by the next, both modalities go through norms and GELU
-together, and every core has blocks of its own, so that cores wait for each other once a call instead of once an
-operation. For inference on processors only.
+The same function as `Fusion.forward` except for float32 rounding. It saves everything but the matrix products:
+activations never leave the cache, a block's buffers are reused by the next, norms and GELU treat both modalities
+together, and every core has its own blocks, so that cores wait for each other once per call instead of once per
+operation. For inference on CPUs only.
 
 The two modalities of a block of rows lie in one buffer, ``(2, rows, d)``, the image first.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedItems", "can_share_first_block", "pair_logits", "parallel_rows", "suits"]
 
-_CACHE_BYTES = 2 << 20  # of one core
-_FEW_ROWS, _MANY_ROWS = 128, 512  # of a block: few, if its activations then stay in the cache; else wide products count
+_CACHE_BYTES = 2 << 20  # per core
+_FEW_ROWS, _MANY_ROWS = 128, 512  # per block: few if its activations then fit the cache; else wide products matter more
 _gelu = torch.ops.aten.gelu_
 
 
 class FusedNetwork(Protocol):
-    """The parts of a fusion after `Fusion.for_inference` that the blocks of rows are computed from."""
+    """The parts of a fusion after `Fusion.for_inference` from which blocks of rows are computed."""
 
     image_projection: nn.Linear
     text_projection: nn.Linear
@@ -42,7 +42,7 @@ class FusedNetwork(Protocol):
 
 
 def suits(network: FusedNetwork, *inputs: Tensor) -> bool:
-    """Return whether the inputs can be computed here: float32 on a processor, nothing to differentiate or to trace."""
+    """Return whether this module can compute the inputs: float32 on a CPU, with no gradients and no tracing."""
     weight = network.image_projection.weight
     if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
         return False
@@ -54,8 +54,8 @@ def pair_logits(network: FusedNetwork, image: Tensor, text: Tensor) -> Tensor:
     """Return the ``(n, outputs)`` logits of pairs.
 
     Args:
-        network: From `Fusion.for_inference`.
-        image: ``(n, image_dim)`` float32, like ``text``: `suits`.
+        network: Returned by `Fusion.for_inference`.
+        image: ``(n, image_dim)`` float32; must pass `suits`, like ``text``.
         text: ``(n, text_dim)``.
     """
     logits = image.new_empty(len(image), network.head.outer.out_features)
@@ -81,33 +81,33 @@ _MOST_SHARED_BYTES = 1 << 30
 
 
 def can_share_first_block(settings: dict[str, Any], items: int) -> bool:
-    """Return whether `SharedItems` of this many items fit in bounded memory, for the ``settings`` of a `Fusion`."""
+    """Return whether `SharedItems` for this many items fit in bounded memory; ``settings`` are those of a `Fusion`."""
     floats = 2 * items * (settings["width"] + settings["ffn_width"])
     return bool(settings["layers"] and settings["cross_attention"]) and 4 * floats <= _MOST_SHARED_BYTES
 
 
 class SharedItems:
-    """Pairs of few items: all that depends on one item alone is done once.
+    """Scores pairs of few items, doing all work that depends on one item alone only once.
 
     That is the projection, what the first block reads from the other side (``W_o W_v LN(x)`` depends on the item that
-    is read), and, as the norm is linear but for its division, most of the first block's feed-forward part too::
+    is read), and, as the norm is linear except for its division, most of the first block's feed-forward part too::
 
         W LN(x_image + y_text) + b = (W C x_image + W C y_text) / deviation + b,    C y = y - mean(y)
 
-    where ``y_text`` is what the image reads. Left for a pair are the division, and everything from the GELU on.
+    where ``y_text`` is what the image reads. Only the division, and everything from the GELU onwards, is done per pair.
     """
 
     def __init__(self, network: FusedNetwork, image: Tensor, text: Tensor) -> None:
-        """Do the work of single items.
+        """Do the work on single items.
 
         Args:
-            network: From `Fusion.for_inference`, with at least one block, and with cross-attention.
+            network: Returned by `Fusion.for_inference`, with at least one block and with cross-attention.
             image: ``(images, width)`` from `Fusion.project_image`.
             text: ``(texts, width)`` from `Fusion.project_text`.
         """
         self._parts = _Parts(network)
         first = self._parts.blocks[0]
-        # The two sides of the first block's input are sums: of an item's own part and of what it reads of the other.
+        # Both sides of the first block's input are sums of the item's own part and of what it reads from the other.
         self._image, self._text = [image, image], [text, text]
         self._image[1] = _norm(image, self._parts, first) @ first.reads[1] + first.reads_bias[1]
         self._text[0] = _norm(text, self._parts, first) @ first.reads[0] + first.reads_bias[0]
@@ -145,7 +145,7 @@ class SharedItems:
 
 
 class _Sides(NamedTuple):
-    """A block as products of ``(rows, inputs) @ (inputs, outputs)``, the image's first; biases are ``(2, 1, outputs)``.
+    """A block as products ``(rows, inputs) @ (inputs, outputs)``, the image's first; biases are ``(2, 1, outputs)``.
 
     Without cross-attention ``reads`` is empty.
     """
@@ -160,7 +160,7 @@ class _Sides(NamedTuple):
 
 
 class _Parts:
-    """A network's matrices, laid out for the products here; they share its memory."""
+    """A network's matrices, laid out for the products here; they share the network's memory."""
 
     def __init__(self, network: FusedNetwork) -> None:
         self.projections = _matrices(network.image_projection, network.text_projection)
@@ -169,10 +169,10 @@ class _Parts:
         self.decision, self.decision_bias = network.head.outer.weight.t(), network.head.outer.bias
         self.product, self.difference = network.product, network.difference
         self.outputs, self.width = network.head.outer.out_features, network.image_projection.out_features
-        # One matrix for each part of the fused feature, so that it need not be put together.
+        # One matrix for each part of the fused feature, so that it need not be concatenated.
         self.head = network.head.inner.weight.t().split(self.width)  # type: ignore[no-untyped-call]
         self.head_bias = network.head.inner.bias
-        # With a scale and a shift, PyTorch's norm is vectorised; without, it was measured 1.5 times slower.
+        # With scale and shift, PyTorch's norm is vectorised; without them it was measured to be 1.5 times slower.
         self.norm = ([self.width], torch.ones(self.width), torch.zeros(self.width))
 
 
@@ -198,13 +198,13 @@ def _biases(*maps: nn.Linear) -> Tensor:
 
 
 def _centred(weight: Tensor) -> Tensor:
-    """``C W`` of a ``(d, outputs)`` matrix: without the mean of each column, computed in float64."""
+    """Return ``C W`` of a ``(d, outputs)`` matrix: each column minus its mean, computed in float64."""
     exact = weight.double()
     return (exact - exact.mean(dim=0)).to(weight.dtype)
 
 
 class _Room:
-    """The buffers of one core; every block of rows writes them anew."""
+    """The buffers of one core, overwritten by every block of rows."""
 
     def __init__(self, parts: _Parts, most: int) -> None:
         self.width = parts.width
@@ -218,15 +218,15 @@ class _Room:
         self.head = torch.empty(self.rows, head_width)
 
     def hidden(self, rows: slice) -> Tensor:
-        """``(2, rows, width)``, as every tensor called ``hidden`` here."""
+        """Return a ``(2, rows, width)`` buffer, the shape of every tensor called ``hidden`` here."""
         return _three(self._hidden, rows.stop - rows.start, self.width)
 
     def inner(self, rows: slice) -> Tensor:
-        """``(2, rows, ffn_width)``."""
+        """Return a ``(2, rows, ffn_width)`` buffer."""
         return _three(self._inner, rows.stop - rows.start, self.ffn_width)
 
     def blocks(self, start: int, stop: int) -> list[slice]:
-        """Cut rows into blocks that fit."""
+        """Split rows into blocks that fit the buffers."""
         return [slice(first, min(first + self.rows, stop)) for first in range(start, stop, self.rows)]
 
 
@@ -239,7 +239,7 @@ def _norm(x: Tensor, parts: _Parts, block: _Sides) -> Tensor:
 
 
 def _block(block: _Sides, hidden: Tensor, parts: _Parts, room: _Room) -> None:
-    """`frevl.models.blocks.Block` on ``(2, rows, d)``, in place."""
+    """Apply `frevl.models.blocks.Block` to ``(2, rows, d)``, in place."""
     if block.reads:
         seen = _norm(hidden, parts, block)
         hidden.add_(block.reads_bias)
@@ -253,7 +253,7 @@ def _block(block: _Sides, hidden: Tensor, parts: _Parts, room: _Room) -> None:
 
 
 def _finish_feed_forward(block: _Sides, hidden: Tensor, inner: Tensor) -> None:
-    """From the first bias on."""
+    """Compute the feed-forward part from its first bias onwards."""
     _gelu(inner.add_(block.inner_bias))  # two passes are faster than `torch.addmm`, which copies the bias to every row
     hidden.add_(block.outer_bias)
     for side in (0, 1):
@@ -261,7 +261,7 @@ def _finish_feed_forward(block: _Sides, hidden: Tensor, inner: Tensor) -> None:
 
 
 def _decide(parts: _Parts, hidden: Tensor, room: _Room, logits: Tensor) -> None:
-    """Fuse, and run the head."""
+    """Build the fused feature and run the head."""
     v, t = hidden
     compared, inner, matrices = room.compared[: len(v)], room.head[: len(v)], iter(parts.head)
     torch.mm(v, next(matrices), out=inner)
@@ -281,8 +281,9 @@ def parallel_rows(work: Callable[[int, int], None], count: int) -> None:
     """Share rows among as many cores as PyTorch would use.
 
     Args:
-        work: Called with the first row of a share and the row behind its last one, in inference mode.
-        count: Number of rows. Few of them stay in the caller's thread, where an operation may use several cores.
+        work: Called with the first row of a share and the row after its last, in inference mode.
+        count: Number of rows. If there are few, they stay in the caller's thread, where an operation may use several
+        cores.
     """
     cores = min(torch.get_num_threads(), count // _LEAST_SHARE)
     if cores <= 1:
@@ -301,20 +302,20 @@ def parallel_rows(work: Callable[[int, int], None], count: int) -> None:
 
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads whose operations stay on their own core."""
+    """Return threads whose operations each stay on one core."""
     pool = ThreadPoolExecutor(count, thread_name_prefix="frevl-core")
     all_here = threading.Barrier(count)
 
     def settle() -> None:
-        all_here.wait()  # or one thread could take two of these calls
-        torch.get_num_threads()  # a thread takes the number of all threads at first use, whatever was set before
+        all_here.wait()  # otherwise one thread could take two of these calls
+        torch.get_num_threads()  # a thread takes the global number at first use, whatever was set before
         torch.set_num_threads(1)
 
     for done in [pool.submit(settle) for _ in range(count)]:
         done.result()
-    # The call sets its own thread's number, which is meant, and that of threads yet to come, which is not.
+    # The call sets the number for its own thread, as intended, and for future threads, which is not intended.
     torch.set_num_threads(count)
     return pool
 
 
-os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not live on in a forked process
+os.register_at_fork(after_in_child=_workers.cache_clear)  # threads do not survive a fork

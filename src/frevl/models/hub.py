@@ -1,8 +1,8 @@
 """Save and load networks in files and on a model hub, with the mixin of ``huggingface_hub``.
 
-A published folder is what the mixin makes of it: ``config.json`` (the network's settings) and ``model.safetensors``. A
-run's folder (``run.json``, ``weights.safetensors``) can be published as a whole, and a network is read from either.
-Nothing is ever unpickled, and a network is never larger than the weights beside its settings: see `restored`.
+A published folder is what the mixin writes: ``config.json`` (the network's settings) and ``model.safetensors``. A run's
+folder (``run.json``, ``weights.safetensors``) can be published as a whole, and a network can be loaded from either.
+Nothing is ever unpickled, and a network is never larger than the weights next to its settings: see `restored`.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ __all__ = [
 ]
 
 PREFIX = "hf:"
-"""Before the id of a run on the hub, wherever a run's folder is asked for."""
+"""Prefix of a run's id on the hub, accepted wherever a run's folder is expected."""
 
 RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
-"""What a published run consists of."""
+"""The files of a published run."""
 
 POSTERIOR_FILE = "posterior.safetensors"
-"""What a run has besides, if the posterior of its last layer is known: `frevl.runs.posterior`."""
+"""Additional file of a run if the posterior of its last layer is known: `frevl.runs.posterior`."""
 
 LOCAL_FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
-"""Folders of this machine in a text; they are not published."""
+"""Matches folders of this machine in a text, which are not published."""
 
 Network = TypeVar("Network", bound="PairNetwork")
 
@@ -64,9 +64,9 @@ def save_network(
 
     Args:
         network: Any module.
-        folder: Made if it is missing; a card that is there already stays.
-        settings: Arguments that build the network.
-        card: Text of the card, for example from `model_card`; None writes a short one without results.
+        folder: Created if missing; an existing card is kept.
+        settings: Arguments that build the network; written to ``config.json``.
+        card: Text of the model card, for example from `model_card`; None writes a short one without results.
 
     Raises:
         MissingExtraError: ``huggingface_hub`` is not installed.
@@ -81,28 +81,28 @@ def save_network(
 def push_network(
     network: nn.Module, repository: str, settings: Mapping[str, Any], *, card: str | None = None, **options: Any
 ) -> str:
-    """Send a network to the hub.
+    """Upload a network to the hub.
 
     Args:
         network: Any module.
-        repository: Id on the hub; made if it is missing.
+        repository: Id on the hub; created if missing.
         settings: Arguments that build the network.
-        card: As for `save_network`.
-        options: For the mixin's ``push_to_hub``: ``private``, ``token``, ``branch``, ...
+        card: As in `save_network`.
+        options: Passed to the mixin's ``push_to_hub``: ``private``, ``token``, ``branch``, ...
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         MissingExtraError: ``huggingface_hub`` is not installed.
-        RunError: The hub refuses, or cannot be reached.
+        RunError: The hub refuses the upload or cannot be reached.
     """
     published = _published()(network)
     try:
         return str(
             published.push_to_hub(repository, config=dict(settings), model_card_kwargs={"text": card}, **options)
         )
-    # The hub's library fails with its own, the HTTP library's or the system's exceptions.
+    # The hub's library raises its own exceptions, those of the HTTP library, and those of the system.
     except Exception as error:
         raise not_sent(repository, error) from None
 
@@ -111,33 +111,33 @@ def load_network(kind: type[Network], model: str | Path, *, revision: str | None
     """Build a network from a folder or from the hub.
 
     Args:
-        kind: Class of the network; built with the settings in ``config.json``, or in the ``run.json`` of a run.
+        kind: Class of the network, built with the settings in ``config.json``, or in the ``run.json`` of a run.
         model: Folder, or id on the hub.
         revision: Branch, tag or commit on the hub.
-        options: For the hub's download: ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
+        options: Passed to the hub's download: ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
 
     Raises:
-        MissingExtraError: It is no folder, and ``huggingface_hub`` is not installed.
-        RunError: There is no network of this kind, it is damaged, or the hub cannot be reached.
+        MissingExtraError: ``model`` is not a folder, and ``huggingface_hub`` is not installed.
+        RunError: No network of this kind was found, it is damaged, or the hub cannot be reached.
     """
     folder = Path(model)
     if not folder.is_dir():
         folder = _fetched(str(model), revision, ["*.json", "*.safetensors"], **options)
-    return _read_network(kind, folder)  # not by the mixin, which trusts what is in a folder
+    return _read_network(kind, folder)  # not with the mixin, which trusts the contents of a folder
 
 
 def weights_digest(path: str | Path) -> str:
-    """Return the SHA-256 of the weights of a run, in hexadecimal digits: whatever else changes, they say whose it is.
+    """Return the SHA-256 of a run's weights in hexadecimal digits, which identify the run whatever else changes.
 
     Raises:
-        RunError: The run is on a hub and cannot be fetched.
+        RunError: The run is on a hub and cannot be downloaded.
         OSError: The weights cannot be read.
     """
     return hashlib.sha256((run_folder(path) / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def run_folder(path: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of a run; of ``hf:NAME[@REVISION]`` the one in the hub's cache, fetched if it is not there.
+    """Return the folder of a run; for ``hf:NAME[@REVISION]`` the one in the hub's cache, downloaded if missing.
 
     Raises:
         MissingExtraError: ``huggingface_hub`` is not installed.
@@ -150,10 +150,10 @@ def run_folder(path: str | Path, revision: str | None = None) -> Path:
 
 
 def restored(make: Callable[[], Network], weights: Path) -> Network:
-    """Build a network and give it its weights, without trusting its settings.
+    """Build a network and load its weights, without trusting its settings.
 
-    It is built twice: first without memory for its numbers, to see that it needs no more tensors and numbers than the
-    file holds. So settings of a million layers are refused before anything is allocated.
+    It is built twice: first without allocating its numbers, to check that it needs no more tensors and numbers than the
+    file holds. Thus settings with a million layers are refused before anything is allocated.
 
     Args:
         make: Builds the network, with any weights.
@@ -164,8 +164,8 @@ def restored(make: Callable[[], Network], weights: Path) -> Network:
 
     Raises:
         ValueError: Settings and weights do not belong together, or a weight is not finite.
-        OSError: The file cannot be read.
-        SafetensorError: It is damaged.
+        OSError: The weights file cannot be read.
+        SafetensorError: The weights file is damaged.
     """
     import torch
     from safetensors import safe_open
@@ -181,7 +181,7 @@ def restored(make: Callable[[], Network], weights: Path) -> Network:
         network.load_state_dict(state)
     except (FrevlError, ValueError, OSError):
         raise
-    # Settings of a stranger can make a constructor fail in any way.
+    # Settings from a stranger can make a constructor fail in any way.
     except Exception as error:
         raise ValueError(f"the settings do not fit the weights ({brief(error)})") from error
     problem = not_finite(state)
@@ -191,28 +191,28 @@ def restored(make: Callable[[], Network], weights: Path) -> Network:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str:
-    """Say which weight is not finite; an empty string if all are.
+    """Return a sentence naming the weight that is not finite; an empty string if all are finite.
 
     Args:
-        state: Weights by name. The deviations of `ZScore` (``scale``, ``..._scale``) are infinite where an input never
-            varies; nothing else may be.
+        state: Weights by name. The deviations of `ZScore` (``scale``, ``..._scale``) are infinite where an input is
+            constant; nothing else may be.
     """
     import torch
 
     for name, value in state.items():
-        # The sum of finite numbers may overflow, but that of others is never finite.
+        # The sum of finite numbers may overflow, but a sum with a non-finite number is never finite.
         if not value.is_floating_point() or torch.isfinite(value.sum()):
             continue
         deviation = value.dim() == 1 and name.rpartition(".")[2].endswith("scale")
         bad = int((value.isnan() | (value == -torch.inf) if deviation else ~torch.isfinite(value)).sum())
         if bad:
-            return f"{bad:,} of {value.numel():,} numbers of the weight '{name}' are not finite"
+            return f"{bad:,} of {value.numel():,} numbers in the weight '{name}' are not finite"
     return ""
 
 
 @contextmanager
 def _no_larger_than(tensors: int, numbers: int) -> Iterator[None]:
-    """Refuse modules of this thread that have more parameters than that, in the middle of their construction."""
+    """Abort the construction of modules in this thread that have more parameters than that."""
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
     thread, seen = threading.get_ident(), [0, 0]
@@ -234,12 +234,12 @@ def _no_larger_than(tensors: int, numbers: int) -> Iterator[None]:
         hook.remove()
 
 
-@cache  # the hub's library takes a third of a second to import, so only who needs it pays
+@cache  # the hub's library takes a third of a second to import, so it is imported only when needed
 def _published() -> Any:
     hub = hub_library()
 
     class Published(hub.ModelHubMixin, library_name="frevl", tags=["frevl"]):  # type: ignore[call-arg, misc, name-defined]
-        """A network with the hub's verbs; a wrapper, so that the network itself stays a plain module."""
+        """A network with the hub's methods; a wrapper, so that the network itself remains a plain module."""
 
         def __init__(self, network: nn.Module) -> None:
             self.network = network
@@ -268,7 +268,7 @@ tags:
 
 # A FrEVL fusion network
 
-It reads frozen embeddings of an image and a text; which encoders made them, and how good it is, was not recorded here.
+This network reads frozen embeddings of an image and a text. Its encoders and its quality were not recorded here.
 """
 
 
@@ -300,13 +300,14 @@ def _fetched(model: str, revision: str | None, patterns: list[str], **options: A
     try:
         return Path(hub.snapshot_download(model, **{**wanted, "local_files_only": True}))
     except hub.errors.LocalEntryNotFoundError:
-        pass  # not in the cache: below it is fetched
-    # A name that cannot be one is refused with ValueError.
+        pass  # not in the cache: downloaded below
+    # An invalid name is refused with ValueError.
     except ValueError as error:
         raise RunError(f"'{model}': expected a folder or an id on the hub, found neither ({brief(error)})") from None
     try:
         return Path(hub.snapshot_download(model, **wanted))
-    # Without network the hub's library fails with its own, the HTTP library's or the system's exceptions.
+    # Without a network, the hub's library raises its own exceptions, those of the HTTP library, and those of the
+    # system.
     except Exception as error:
         named = model if revision is None else f"{model}@{revision}"
         raise RunError(

@@ -15,10 +15,10 @@ _LEAST_DEVIATION = 1e-6
 
 
 def mean_pool(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the tokens that are not padding.
+    """Return the mean over the tokens that are not padding.
 
     Args:
-        tokens: ``(n, N, d)``, finite where masked out; or ``(n, d)``, which is pooled already.
+        tokens: ``(n, N, d)``, finite where masked out; or ``(n, d)``, already pooled.
         mask: ``(n, N)`` bool, True where a token exists; without it all exist.
 
     Returns:
@@ -33,11 +33,11 @@ def mean_pool(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class ZScore(NamedTuple):
-    """Standardisation: subtract the mean and divide by the deviation, dimension by dimension.
+    """Standardisation: subtract the mean and divide by the standard deviation, dimension by dimension.
 
     Attributes:
-        mean: ``(d,)``.
-        scale: ``(d,)``, the deviation; infinite where a dimension never varies, which then becomes zero: it
+        mean: ``(d,)``, the mean of each dimension.
+        scale: ``(d,)``, the standard deviation; infinite where a dimension is constant, which then becomes zero: it
             carries no information, and dividing by its zero deviation would ruin all others.
     """
 
@@ -46,15 +46,15 @@ class ZScore(NamedTuple):
 
     @classmethod
     def of(cls, values: Tensor) -> ZScore:
-        """Measure ``(n, d)`` values; a single row has no deviation at all."""
-        if not values.shape[1]:  # a side that the pairs do not have
+        """Measure ``(n, d)`` values; a single row has no deviation."""
+        if not values.shape[1]:  # a side that is absent from the pairs
             return cls(values.new_zeros(0), values.new_ones(0))
         deviation, mean = torch.std_mean(values, dim=0, correction=0)
         return cls.from_deviation(mean, deviation)
 
     @classmethod
     def from_deviation(cls, mean: Tensor, deviation: Tensor) -> ZScore:
-        """Take ``(d,)`` mean and deviation that were measured elsewhere."""
+        """Take a ``(d,)`` mean and deviation measured elsewhere."""
         return cls(mean, deviation.where(deviation > _LEAST_DEVIATION, torch.inf))
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -62,14 +62,14 @@ class ZScore(NamedTuple):
         return (values - self.mean) / self.scale
 
     def fit(self, values: Tensor) -> None:
-        """Measure ``(n, d)`` values, into the tensors that are here: those of a network."""
+        """Measure ``(n, d)`` values and write the result into the existing tensors, which are a network's."""
         with torch.no_grad():
             for own, found in zip(self, ZScore.of(values), strict=True):
                 own.copy_(found)
 
 
 def frozen(*shape: int, fill: float = 0.0) -> nn.Parameter:
-    """A tensor that is saved with its network and never trained."""
+    """Return a tensor that is saved with its network and never trained."""
     return nn.Parameter(torch.full(shape, fill), requires_grad=False)
 
 
@@ -77,17 +77,17 @@ _LARGEST = 6e4  # float16 ends at 65,504
 
 
 def bfloat16_on_accelerators(device: torch.device | str) -> AbstractContextManager[object]:
-    """Multiply in bfloat16 while training on an NVIDIA device; weights, norms and losses stay in float32."""
+    """Use bfloat16 matrix products in training on an NVIDIA device; weights, norms and losses stay in float32."""
     if torch.device(device).type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def low_precision(device: str) -> AbstractContextManager[object]:
-    """Multiply in bfloat16 while training: on NVIDIA devices, and on processors with matrix instructions for it (AMX).
+    """Use bfloat16 matrix products in training: on NVIDIA devices, and on CPUs with matrix instructions for it (AMX).
 
-    On such a processor matrix products are then seven times as fast (research/experiments/log.md); emulated, they would
-    be slower than float32. On a processor, scores are always computed in float32.
+    On such a CPU, matrix products are then seven times as fast (research/experiments/log.md); emulated, they would be
+    slower than float32. On a CPU, scores are always computed in float32.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if torch.device(device).type == "cpu" and capabilities.get("amx_bf16", False):
@@ -96,22 +96,22 @@ def low_precision(device: str) -> AbstractContextManager[object]:
 
 
 def stored_in_half(module: nn.Module, *, inner: bool = True) -> None:
-    """Let the matrices of a module be float16 in its `state_dict`; in memory they stay float32.
+    """Store the matrices of a module as float16 in its `state_dict`; in memory they stay float32.
 
-    Half the size of a run. A matrix of unit vectors or of trained weights loses a relative 3e-4 a number, in random
-    directions: scores change by less than a thousandth (tested). Vectors (means, biases, scales) stay exact, and so
+    This halves the size of a run. A matrix of unit vectors or of trained weights loses a relative 3e-4 per number, in
+    random directions: scores change by less than a thousandth (tested). Vectors (means, biases, scales) stay exact, as
     does a matrix with numbers that float16 cannot hold.
 
     Args:
-        module: Whose parameters.
-        inner: Those of the modules inside it too.
+        module: Module whose matrices are stored so.
+        inner: Whether to include its submodules.
     """
     own = frozenset(name for name, _ in module.named_parameters(recurse=inner))
     module.register_state_dict_post_hook(_Halving(own))  # type: ignore[no-untyped-call]
 
 
 class _Halving:
-    """The hook of `stored_in_half`; a class, so that a network that has it can be pickled."""
+    """The hook of `stored_in_half`; a class, so that a network with it can be pickled."""
 
     def __init__(self, own: frozenset[str]) -> None:
         self.own = own

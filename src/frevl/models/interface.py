@@ -1,8 +1,8 @@
 """The interface of networks: pairs in, logits out, and optional capabilities.
 
 A new network is one class here in ``models`` with a `PairNetwork.key`, its ``settings`` and ``forward``, and one line
-in `frevl.models.registry`. All other members have defaults that are right for a network without special abilities.
-Training, evaluation, scoring, search, export and the service use this interface only and know no class of a network.
+in `frevl.models.registry`. All other members have defaults that suit a network without special abilities. Training,
+evaluation, scoring, search, export and the service use this interface only and know no concrete class.
 """
 
 from __future__ import annotations
@@ -30,69 +30,69 @@ __all__ = [
 ]
 
 Build = Callable[[str, dict[str, Any]], "PairNetwork"]
-"""From the key and the settings of a network to the network, with fresh weights: `frevl.models.registry.build`."""
+"""Builds a network with fresh weights from its key and settings: `frevl.models.registry.build`."""
 
 Items = tuple[Tensor, ...]
-"""What a network keeps of items of one modality; the first axis of every tensor counts the items."""
+"""Intermediate results of items of one modality; the first axis of every tensor counts the items."""
 
 PairLogits = Callable[[Tensor, Tensor], Tensor]
-"""From ``(n,)`` image rows and ``(n,)`` text rows to ``(n, outputs)`` logits."""
+"""Maps ``(n,)`` image rows and ``(n,)`` text rows to ``(n, outputs)`` logits."""
 
 
 Projection = Callable[[Tensor], Tensor]
-"""From ``(n, dim)`` or ``(n, N, dim)`` embeddings to ``(n, N, width)``."""
+"""Maps ``(n, dim)`` or ``(n, N, dim)`` embeddings to ``(n, N, width)``."""
 
 
 PriorSide = Literal["image", "text"]
-"""The side of a pair that a network can answer from alone."""
+"""The side of a pair that a network can answer to alone."""
 
 
 class Searchable(Protocol):
-    """What has one vector per image and one vector per text, whose dot products rank."""
+    """A network with one vector per image and one per text, whose dot products rank."""
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
         ...
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
         ...
 
 
 class Prior(Protocol):
-    """What answers to one side of a pair alone, by its bank of training items of the other."""
+    """A network that can answer to one side of a pair alone, using a bank of training items of the other side."""
 
     @property
     def prior_of(self) -> PriorSide:
-        """The side that it answers to."""
+        """The side that it can answer to alone."""
         ...
 
     def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Answer to one side alone.
+        """Return the answer to one side alone.
 
         Args:
-            items: ``(n, dim)`` or ``(n, N, dim)`` embeddings of the side `prior_of`.
-            mask: ``(n, N)`` bool.
+            items: ``(n, dim)`` or ``(n, N, dim)`` embeddings of that side; see `prior_of`.
+            mask: ``(n, N)`` bool, True where a token exists.
 
         Returns:
-            ``(n, outputs)`` of a classification, ``(n, 1)`` of a matching.
+            ``(n, outputs)`` for classification, ``(n, 1)`` for matching.
         """
         ...
 
 
 class TurnableTexts(Protocol):
-    """What has vectors of texts (of a first stage, or of names of classes) whose parts linear maps can turn."""
+    """A network with text vectors (of a first stage, or of class names) whose parts linear maps can transform."""
 
     @property
     def text_blocks(self) -> list[int]:
-        """Widths of the parts."""
+        """Widths of the parts of a text vector."""
         ...
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> PairNetwork:
-        """Return the same network with every part turned, and scaled to its length again.
+        """Return the same network with every part transformed and rescaled to its former length.
 
         Args:
-            maps: ``(d, d)`` of every one of `text_blocks`.
+            maps: One ``(d, d)`` matrix for each of `text_blocks`.
         """
         ...
 
@@ -104,12 +104,14 @@ class PairNetwork(nn.Module, ABC):
         key: Name of the kind of network in ``run.json``, unique in `frevl.models.registry.NETWORKS`.
         settings: The arguments that build the same network without its weights, as JSON can hold them; see
             `from_settings`.
-        item_work: When `image_items` and `text_items` pay: ``never``; in ``grids``, where many pairs share few items;
-            or ``always``, because an item is so much work that it is done once for a list of pairs too.
-        probability_apart: The match probability has a logit of its own, the last column; the first is the score.
-        scores_in_half: With its weights in float16 it was measured on an accelerator to rank as in float32
-            (docs/accelerator.md).
-        affine: The mean of its logits over images is its logits of their mean; the same of texts.
+        item_work: When computing `image_items` and `text_items` separately pays off: ``never``; in ``grids``, where
+            many pairs share few items; or ``always``, because an item is so much work that a list of pairs should share
+            it too.
+        probability_apart: Whether the match probability has its own logit, the last column; the first is then the
+        score.
+        scores_in_half: Whether, with weights in float16 on an accelerator, it ranks as in float32 (measured,
+        docs/accelerator.md).
+        affine: Whether the mean of its logits over images is the logit of the mean image, and likewise for texts.
         no_int8: Why the network cannot be exported in 8-bit integers; empty if it can.
     """
 
@@ -122,7 +124,7 @@ class PairNetwork(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """A copy, so that nobody changes them afterwards; set once, in the constructor."""
+        """Return a copy, so that nobody can change them; set once, in the constructor."""
         return deepcopy(self._settings)
 
     @settings.setter
@@ -142,7 +144,7 @@ class PairNetwork(nn.Module, ABC):
             text_mask: ``(n, Nt)`` bool.
 
         Returns:
-            ``(n, outputs)``: one column for matching (see `probability_apart`), one for each class otherwise.
+            ``(n, outputs)``: one column for matching (see `probability_apart`), otherwise one per class.
         """
 
     @classmethod
@@ -150,10 +152,10 @@ class PairNetwork(nn.Module, ABC):
         """Build the network from its ``settings``, with fresh weights.
 
         Args:
-            settings: What ``settings`` of a network of this class held.
-            build: Builds the networks that this one is made of.
+            settings: The former ``settings`` of a network of this class.
+            build: Builds the networks inside this one.
         """
-        del build  # only a network made of others needs it
+        del build  # only a network that contains others needs it
         return cls(**settings)
 
     @classmethod
@@ -168,7 +170,7 @@ class PairNetwork(nn.Module, ABC):
         return cls(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
 
     def for_inference(self) -> PairNetwork:
-        """Return a network with the same answers and possibly less work; this one stays as it is."""
+        """Return a network with the same outputs and possibly less work; this one is not changed."""
         return self
 
     def for_export(self) -> nn.Module:
@@ -176,54 +178,54 @@ class PairNetwork(nn.Module, ABC):
         return self.for_inference()
 
     def probability_logits(self, logits: Tensor) -> Tensor:
-        """Select from ``(n, outputs)`` logits the columns that calibrated probabilities are computed from."""
+        """Return the columns of the ``(n, outputs)`` logits from which calibrated probabilities are computed."""
         return logits[:, -1:] if self.probability_apart else logits
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
-        """Do the work that needs only the image; shapes as in `forward`."""
-        del image_mask  # the embeddings themselves are kept, and `score_items` gets the mask again
+        """Do the work that depends on the image alone; shapes as in `forward`."""
+        del image_mask  # the embeddings are kept as they are, and `score_items` gets the mask again
         return (image,)
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
-        """Do the work that needs only the text."""
+        """Do the work that depends on the text alone."""
         del text_mask
         return (text,)
 
     def score_items(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the ``(n, outputs)`` logits of pairs from their items, ``n`` of each modality."""
+        """Return the ``(n, outputs)`` logits of ``n`` pairs from the items of each modality."""
         logits: Tensor = self(*images, *texts, image_mask, text_mask)
         return logits
 
     def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
-        """Return a faster way to score any number of pairs of these items without masks; None if there is none."""
+        """Return a faster way to score any number of unmasked pairs of these items; None if there is none."""
         del images, texts
         return None
 
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
-        """Mean and deviation of image and of text embeddings in training, if the network remembers them."""
+        """Return mean and deviation of the image and text embeddings in training, if the network stores them."""
         return None
 
     def projections(self) -> tuple[Projection, Projection] | None:
-        """Learned maps of the embeddings of an image, and of a text, to ``(n, N, width)``, if the network has them."""
+        """Return the learned maps of image and text embeddings to ``(n, N, width)``, if the network has them."""
         return None
 
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor] | None:
-        """Return what its last layer reads, by side, if the posterior of that layer is known in closed form.
+        """Return the inputs of the last layer, by side, if the posterior of that layer is known in closed form.
 
         Args:
-            image: As `forward`, like all others.
-            text: As `forward`.
-            image_mask: As `forward`.
-            text_mask: As `forward`.
+            image: As in `forward`, like the other arguments.
+            text: As in `forward`.
+            image_mask: As in `forward`.
+            text_mask: As in `forward`.
 
         Returns:
             ``(n, width)`` float32 of unit length (or below: see `frevl.models.classification.posterior.left_over`) by
-            ``image``, by ``image`` and ``text``, or by ``pair``. A network made of others puts their number before:
-            ``0.pair``. None if there is no such layer.
+                ``image``, by ``image`` and ``text``, or by ``pair``. A network that contains others prefixes their
+                number: ``0.pair``. None if there is no such layer.
         """
         del image, text, image_mask, text_mask
         return None
@@ -236,30 +238,30 @@ class PairNetwork(nn.Module, ABC):
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return the ``(n,)`` doubt of pairs from what the posterior leaves of each of the `last_layer_inputs`.
+        """Return the ``(n,)`` doubt of pairs from the variance left over for each of the `last_layer_inputs`.
 
         Args:
-            left: ``(n,)`` by side, on the CPU, where the doubt stays.
-            image: As `forward`, like all others.
-            text: As `forward`.
-            image_mask: As `forward`.
-            text_mask: As `forward`.
+            left: ``(n,)`` left-over variance by side, on the CPU, where the doubt is returned too.
+            image: As in `forward`, like the other arguments.
+            text: As in `forward`.
+            image_mask: As in `forward`.
+            text_mask: As in `forward`.
         """
         del image, text, image_mask, text_mask
         return pair_doubt(left)
 
     @property
     def prior(self) -> Prior | None:
-        """What answers to one side alone; None if the network has no bank of the other one."""
+        """The part that answers to one side alone; None if the network has no bank of the other side."""
         return None
 
     def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor | None:
-        """Return the mean of the logits over a bank in a shorter way than one item of it after the other.
+        """Return the mean of the logits over a bank, if there is a faster way than scoring one bank item at a time.
 
         Args:
             kept: The side of the items.
             items: ``(n, dim)`` pooled embeddings of that side.
-            bank: ``(m, dim)`` of the other side.
+            bank: ``(m, dim)`` pooled embeddings of the other side.
 
         Returns:
             ``(n, outputs)``, or None if there is no such way.
@@ -269,15 +271,15 @@ class PairNetwork(nn.Module, ABC):
 
     @property
     def turnable_texts(self) -> TurnableTexts | None:
-        """What turns its vectors of texts; None if it has none that linear maps can turn."""
+        """The part whose text vectors can be transformed; None if there is none."""
         return None
 
     @property
     def first_stage(self) -> Searchable | None:
-        """What can search; None if the network has no vectors of single items."""
+        """The part that can search; None if the network has no vectors of single items."""
         return None
 
     @property
     def rerank_depth(self) -> int:
-        """How many candidates of the first stage are worth scoring again; 0 if the network does not rerank."""
+        """Number of candidates of the first stage worth rescoring; 0 if the network does not rerank."""
         return 0

@@ -41,11 +41,11 @@ def build(key: str, settings: dict[str, Any]) -> PairNetwork:
 
     Args:
         key: `PairNetwork.key` of its class.
-        settings: What its ``settings`` were.
+        settings: The ``settings`` of the network to rebuild.
 
     Raises:
         KeyError: There is no such network.
-        TypeError: The settings are those of another one.
+        TypeError: The settings belong to another network.
         UsageError: A setting is out of range.
     """
     return NETWORKS[key].from_settings(settings, build)

@@ -22,7 +22,7 @@ CANARY_TEXTS = (
 
 
 def canary_images() -> list[Image.Image]:
-    """Draw three fixed RGB pictures: smooth colour, fine stripes, seeded noise."""
+    """Draw three fixed RGB images: smooth colour, fine stripes, seeded noise."""
     y, x = np.mgrid[0:96, 0:128]
     smooth = np.stack([2 * x, 2 * y, 255 - x - y], axis=2)
     stripes = np.stack([(x // 4 % 2) * 255, (y // 6 % 2) * 255, ((x + y) // 8 % 2) * 255], axis=2)

@@ -1,4 +1,4 @@
-"""Interfaces of extraction: sources of pictures, and embedders, local or on nodes (`frevl.store.many_nodes`)."""
+"""Interfaces of extraction: sources of images, and embedders, local or on nodes (`frevl.store.many_nodes`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frevl.store.items import CommitBuffer, KnownItems, PendingItem, StoredItems
 __all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "ahead_of", "remarks"]
 
 GUESSED = "guessed white"
-"""For pictures with more than 8 bits that neither define white nor use all their bits."""
+"""For images with more than 8 bits that neither define white nor use all their bits."""
 IN_SILENCE = "changed in silence"
 """For files whose content changed but not their size and modification time."""
 
@@ -22,27 +22,27 @@ A_contra = TypeVar("A_contra", contravariant=True)
 
 
 class Pictures(Protocol[A_contra]):
-    """Pictures of one kind: files of a folder, members of tars, cells of tables.
+    """Images of one kind: files of a folder, members of tars, cells of tables.
 
     Attributes:
-        in_memory: Whether the bytes of a picture are in memory before it is prepared, so that few should wait.
-        remarks: What was noticed while pictures were prepared: ids, by what there is to say of them.
+        in_memory: Whether the bytes of an image are in memory before it is prepared, so that few should wait.
+        remarks: What was noticed while images were prepared: ids, by what there is to say of them.
     """
 
     in_memory: bool
     remarks: dict[str, list[str]]
 
     def id_of(self, source: A_contra) -> str:
-        """Return the id of a picture."""
+        """Return the id of an image."""
 
     def bytes_of(self, source: A_contra) -> int:
-        """Return how many bytes of a picture are currently in memory."""
+        """Return how many bytes of an image are currently in memory."""
 
     def is_settled(self, source: A_contra) -> bool:
         """Return whether it is known, without reading anything, that nothing needs doing."""
 
     def is_gone(self, id_: str) -> bool:
-        """Return whether the file of a stored picture no longer exists."""
+        """Return whether the file of a stored image no longer exists."""
 
     def prepare(self, source: A_contra) -> tuple[str, PendingItem | Reject | None]:
         """Read, hash and decode one, unless the store already has it unchanged; thread-safe.
@@ -56,7 +56,7 @@ class Pictures(Protocol[A_contra]):
 
 
 class MakePictures(Protocol[A_contra]):
-    """Creates pictures of one kind."""
+    """Creates images of one kind."""
 
     def __call__(self, towers: Sequence[ImageTower], stored: KnownItems) -> Pictures[A_contra]:
         """Make them.
@@ -82,7 +82,7 @@ class Embedder(Protocol):
     def images(
         self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed pictures.
+        """Embed images.
 
         Args:
             pictures: Prepares one.
@@ -119,7 +119,7 @@ class Here:
         stored: StoredItems,  # noqa: ARG002
         buffer: CommitBuffer,
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed pictures in order: see `Embedder.images`."""
+        """Embed images in order: see `Embedder.images`."""
         batch: list[PendingItem] = []
         depth = 4 * (self._workers if pictures.in_memory else buffer.size)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:

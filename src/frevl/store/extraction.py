@@ -80,7 +80,7 @@ def extract(
         images: Folder of images; an image's id is its path below it, with ``/``. Or a tar (webdataset), a folder of
             tars, or a text file that lists tars: the id is then ``TAR/path inside``.
         pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
-            pictures inside Parquet, Arrow and Feather files and inside tables in memory are embedded too
+            images inside Parquet, Arrow and Feather files and inside tables in memory are embedded too
             (`frevl.data.formats.arrow_rows`).
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
@@ -95,7 +95,7 @@ def extract(
         check_content: Compare the content of all files, also where size and modification time are those of the store.
         shard: Only this share of the images and texts, such as ``3/8``, into a store of its own: a part. All parts
             together, merged by `frevl.store.sharding.merging.merge`, are what one extraction would have made.
-        write_pairs: Pairs file to write: every picture of the tars with the caption, or the label, beside it. The
+        write_pairs: Pairs file to write: every image of the tars with the caption, or the label, beside it. The
             captions are embedded, too.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
@@ -219,7 +219,7 @@ def _check_tars(of_tars: bool, *, prune: bool, write_pairs: str | Path | None) -
     if of_tars and prune:
         raise UsageError("--prune compares the store with the files of a folder, not with tars; use frevl store remove")
     if write_pairs is not None and not of_tars:
-        raise UsageError("--write-pairs writes the captions next to pictures in tars; give tars with --images")
+        raise UsageError("--write-pairs writes the captions next to images in tars; give tars with --images")
 
 
 def _extract_texts(
@@ -330,7 +330,7 @@ def _arrow_files(files: Sequence[Path | Pairs]) -> list[ArrowSource]:
 
 
 def _with_pictures(tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> list[ArrowSource]:
-    """Return the tables that have a column of pictures."""
+    """Return the tables that have a column of images."""
     return [table for table in tables if pictures_of(table, columns) is not None]
 
 

@@ -291,7 +291,7 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
     """Return the identity of a training's data: a run is not continued with other data.
 
     Returns:
-        The version of frevl, the fingerprint of the store, hashes of the pairs and of the pictures they name, and of
+        The version of frevl, the fingerprint of the store, hashes of the pairs and of the images they name, and of
         the weights of a ``former`` run that it begins with or is judged by.
 
     Raises:
@@ -303,11 +303,11 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 
-_AT_ONCE = 65_536  # pictures that are objects of Python at a time
+_AT_ONCE = 65_536  # images that are objects of Python at a time
 
 
 def content_of(store: Store, pairs: Pairs) -> str:
-    """Return a hash of pairs and their pictures, so that neither changes unnoticed during training."""
+    """Return a hash of pairs and their images, so that neither changes unnoticed during training."""
     digest = hashlib.sha256()
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())

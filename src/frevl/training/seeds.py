@@ -101,7 +101,7 @@ def train_seeds(
     """Train the same model with several seeds.
 
     Repeating the call reuses finished seeds, continues an interrupted one, and adds missing ones; more seeds may be
-    added later. Finished seeds are reused only if pairs, pictures, embeddings and all settings match this call.
+    added later. Finished seeds are reused only if pairs, images, embeddings and all settings match this call.
 
     Args:
         store: As in `frevl.train`.

@@ -75,4 +75,4 @@ def test_a_new_text_is_refused_in_words(client, route, body):
 )
 def test_a_picture_that_is_sent_along_is_refused_in_words(client, route, body):
     response = client.http.post(f"/v1/{route}", json={**body, "uploads": {"mine": based(b"any")}})
-    refused(response, 409, "cannot_embed", "The image vectors were imported, so uploaded pictures")
+    refused(response, 409, "cannot_embed", "The image vectors were imported, so uploaded images")

@@ -186,9 +186,9 @@ def test_pictures_that_are_not_in_the_folder_are_counted_and_compared_by_embeddi
     empty = tmp_path / "empty"
     empty.mkdir()
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=empty)
-    assert "47 of 47 pictures cannot be read below" in found.sentence()
+    assert "47 of 47 images cannot be read below" in found.sentence()
     assert found.filters["duplicate"]["by"] == "embedding"
-    with pytest.raises(UsageError, match="--images .*none: expected the folder of the pictures, found nothing"):
+    with pytest.raises(UsageError, match="--images .*none: expected the folder of the images, found nothing"):
         frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=tmp_path / "none")
 
 

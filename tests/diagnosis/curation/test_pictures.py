@@ -101,7 +101,7 @@ def test_without_a_folder_the_pictures_are_not_looked_at_and_that_is_said(album)
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["image"])
     assert found.kept == len(found.lines)
     assert all(line["curate"]["image"] is None for line in found.lines)
-    assert "Pictures were not checked: give --images DIR." in found.sentence()
+    assert "Images were not checked: give --images DIR." in found.sentence()
 
 
 def test_sizes_that_an_import_brought_are_looked_at_without_a_folder(tmp_path):
@@ -121,7 +121,7 @@ def test_sizes_that_an_import_brought_are_looked_at_without_a_folder(tmp_path):
     found = frevl.curate(tmp_path / "store", pairs, drop=["image"])
     reasons = [line["curate"]["image"] for line in found.lines]
     assert reasons == [[], ["below 64 pixels", "strip"], ["strip"], None, None]
-    assert "Only the picture sizes in the store" in found.sentence()
+    assert "Only the image sizes in the store" in found.sentence()
 
 
 @pytest.mark.parametrize("name", ["../outside.png", "none.png", "text.png", "/etc/hostname"])

@@ -123,12 +123,12 @@ def test_every_reason_is_named_and_drops_its_line(tmp_path):
     assert {n: own for n, own in said.items() if n in (3, 7, 11)} == {
         3: ["no words"], 7: ["file name"], 11: ["other script"]
     }  # fmt: skip
-    assert {n for n, own in said.items() if own == ["on many different pictures"]} == set(range(20, 60, 8))
+    assert {n for n, own in said.items() if own == ["on many different images"]} == set(range(20, 60, 8))
     assert len(said) == 8
     assert found.kept == 52
     assert found.filters["text"]["script"] == "LATIN"
     assert found.filters["text"]["reasons"] == {
-        "file name": 1, "no words": 1, "on many different pictures": 5, "other script": 1
+        "file name": 1, "no words": 1, "on many different images": 5, "other script": 1
     }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_a_question_stands_with_many_pictures_by_right(tmp_path):
 def test_a_caption_on_most_pictures_is_not_judged_and_that_is_said(tmp_path):
     found = curated(tmp_path, ["A  picture"] * 20 + [f"a thing {chr(97 + n)}" for n in range(10)])
     assert found.kept == 30
-    assert "'a picture' goes with 20 of 30 distinct pictures; above half" in found.sentence()
+    assert "'a picture' goes with 20 of 30 distinct images; above half" in found.sentence()
 
 
 def test_where_every_line_is_a_file_name_all_go_and_that_is_said_first(tmp_path):

@@ -134,7 +134,7 @@ def test_what_goes_of_judged_lines_is_compared_as_the_filter_was(tmp_path):
     # Of pictures that are gone what needs no vectors is told all the same.
     lines[0]["image"] = "gone.png"
     found = removed_of_lines(world.store, lines, kept, **asked)
-    assert "some of these pictures are not in the store" in found["sentence"]
+    assert "some of these images are not in the store" in found["sentence"]
     assert {one["key"] for one in found["groups"]} == {"even", "target"}
     assert removed_of_lines(world.store, lines, np.ones(len(lines), bool), **asked) is None
 

@@ -250,7 +250,7 @@ def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
     one = Probed("x", {"tiny, pooled": hits}, {"draw and embed": 1.0}, Sizes(test=360))
     monkeypatch.setattr("frevl.diagnosis.embeddings.probes.probe_encoder", always(one))
     skills, _ = probe_findings(["x"], cache=tmp_path)
-    assert "reading worst: 25.0 % of 360 drawn pictures are answered right there, guessing gives 10.0 %" in skills.claim
+    assert "reading worst: 25.0 % of 360 drawn images are answered right there, guessing gives 10.0 %" in skills.claim
     assert skills.value == 25.0
     row = next(row for row in skills.table if row["skill"] == "reading")
     assert row["right %"] == 25.0

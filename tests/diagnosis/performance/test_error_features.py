@@ -82,7 +82,7 @@ def test_the_claim_says_no_more_than_its_numbers():
     none = Explained("place", -0.3, 0.2, 0.3, 0.1, False)
     claim, _ = errors_claim("the fusion (tiny)", [longer, crowded, none])
     assert claim == (
-        "Of the fusion (tiny), errors come with more words (-0.21); right answers with pictures like many others "
+        "Of the fusion (tiny), errors come with more words (-0.21); right answers with images like many others "
         "(+0.11) (partial correlation; 3 features looked at)."
     )
     claim, advice = errors_claim("linear", [none])

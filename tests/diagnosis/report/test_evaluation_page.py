@@ -78,7 +78,7 @@ def test_groups_come_first_with_their_numbers(tmp_path):
 
 def test_whom_searches_show(tmp_path):
     page = written(QUERIES, tmp_path)
-    assert "show groups 12.50 points away from their share of the 120 pictures" in page
+    assert "show groups 12.50 points away from their share of the 120 images" in page
     for shown in ("58.5", "70.5", "MaxSkew@9 is 0.250", "a calm one", "Whom do searches show?"):
         assert shown in page, shown
     by_query = evaluation_findings(QUERIES)[2]

@@ -306,10 +306,10 @@ def test_names(name, models, choice, layers):
         ("a@", "expected MODEL@REVISION"),
         ("a#int4", "no option '#int4' here. Did you mean 'int8'?"),
         ("a#int8#torch", "no option '#torch' here"),
-        ("a#layers=-1;2", "whole numbers with commas between them, such as -1,-4; found '-1;2'"),
-        ("a#layers=2,2", "a layer is named twice"),
+        ("a#layers=-1;2", "integers separated by commas, such as -1,-4; found '-1;2'"),
+        ("a#layers=2,2", "a layer occurs twice"),
         ("a#layers=2#layers=1", "no option '#layers=1' here"),
-        ("no/such/folder", "expected a folder with a model or the id of one on the hub, found neither"),
+        ("no/such/folder", "expected a folder with a model, or a model id on the hub, found neither"),
     ],
 )
 def test_wrong_names(name, message):
@@ -322,7 +322,7 @@ def test_what_a_network_does_not_have_is_wrong_use(pretrained):
         load_encoder(f"hf:{pretrained / 'dinov2'}#torch#layers=4")
     with pytest.raises(UsageError, match="has a grid of 5x5 patches, which is coarser than 7x7; .* at most 5x5"):
         load_encoder(f"hf:{pretrained / 'clip'}#torch", tokens="7x7")
-    with pytest.raises(UsageError, match="pictures of any side lengths and cannot be exported; leave '#int8' out"):
+    with pytest.raises(UsageError, match="images of any side lengths and cannot be exported; leave '#int8' out"):
         load_encoder(f"hf:{pretrained / 'siglip2'}#int8")
-    with pytest.raises(UsageError, match="A model of a hub is written 'hf:openai/clip'"):
+    with pytest.raises(UsageError, match="A model on a hub is written 'hf:openai/clip'"):
         load_encoder("openai/clip")

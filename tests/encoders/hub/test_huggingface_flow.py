@@ -71,7 +71,7 @@ def test_layers_of_the_command_line_become_part_of_the_name(pretrained, made, fr
         2,
         "frevl: --layers takes comma-separated whole numbers, such as -1,-4; found 'last'\n",
     )
-    with pytest.raises(UsageError, match="--layers goes with encoders of a model hub"):
+    with pytest.raises(UsageError, match="--layers works with encoders from a model hub"):
         with_layers("toy", [-1])
     assert with_layers("toy", []) == "toy"
 
@@ -94,7 +94,9 @@ def test_the_exported_network_says_the_same_and_int8_nearly(pretrained, cache, m
     name = f"hf:{pretrained / 'dinov2'}"
     with monkeypatch.context() as patch:
         patch.setattr(exported, "INT8_PARITY", 0.9999999)
-        with pytest.raises(EncoderError, match=r"'dinov2-image' says something else: cosine 0\.9.* Leave '#int8' out"):
+        with pytest.raises(
+            EncoderError, match=r"'dinov2-image' gives other embeddings: cosine 0\.9.* Leave '#int8' out"
+        ):
             load_encoder(f"{name}#int8")
     assert not list(cache.glob("*int8*"))
     plain, fast, int8 = (load_encoder(f"{name}{options}") for options in ("#torch", "", "#int8"))

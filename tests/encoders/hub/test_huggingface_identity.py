@@ -213,7 +213,7 @@ def test_what_the_hub_refuses_is_one_clear_sentence(hub):
     with pytest.raises(EncoderError) as caught:
         open_checkpoint("somebody/clip", "old")
     assert str(caught.value).startswith(
-        "The model 'somebody/clip@old' is not in the hub's cache and cannot be fetched ("
+        "The model 'somebody/clip@old' is not in the hub's cache and cannot be downloaded ("
     )
     assert "hf download somebody/clip --revision old" in str(caught.value)
     assert "hf:FOLDER" in str(caught.value)
@@ -225,7 +225,7 @@ def test_the_command_line_says_it_in_one_line_without_network(hub, frevl, draw, 
                  "hf:somebody/clip", "--quiet")  # fmt: skip
     assert said.code == 1
     assert said.err.count("\n") == 1
-    assert said.err.startswith("frevl: The model 'somebody/clip' is not in the hub's cache and cannot be fetched")
+    assert said.err.startswith("frevl: The model 'somebody/clip' is not in the hub's cache and cannot be downloaded")
     assert "Traceback" not in said.err
 
 
@@ -253,7 +253,7 @@ def test_weights_in_several_files(clip):
     assert np.abs(found.canaries - expected.canaries).max() < 1e-6
     assert found.identity["weights"] != expected.identity["weights"]
     (clip / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(EncoderError, match="it is no complete model"):
+    with pytest.raises(EncoderError, match="it is not a complete model"):
         load_encoder(f"hf:{clip}#torch")
 
 
@@ -280,18 +280,18 @@ def lacking_weights(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_weights, "expected 'config.json' and weights .* it is no complete model"),
+        (without_weights, "expected 'config.json' and weights .* it is not a complete model"),
         (garbage_weights, "the weights cannot be loaded"),
         (other_shapes, "the weights "),
-        (lacking_weights, "'vision_model.post_layernorm.weight' is missing or of another shape"),
+        (lacking_weights, "'vision_model.post_layernorm.weight' is missing or has another shape"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "expected an image processor in"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "expected a tokenizer"),
         (lambda folder: (folder / "config.json").write_text("{"), "expected JSON, found something else"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object"),
-        (configuration(model_type="clap2"), "is no model that transformers .* knows"),
+        (configuration(model_type="clap2"), "is not a model that transformers .* knows"),
         (configuration(auto_map={"AutoModel": "x.Y"}), "frevl runs no code from a hub"),
-        (processor(size={"shortest_edge": 48}, do_center_crop=False), "gives pictures of different sizes"),
-        (processor(crop_size={"height": 16, "width": 24}), "the network cannot take what its image processor gives"),
+        (processor(size={"shortest_edge": 48}, do_center_crop=False), "gives images of different sizes"),
+        (processor(crop_size={"height": 16, "width": 24}), "the network cannot process the output of its image"),
     ],
 )  # fmt: skip
 def test_damaged_models_are_one_clear_sentence(clip, damage, message):
@@ -314,5 +314,5 @@ def test_a_folder_has_no_revision_and_parts_that_frevl_cannot_run_are_named(pret
     (bert / "modules.json").write_text(json.dumps(modules[:2]))
     (bert / "1_Pooling").mkdir()
     (bert / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(EncoderError, match="pools its tokens by .*; frevl knows one of mean, cls, lasttoken"):
+    with pytest.raises(EncoderError, match="pools its tokens by .*; frevl supports one of mean, cls, lasttoken"):
         load_encoder(f"hf:{bert}#torch")

@@ -45,7 +45,7 @@ def test_a_convolutional_network_gives_its_own_pooling(resnet, way, tmp_path, mo
 
 def test_tokens_of_a_convolutional_network_are_refused(resnet):
     with pytest.raises(
-        EncoderError, match="expected one token a patch, which convolutional and window networks do not"
+        EncoderError, match="expected one token per patch, which convolutional and window networks do not"
     ):
         load_encoder(f"hf:{resnet}#torch", tokens="2x2")
 
@@ -69,5 +69,5 @@ def test_a_prompt_that_is_not_pooled_is_refused_not_pooled_in_silence(pretrained
     load_encoder(f"hf:{folder}#torch")  # without a prompt there is nothing to leave out
     prompt = {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(prompt))
-    with pytest.raises(EncoderError, match="leaves its prompt out when it pools"):
+    with pytest.raises(EncoderError, match="leaves its prompt out of the pooling"):
         load_encoder(f"hf:{folder}#torch")

@@ -124,7 +124,7 @@ def test_a_tag_is_fetched_by_the_library_or_said_to_be_out_of_reach(library, wei
         raise OSError("Name or service not known")
 
     library.download_pretrained = unreachable
-    with pytest.raises(EncoderError, match="are not in the cache and cannot be fetched .* openclip:tiny/FILE$"):
+    with pytest.raises(EncoderError, match="are not in the cache and cannot be downloaded .* openclip:tiny/FILE$"):
         load_encoder("openclip:tiny/laion2b")
 
 
@@ -143,7 +143,7 @@ def test_wrong_names(library, name, message):
 
 
 def test_tokens_are_refused_and_damaged_weights_named(library, tmp_path):
-    with pytest.raises(UsageError, match="is pooled only and cannot keep the tokens '7x7'; take hf:MODEL for tokens"):
+    with pytest.raises(UsageError, match="is pooled only and cannot keep the tokens '7x7'; use hf:MODEL for tokens"):
         load_encoder("openclip:tiny/laion2b", tokens="7x7")
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     with pytest.raises(EncoderError, match="does not hold the weights of open_clip's 'tiny'"):

@@ -46,7 +46,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so(caplog):
 
 
 def test_one_input_that_does_not_fit_is_an_error_that_says_what_to_do():
-    with pytest.raises(EncoderError, match="cpu: the memory is too small .* out of memory\\); stop other programs"):
+    with pytest.raises(EncoderError, match="cpu: too little memory .* out of memory\\); stop other programs"):
         TorchCopy(Small(most=0), "cpu").start(items(2))
 
 

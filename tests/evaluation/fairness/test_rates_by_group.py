@@ -80,7 +80,7 @@ def test_classes_by_group(made, runs, tmp_path, frevl):
     assert found["equal_opportunity"]["difference"] == pytest.approx(max(gaps.values()))
     assert found["left_out"] == {"few": 4}
     assert found["pictures"] == {"a": 42, "b": 42}
-    assert "Groups of 'side' with fewer than 20 pictures are left out of the comparison: 'few' (4)." in said.out
+    assert "Groups of 'side' with fewer than 20 images are left out of the comparison: 'few' (4)." in said.out
     assert "4 pairs have no 'side' and belong to no group." in said.out
     assert "accuracy by side: worst" in said.out
 
@@ -162,7 +162,7 @@ def test_a_pool_is_ranked_some_queries_at_a_time(made, runs, monkeypatch, model)
     for one, other, row in zip(whole, again, scores, strict=True):  # in other blocks the last digit may differ
         np.testing.assert_allclose(row[one], row[other], atol=1e-4)
     monkeypatch.setattr("frevl.evaluation.fairness.queries._MOST_RANKS", 300)
-    with pytest.raises(UsageError, match="3 queries over a pool of 120 pictures need 0.0 GB of ranks"):
+    with pytest.raises(UsageError, match="3 queries over a pool of 120 images need 0.0 GB of ranks"):
         ranked_pool(scorer, images, queries, 5)
 
 
@@ -173,7 +173,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     with pytest.raises(UsageError, match=r"--groups side: all pairs with this key are in one group \('x'\)"):
         evaluate(asked, one, groups="side")
     with pytest.raises(
-        UsageError, match=r"expected at least two groups of at least 20 pictures, found 1 among 2 \('few' 4"
+        UsageError, match=r"expected at least two groups of at least 20 images, found 1 among 2 \('few' 4"
     ):
         evaluate(asked, few, groups="side")
     with pytest.raises(UsageError, match="--groups sid: no pair has a name or a number for this key. Did you mean"):
@@ -181,7 +181,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     two = read_pairs(with_key(made.captions, tmp_path / "two.jsonl", lambda row: "ab"[number(row) % 2]))
     with pytest.raises(UsageError, match="--queries needs a matching run"):
         evaluate_queries(asked, two, ["red"], groups="side")
-    with pytest.raises(UsageError, match="-k 120: the pool has 120 pictures"):
+    with pytest.raises(UsageError, match="-k 120: the pool has 120 images"):
         evaluate_queries(dual, two, ["red"], groups="side", k=120)
     with pytest.raises(UsageError, match="-k must be a whole number of at least 1, found 0"):
         evaluate_queries(dual, two, ["red"], groups="side", k=0)
@@ -192,7 +192,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     with pytest.raises(InputError, match="the queries cannot be read"):
         evaluate_queries(dual, two, tmp_path / "bytes.txt", groups="side")
     mixed = read_pairs(with_key(made.captions, tmp_path / "mixed.jsonl", lambda row: row["text"].split()[0]))
-    with pytest.raises(UsageError, match="no picture of the group 'a' has that value in all its pairs"):
+    with pytest.raises(UsageError, match="no image of the group 'a' has that value in all its pairs"):
         evaluate_queries(dual, mixed, ["red"], groups="side")
     common = ("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "two.jsonl")
     said = frevl(*common, "-k", 5)

@@ -88,7 +88,7 @@ def test_what_was_written_trains_a_better_run(world, named, tmp_path):
     assert left.counts["in_training"] == 20
     assert left.counts["chosen"] == 100
     assert "no more are left" in left.sentence()
-    assert "Left out: 20 with pictures or texts in training." in left.sentence()
+    assert "Left out: 20 with images or texts in training." in left.sentence()
 
 
 def test_copies_are_chosen_once(tmp_path):
@@ -219,7 +219,7 @@ def test_the_page_holds_pictures_and_escapes_what_comes_from_data(made, tmp_path
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "6 pairs to label next" in page
     assert frevl(*words, "--html", tmp_path / "p.html").code == 0
-    assert (tmp_path / "p.html").read_text().count("no picture") == 6
+    assert (tmp_path / "p.html").read_text().count("no image") == 6
     refused = frevl(*words, "--images", made.images)
     assert (refused.code, "add --html" in refused.err) == (2, True)
 

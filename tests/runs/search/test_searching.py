@@ -461,7 +461,7 @@ BAD = {
         "fails on a row (Divide by zero error). Columns of",
     ),
     "cast": (["a dog", "--where", "CAST(id AS INT) = 1"], 2, "fails on a row (Cast error: Cannot cast string"),
-    "no image": (["--image", "nowhere.png"], 2, "nowhere.png: expected a picture file, or the id of an image of"),
+    "no image": (["--image", "nowhere.png"], 2, "nowhere.png: expected an image file, or the id of an image of"),
     "no picture": (["--image", __file__], 1, "Cannot read image"),
 }
 
@@ -602,7 +602,7 @@ def test_a_contact_sheet_escapes_what_comes_from_data(made, dual):
     page = contact_sheet(search(scorer, '<script>alert("1")</script>', k=1))
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
-    assert "no picture" in page
+    assert "no image" in page
 
 
 def test_the_public_name(made, dual):

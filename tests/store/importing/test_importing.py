@@ -484,7 +484,7 @@ def test_vectors_that_another_encoder_made_are_not_taken_for_ours(made, tmp_path
     with pytest.raises(FingerprintError, match="the encoder 'toy' gives another vector for '.*png' .cosine 0"):
         import_embeddings(images, store=tmp_path / "s", encoder="toy", **flags)
     assert not (tmp_path / "s").exists()
-    with pytest.raises(UsageError, match="give the folder of the pictures with --images"):
+    with pytest.raises(UsageError, match="give the folder of the images with --images"):
         import_embeddings(images, store=tmp_path / "s", encoder="toy", **{**flags, "images": None})
     with pytest.raises(FingerprintError, match="the encoder 'toy2' gives 32 numbers, found 64"):
         import_embeddings(images, store=tmp_path / "s", encoder="toy2", **flags)

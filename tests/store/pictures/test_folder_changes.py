@@ -352,7 +352,7 @@ def test_pictures_that_do_not_say_what_white_is_are_counted(tmp_path, draw):
     dark.save(images / "declared.tif", tiffinfo={281: 1023})
     report = extract(tmp_path / "s", images=images, encoder=["toy"])
     assert report.notes == [
-        "1 grey pictures use only some of their bits without saying which: the largest value was taken as white; "
+        "1 grey images use only some of their bits without saying which: the largest value was taken as white; "
         "the first is 'detector.tif'."
     ]
     store = Store.open(tmp_path / "s")

@@ -132,9 +132,7 @@ def test_a_name_that_stands_for_another_picture_is_refused(tmp_path):
     pq.write_table(table([0, 1]), tmp_path / "train.parquet")
     other = table([7]).set_column(0, "image", pa.array([{"bytes": png(7), "path": "1.png"}], PICTURE))
     pq.write_table(other, tmp_path / "test.parquet")
-    with pytest.raises(
-        PairsError, match="test.parquet: the picture '1.png' has different content from .* another table"
-    ):
+    with pytest.raises(PairsError, match="test.parquet: the image '1.png' has different content from .* another table"):
         extract(tmp_path / "a", pairs=[tmp_path / "train.parquet", tmp_path / "test.parquet"], encoder="toy")
     extract(tmp_path / "b", pairs=tmp_path / "train.parquet", encoder="toy")
     before = by_name(Store.open(tmp_path / "b"))
@@ -161,7 +159,7 @@ def test_broken_pictures_are_rejects(tmp_path):
     assert report.images == 1
     assert [(one.kind, one.id) for one in report.rejects] == [("image", "a"), ("pair", f"{tmp_path}/t.parquet:3")]
     pq.write_table(pa.table({"image": pa.array(rows[:1], PICTURE), "text": ["x"]}), tmp_path / "u.parquet")
-    with pytest.raises(InputError, match="u.parquet: expected images, found no picture that can be read as one"):
+    with pytest.raises(InputError, match="u.parquet: expected images, found no image that can be read as one"):
         extract(tmp_path / "t", pairs=tmp_path / "u.parquet", encoder="toy")
 
 

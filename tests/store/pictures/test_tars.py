@@ -190,7 +190,7 @@ def test_keys_that_stand_twice(tmp_path):
     report = extract(tmp_path / "s", images=tar, encoder="toy", write_pairs=tmp_path / "p.jsonl")
     assert sorted(Store.open(tmp_path / "s").image_ids) == ["x.tar/000000001.jpg", "x.tar/000000001.png"]
     assert {one.kind: one.reason for one in report.rejects} == {
-        "image": "the tar has two different pictures of this name; the first is used",
+        "image": "the tar has two different images of this name; the first is used",
         "pair": "the tar has two different members of this name; the first is used",
     }
     assert "with the same content count once: 1, the first is 'x.tar/000000001.png'" in report.sentence()
@@ -236,16 +236,16 @@ def test_members_of_every_kind(tmp_path):
         "broken.jpg", "bad.txt", "j.json", "e.txt", "../out.png", "empty.png", "link.png", "pipe.jpg"
     }  # fmt: skip
     assert reasons["../out.png"] == "its name leads out of the tar"
-    assert "Pictures without a caption: 5." in report.sentence()
+    assert "Images without a caption: 5." in report.sentence()
     assert set(Store.open(tmp_path / "s").texts) == {"ein Hund", "before its picture", "of a broken one", "of k"}
 
 
 def test_a_tar_without_pictures_is_an_error(tmp_path):
     tar = write_tar(tmp_path / "x.tar", [("a.txt", b"text")])
-    with pytest.raises(InputError, match=r"x.tar: expected images, found no picture"):
+    with pytest.raises(InputError, match=r"x.tar: expected images, found no image"):
         extract(tmp_path / "s", images=tar, encoder="toy")
     (tmp_path / "y.tar").write_bytes(gzip.compress(b"nothing")[:-9])
-    with pytest.raises(InputError, match="found no picture"):
+    with pytest.raises(InputError, match="found no image"):
         extract(tmp_path / "s", images=tmp_path / "y.tar", encoder="toy")
 
 

@@ -61,7 +61,7 @@ def test_a_group_that_the_space_has_partly_learned_from_is_not_held_out():
     everywhere = replace(examples, known=torch.arange(len(groups)) % 4 < 2)
     alone = choose_head(everywhere, None, 4, method="means", names=20.0, session=SESSION)
     assert not len(alone.held_out[1])
-    assert "has learned from 240 of the 240 examples, or from pictures grouped with them" in alone.notes[0]
+    assert "has learned from 240 of the 240 examples, or from images grouped with them" in alone.notes[0]
 
 
 def test_useless_examples_leave_the_names_alone():

@@ -93,7 +93,7 @@ def test_examples_in_the_file_of_the_classes(named, tmp_path):
 
 def test_development_pictures_are_compared_on(named, tmp_path):
     run = frevl.classify(named.store, named.classes, run=tmp_path / "run", examples=named.one_each, dev=named.test)
-    assert run.results["selection"]["judged_on"] == "120 development pictures"
+    assert run.results["selection"]["judged_on"] == "120 development images"
     assert not run.results["warnings"]
 
 
@@ -134,9 +134,9 @@ def test_unknown_pictures(named, tmp_path):
     outside = [one.unknown for row, one in zip(rows, found, strict=True) if row["target"] not in run.labels]
     assert np.mean(inside) < 0.15
     assert np.mean(outside) > 0.5
-    assert any("Unknown: a picture" in note for note in run.results["notes"])
+    assert any("Unknown: an image" in note for note in run.results["notes"])
     by_names = frevl.classify(named.store, three, run=tmp_path / "names", unknown=0.9)
-    assert any("pictures of the store" in note for note in by_names.results["notes"])
+    assert any("images of the store" in note for note in by_names.results["notes"])
 
 
 def test_what_is_refused(named, one_side, tmp_path):
@@ -252,7 +252,7 @@ def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, 
         assert counts["in_training"] == counts["covered"] == left_out
     dev = [{"image": image, "target": colours[image]} for image in known]
     assert any(
-        f"has learned from {len(dev)} of the {len(dev)} development pictures" in sentence
+        f"has learned from {len(dev)} of the {len(dev)} development images" in sentence
         for sentence in results(others, space=dual.path, dev=dev)["notes"]
     )
 
@@ -311,7 +311,7 @@ def test_a_picture_of_two_classes_is_left_out_and_named(named, tmp_path):
     assert run.results["train_pairs"] == len(rows) - 1
     left_out = next(note for note in run.results["notes"] if note.startswith("Left out"))
     assert left_out == (
-        "Left out: 2 examples of pictures that occur with several classes (pairs in memory:1: '0.png' is 'ash' "
+        "Left out: 2 examples of images that occur with several classes (pairs in memory:1: '0.png' is 'ash' "
         "and 'elm')."
     )
     both = [{"image": "0.png", "target": name} for name in ("ash", "elm")]
@@ -377,7 +377,7 @@ def test_what_was_asked_for_and_not_done_comes_first(named, tmp_path):
     few.write_text("".join(f"{line}\n" for line in named.test.read_text().splitlines()[:10]))
     run = frevl.classify(named.store, run=tmp_path / "run", examples=named.examples, dev=few)
     assert (
-        "The 10 development pictures were not used for the comparison: at least 20 are needed"
+        "The 10 development images were not used for the comparison: at least 20 are needed"
         in run.results["warnings"][0]
     )
     assert "held-out examples" in run.results["selection"]["judged_on"]

@@ -2,8 +2,8 @@
 
 Rows have the target ``"true"`` or ``"false"``: does the text describe the image? The rows of one choice are adjacent
 and share ``group``; ``caption`` and ``picture`` number the choices. SugarCrepe: right caption, wrong caption, so scores
-reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground: caption 0 with picture 0 and 1, caption 1
-with picture 0 and 1, so scores reshape to ``(n, 2, 2)`` for `frevl.evaluation.metrics.group_hits`. A group with a
+reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground: caption 0 with image 0 and 1, caption 1
+with image 0 and 1, so scores reshape to ``(n, 2, 2)`` for `frevl.evaluation.metrics.group_hits`. A group with a
 missing image is left out as a whole.
 """
 
@@ -38,10 +38,10 @@ _SKILLS = {
 
 
 def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six pictures per sentence, one row each.
+    """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six images per sentence, one row each.
 
     The six show the same three boxes in different orders, and up to four sentences come from one presentation:
-    these rows are not independent. ``cluster`` names the presentation: split and resample by it. Pictures carry the
+    these rows are not independent. ``cluster`` names the presentation: split and resample by it. Images carry the
     name of their split; a part cut out of another official split may keep that one's names, if all of them are there.
 
     Slices. From the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``.
@@ -79,7 +79,7 @@ def _nlvr_pictures(line: Row, part: str) -> list[str]:
 
 
 def _nlvr_part(folder: Folder, sentences: list[Row], split: str) -> str:
-    """Return the split in the picture names; another one only if all pictures of the file exist."""
+    """Return the split in the image names; another one only if all images of the file exist."""
 
     def there(part: str) -> Iterator[bool]:
         return (folder.image(name) is not None for line in sentences for name in _nlvr_pictures(line, part))

@@ -162,7 +162,7 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """Question line, answer line, and so on (Malinowski and Fritz 2014); the question names its image.
 
     Read from ``qa.894.raw.<split>.txt``, or from the full file and the official image list of the split. ``text`` is
-    the question without its image's name ("in the image3"), which says nothing about the picture but splits equal
+    the question without its image's name ("in the image3"), which says nothing about the image but splits equal
     questions and, numbered along NYU Depth's videos, reveals the room; ``question`` is the original. ``cluster`` is the
     run of images whose numbers follow each other: mostly one room, seen again and again, so a development split must
     not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type`` is ``single`` or

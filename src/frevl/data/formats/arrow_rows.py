@@ -1,6 +1,6 @@
 """Read rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
 
-Columns of bytes never appear in the rows: pictures inside a table (Hugging Face, img2dataset) are referred to by id,
+Columns of bytes never appear in the rows: images inside a table (Hugging Face, img2dataset) are referred to by id,
     and `pictures_of` reads them for embedding.
 """
 
@@ -89,8 +89,8 @@ class _Plan:
     """The columns to read.
 
     Attributes:
-        columns: Of the fields. Without ``image``, the pictures give the ids.
-        picture: Column of pictures, or None.
+        columns: Of the fields. Without ``image``, the images give the ids.
+        picture: Column of images, or None.
         extras: Further columns of the pairs.
         notes: What is not read, and why.
     """
@@ -141,7 +141,7 @@ def plain_batches(
         given: Columns that the user named.
 
     Returns:
-        None where a column is not of texts, whole numbers or truth values, or holds pictures: `arrow_rows` reads those.
+        None where a column is not of texts, whole numbers or truth values, or holds images: `arrow_rows` reads those.
 
     Raises:
         PairsError: The columns do not say what the image and the text are.
@@ -170,14 +170,14 @@ def _is_plain_text(kind: pa.DataType) -> bool:
 
 
 def pictures_of(source: ArrowSource, given: Mapping[str, str]) -> Iterator[tuple[str, bytes]] | None:
-    """Return id and bytes of every picture inside a table, each id once; None if no column holds pictures.
+    """Return id and bytes of every image inside a table, each id once; None if no column holds images.
 
     Args:
         source: The table.
         given: Columns that the user named.
 
     Raises:
-        PairsError: Two different pictures have one id, or the table cannot be read.
+        PairsError: Two different images have one id, or the table cannot be read.
     """
     plan = _plan(source, given)
     return None if plan.picture is None else _pictures(source, plan.picture, plan.columns.get("image"))
@@ -199,7 +199,7 @@ def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[
                     yield id_, content
                 elif seen[id_] != _hash(content):
                     raise PairsError(
-                        f"{source.place}, row {number:,}: another picture in the file is also named '{id_:.80}'; "
+                        f"{source.place}, row {number:,}: another image in the file is also named '{id_:.80}'; "
                         "give a column of unique names, as in --columns image=NAME"
                     )
     except pa.ArrowException as error:
@@ -235,7 +235,7 @@ def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
 def _picture_column(
     source: ArrowSource, names: list[str], types: Mapping[str, pa.DataType], given: Mapping[str, str]
 ) -> str | None:
-    """Return the column chosen by the user, one named like a picture, or the only column of pictures."""
+    """Return the column chosen by the user, one named like an image, or the only column of images."""
     chosen = choose_columns(source.place, names, given, required=())
     used = {chosen.get("text"), chosen.get("target")}
     possible = [name for name in names if name not in used and _may_hold_pictures(types[name])]
@@ -296,15 +296,15 @@ def _first(source: ArrowSource, name: str) -> list[Any]:
     return []
 
 
-# ---- ids of pictures
+# ---- ids of images
 
 
 def _ids_of(source: ArrowSource, picture: str, notes: list[str]) -> Iterator[str | None]:
-    """Return the id of the picture in every row: its path, or a hash of its content where paths are ambiguous."""
+    """Return the id of the image in every row: its path, or a hash of its content where paths are ambiguous."""
     paths = _paths(source, picture)
     if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_tell(source, picture, paths)):
         return iter(paths)
-    notes.append(f"The pictures of the column '{picture}' have no unique names: ids are content hashes.")
+    notes.append(f"The images of the column '{picture}' have no unique names: ids are content hashes.")
     return _hash_ids(source, picture, paths)
 
 
@@ -317,7 +317,7 @@ def _paths(source: ArrowSource, picture: str) -> list[str | None] | None:
 
 
 def _paths_tell(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
-    """Return whether equal paths always mean equal pictures."""
+    """Return whether equal paths always mean equal images."""
     seen: dict[str | None, str | None] = {}
     hashes = _hash_ids(source, picture, None)
     return all(seen.setdefault(path, hash_) == hash_ for path, hash_ in zip(paths, hashes, strict=True))

@@ -1,6 +1,6 @@
 """The paper's comparison: cost per pair end to end, with cached images, fully cached, and in a joint encoder.
 
-All networks have random weights and their published sizes; pictures are tensors in memory, so no side includes decoding
+All networks have random weights and their published sizes; images are tensors in memory, so no side includes decoding
 and resizing (`frevl.deployment.efficiency.stages` measures them). The fusion is the same everywhere.
 """
 

@@ -32,7 +32,7 @@ FORMS: dict[str, tuple[str, float, float]] = {
     "ONNX Runtime, int8 weights": ("#int8", 0.99, 1.8),
 }
 _SETTLING_CALLS = 6  # the towers try out batch sizes on their first items
-_PROFILED = 8  # pictures in a profiled run
+_PROFILED = 8  # images in a profiled run
 
 
 def encoder_records(
@@ -43,12 +43,12 @@ def encoder_records(
     rounds: int = 5,
     show: Show = str,
 ) -> list[Record]:
-    """Time the image tower of a CLIP with random weights on preprocessed pictures.
+    """Time the image tower of a CLIP with random weights on preprocessed images.
 
     Args:
         sizes: As in `frevl.deployment.efficiency.stand_ins.CLIPS`.
         name: In words.
-        images: Pictures per call.
+        images: Images per call.
         rounds: Rounds.
         show: Called before it begins.
 
@@ -74,7 +74,7 @@ def encoder_records(
             calls = {"product": product(), "eager": lambda: _pooled(eager, pixels)}
             found = take_turns(calls | {form: _bound(tower, prepared) for form, tower in towers.items()}, rounds=rounds)
             flops = counted_flops(eager.vision_model, pixels[:1])
-        # The operations of the large product divided by those of the pictures turn a ratio of times into a share of the
+        # The operations of the large product divided by those of the images turn a ratio of times into a share of the
         # limit.
         work = 2 * PRODUCT_SIDE**3 / (flops * images)
         reached = {form: ratio(found["product"], found[form]) / work for form in ("eager", *FORMS)}

@@ -19,7 +19,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "machine": ("Limits of this machine", "Rates that float32 matrix products and a large copy reach with PyTorch."),
     "comparison": (
         "End to end, half cached, fully cached, and joint encoders",
-        "Published sizes, random weights, float32, PyTorch. Pictures are tensors in memory: decoding and "
+        "Published sizes, random weights, float32, PyTorch. Images are tensors in memory: decoding and "
         "resizing, which caching saves too, are not in these numbers. CLIP texts have 77 tokens.",
     ),
     "break-even": (
@@ -46,7 +46,7 @@ _PARTS: dict[str, tuple[str, str]] = {
         "export` writes. Attainable is the lower of the matrix-product limit and the memory limit for the bytes "
         "that must move. Batches of more than 4e12 operations are left out.",
     ),
-    "encoders": ("Forms of an encoder", "The image tower of CLIP, on preprocessed pictures."),
+    "encoders": ("Forms of an encoder", "The image tower of CLIP, on preprocessed images."),
     "scaling": ("How cost grows", "`tiny`, fused PyTorch; everything not named is held constant."),
 }
 

@@ -1,7 +1,7 @@
 """The networks of the paper's comparison, with random weights, which do not affect speed.
 
 Sizes are those of the published configurations. Separate towers: CLIP (Radford et al. 2021). Joint encoders, which read
-a picture and a text together and so must run for every pair: ViLT (Kim et al. 2021) and the image-text matching head of
+an image and a text together and so must run for every pair: ViLT (Kim et al. 2021) and the image-text matching head of
 BLIP (Li et al. 2022).
 """
 
@@ -57,7 +57,7 @@ class ClipTowers:
     Attributes:
         model: The transformers ``CLIPModel``.
         dim: Width of an embedding.
-        side: Side of a picture in pixels.
+        side: Side of an image in pixels.
         text_tokens: Tokens of a text.
     """
 
@@ -72,7 +72,7 @@ class ClipTowers:
         return torch.randn(count, 3, self.side, self.side), torch.randint(vocabulary, (count, self.text_tokens))
 
     def images(self, pixels: Tensor) -> Tensor:
-        """Embed pictures: ``(n, dim)`` of unit length."""
+        """Embed images: ``(n, dim)`` of unit length."""
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return nn.functional.normalize(self.model.visual_projection(pooled), dim=1)
 

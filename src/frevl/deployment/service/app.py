@@ -61,8 +61,8 @@ class Application:
         metrics: Where requests are counted.
         page: Serve the page, at ``/`` and ``/explore/``.
         reports: Pages that other commands wrote about the runs; the first is shown at ``/report``.
-        explorer: Shows the pictures of the store and takes labels; None leaves these routes out.
-        opens_explorer: The page opens on the pictures, and ``/`` redirects to ``/explore/``.
+        explorer: Shows the images of the store and takes labels; None leaves these routes out.
+        opens_explorer: The page opens on the images, and ``/`` redirects to ``/explore/``.
         is_local: Only this machine can reach the service. Then, without keys, ``/report`` and everything below
             ``/explore`` are answered only for requests to ``localhost`` or an IP address.
     """

@@ -131,7 +131,7 @@ class Service:
                 404,
                 "unknown_image",
                 f"The store has no image {unknown[0][:80]!r} ({len(set(unknown))} of the request's ids are "
-                "unknown); name images in the store, or send the pictures as uploads.",
+                "unknown); name images in the store, or send the images as uploads.",
             )
 
     def _unknown(self, ids: Sequence[str]) -> list[str]:
@@ -366,6 +366,6 @@ def _check_embeds_images(model: ServedModel) -> None:
         raise RefusedError(
             409,
             "cannot_embed",
-            "The image vectors were imported, so uploaded pictures cannot be embedded in the same way; name "
+            "The image vectors were imported, so uploaded images cannot be embedded in the same way; name "
             "images of the store.",
         )

@@ -70,7 +70,7 @@ def serve(
         report: Pages to show before those in the run folders.
         page: Serve the web page as well.
         labels: Let clients label the store, curate data, and train and serve runs.
-        explore: Open the page on the pictures of the store; no run is needed then.
+        explore: Open the page on the images of the store; no run is needed then.
         encoder: Encoder whose embeddings the explorer uses; None lets it choose.
         fit: Fits the classifier taught in the explorer.
         curation: Result of ``frevl curate --json`` to review in the explorer.
@@ -102,7 +102,7 @@ def serve(
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
-        # A store of texts alone has no pictures to browse.
+        # A store of texts alone has no images to browse.
         looks = explore or bool(opened.select_towers("image"))
         curations = Curations(
             opened.path,

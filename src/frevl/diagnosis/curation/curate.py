@@ -41,7 +41,7 @@ _BYTES_A_LINE = 1_600
 _CHANGED = {
     "frevl": "frevl was updated",
     "store": "the store has changed",
-    "pairs": "the file of --pairs (or a picture that it names) has changed",
+    "pairs": "the file of --pairs (or an image that it names) has changed",
     "former": "the run of --run was trained again",
 }
 
@@ -146,9 +146,9 @@ def curate(
         keep: Share of lines to keep, in (0, 1]; those least likely to be correct are dropped.
         below: Drop lines whose probability of being correct is below this, in (0, 1). None: matches below one half.
         run: A run that scores the matches, instead of models trained on the lines.
-        images: Folder of the pictures, for filters that check pixels.
+        images: Folder of the images, for filters that check pixels.
         groups: Keys by which the share of kept lines is compared; None uses every key that forms groups, text length,
-            and clusters of pictures.
+            and clusters of images.
         encoder: Encoders to use, as in `frevl.train`.
         image_encoder: Encoders for the images.
         text_encoder: Encoders for the texts.
@@ -272,7 +272,7 @@ def _check_room(lines: int) -> None:
         raise UsageError(
             f"curate holds what it finds of every line: {lines:,} lines take more than {needed / 1e9:,.1f} GB, and "
             f"this process may take {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / _BYTES_A_LINE):,} "
-            "lines, each with all lines of its pictures (copies in different parts are not found), or use more memory"
+            "lines, each with all lines of its images (copies in different parts are not found), or use more memory"
         )
 
 

@@ -28,7 +28,7 @@ from frevl.training.training import train
 __all__ = ["FOLDS", "Answers", "cut_short", "out_of_fold", "saved_fold"]
 
 FOLDS = 5
-"""Of labels, if the user names no other number: models that learnt from 80 instead of 67 % of 9,700 lines of easy-VQA
+"""Of labels, if the user names no other number: models that learned from 80 instead of 67 % of 9,700 lines of easy-VQA
 found exchanged labels with a precision of 0.79 instead of 0.73 (research/experiments/log.md)."""
 
 _PAIRS_AT_ONCE = 16_384

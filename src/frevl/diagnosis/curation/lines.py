@@ -50,7 +50,7 @@ class Lines:
         session: Seed, total time limit for all filters, device and progress.
         folds: Number of folds; None leaves it to the filter.
         run: A run trained elsewhere that scores the lines instead of cross-validated models, or None.
-        images: Folder of the pictures, if given; only then may a filter check pixels.
+        images: Folder of the images, if given; only then may a filter check pixels.
         checkpoint: Where a filter saves its progress, so that a killed call can continue.
     """
 

@@ -131,7 +131,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
             lines,
             f"the model does not distinguish these texts from random ones ({100 * told:.0f} % of the lines score "
             f"above all but {100 * (1 - _CLEAR):.0f} % of the random ones); it knows too little about such "
-            "pictures and texts, or nearly all lines are wrong",
+            "images and texts, or nearly all lines are wrong",
             doubts,
         )
     found = fit_mixture(given[right], drawn, groups[right], scores.drawn_groups.numpy())

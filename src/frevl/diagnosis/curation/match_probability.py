@@ -12,7 +12,7 @@ Lee and Scott 2010); otherwise it is an upper bound. As an uninformative score i
 bound is then reduced by its standard error.
 
 Wrong texts that were taken from images that are alike look like right ones, and count as right. The same ratio against
-texts that are drawn so is no upper bound for them: what has learnt from such lines takes them for right ones
+texts that are drawn so is no upper bound for them: what has learned from such lines takes them for right ones
 (research/experiments/log.md).
 """
 

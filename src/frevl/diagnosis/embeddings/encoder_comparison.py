@@ -46,7 +46,7 @@ class EncoderCost:
     Attributes:
         image_bytes: Stored bytes of one image embedding, without table overhead.
         text_bytes: The same for a text.
-        image_seconds: Wall time to embed one drawn 224 x 224 picture, without decoding.
+        image_seconds: Wall time to embed one drawn 224 x 224 image, without decoding.
         text_seconds: The same for one of the store's texts.
     """
 
@@ -220,7 +220,7 @@ def _cost_row(cost: EncoderCost) -> dict[str, Any]:
 
 
 _COST_HOW = (
-    f"Bytes of a stored embedding; milliseconds per item measured here on {_ITEMS} drawn 224 x 224 pictures and "
+    f"Bytes of a stored embedding; milliseconds per item measured here on {_ITEMS} drawn 224 x 224 images and "
     "texts of the pairs, median of three batches, without decoding files; empty if the encoder cannot be loaded."
 )
 

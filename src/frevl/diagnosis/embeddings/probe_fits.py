@@ -1,4 +1,4 @@
-"""Probe an encoder: embed drawn pictures, and let small models read the truth from the embeddings.
+"""Probe an encoder: embed drawn images, and let small models read the truth from the embeddings.
 
 Four probes, weaker ones first: logistic regression on the pooled embedding, the fusion ``tiny`` on it, logistic
     regression on all tokens by position, and ``tiny`` on the tokens. Linear probes are fitted per skill; ``tiny`` is
@@ -48,12 +48,12 @@ _PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the probe data; multiples of 240 test pictures balance all answers, except in one skill with 9.
+    """Sizes of the probe data; multiples of 240 test images balance all answers, except in one skill with 9.
 
     Attributes:
-        train: Training pictures per skill.
-        dev: Pictures for early stopping and penalties.
-        test: Test pictures.
+        train: Training images per skill.
+        dev: Images for early stopping and penalties.
+        test: Test images.
         epochs: Maximum epochs of ``tiny``.
     """
 
@@ -64,7 +64,7 @@ class Sizes:
 
     @property
     def all(self) -> int:
-        """Return the total number of pictures per skill."""
+        """Return the total number of images per skill."""
         return self.train + self.dev + self.test
 
 
@@ -74,10 +74,10 @@ class Probed:
 
     Attributes:
         encoder: Its name.
-        hits: For each probe (of `WAYS`) and skill: 1 for every test picture answered right, else 0. Token probes are
+        hits: For each probe (of `WAYS`) and skill: 1 for every test image answered right, else 0. Token probes are
             missing if the encoder has no tokens.
         seconds: Seconds per step: drawing and embedding, and every probe.
-        sizes: Pictures per skill.
+        sizes: Images per skill.
         cached: Whether the numbers come from the cache.
     """
 
@@ -88,7 +88,7 @@ class Probed:
     cached: bool = False
 
     def accuracy(self, way: str, skill: str) -> float:
-        """Return the accuracy on the test pictures, in [0, 1]."""
+        """Return the accuracy on the test images, in [0, 1]."""
         return float(np.mean(self.hits[way][skill]))
 
 
@@ -109,8 +109,8 @@ def probe_encoder(
 
     Args:
         name: Name for `load_encoder`.
-        seed: Random seed for pictures and fits.
-        sizes: Pictures per skill; None takes the defaults of `Sizes`.
+        seed: Random seed for images and fits.
+        sizes: Images per skill; None takes the defaults of `Sizes`.
         cache: Folder that caches results by the encoder's identity; None takes ``probes`` in the encoders' cache
             folder.
         time_limit: Time limit in seconds; cached results cost none. Probing stops as soon as the limit is clearly too
@@ -166,11 +166,11 @@ def _with_tokens(name: str) -> Encoder | None:
 def _embed(
     encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes, time_limit: float | None, progress: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Return ``(pictures, 1, dim)`` and ``(pictures, tokens, dim)`` float16 for every skill."""
+    """Return ``(images, 1, dim)`` and ``(images, tokens, dim)`` float16 for every skill."""
     pooled: dict[str, np.ndarray] = {}
     tokens: dict[str, np.ndarray] = {}
     twice = True
-    with ProgressLine(f"probing {encoder.name}: drawn pictures", len(SKILLS) * sizes.all, enabled=progress) as line:
+    with ProgressLine(f"probing {encoder.name}: drawn images", len(SKILLS) * sizes.all, enabled=progress) as line:
         started = time.monotonic()
         for done, skill in enumerate(SKILLS):
             expected = (time.monotonic() - started) / max(done, 1) * len(SKILLS)
@@ -212,7 +212,7 @@ def _questions(encoder: Encoder) -> np.ndarray:
 
 
 def _truth(skill: str, sizes: Sizes) -> np.ndarray:
-    """Return ``(pictures,)`` numbers of the right answers, which take turns."""
+    """Return ``(images,)`` numbers of the right answers, which take turns."""
     return np.arange(sizes.all) % len(SKILLS[skill].answers)
 
 
@@ -221,7 +221,7 @@ def _truth(skill: str, sizes: Sizes) -> np.ndarray:
 
 def _read_linearly(
     images: dict[str, np.ndarray],
-    questions: np.ndarray,  # noqa: ARG001 - the same for all pictures of a skill
+    questions: np.ndarray,  # noqa: ARG001 - the same for all images of a skill
     sizes: Sizes,
     seed: int,  # noqa: ARG001 - nothing is drawn
     progress: bool,  # noqa: ARG001 - seconds
@@ -230,7 +230,7 @@ def _read_linearly(
 
 
 def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[int]:
-    """Fit logistic regression with its penalty chosen on development pictures, and return its test hits.
+    """Fit logistic regression with its penalty chosen on development images, and return its test hits.
 
     The weights that minimise a penalised loss lie in the span of the training rows (representer theorem), so the
     features, standardised first, are rotated into it: the same answer with ``train`` instead of ``tokens * dim``

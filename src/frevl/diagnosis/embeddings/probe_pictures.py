@@ -1,6 +1,6 @@
-"""Small drawn pictures with known truth, used to probe embeddings.
+"""Small drawn images with known truth, used to probe embeddings.
 
-Every picture is determined by seed, skill and number. Shapes are drawn without anti-aliasing, never touch the border,
+Every image is determined by seed, skill and number. Shapes are drawn without anti-aliasing, never touch the border,
 and touch each other only if the skill requires it, so the truth can be read from the pixels.
 """
 
@@ -42,7 +42,7 @@ class Skill:
         answers: All answers, equally frequent, so that chance is ``1 / len(answers)``.
         semantic: Whether it concerns a property of one object, as encoder pretraining does; otherwise it is
             fine-grained: number, place, size, contact, letters.
-        draw: ``(picture, answer, random)`` draws one picture with this answer.
+        draw: ``(image, answer, random)`` draws one image with this answer.
     """
 
     question: str
@@ -58,7 +58,7 @@ class Skill:
 
 @dataclass(frozen=True)
 class Probe:
-    """A picture, the question about it, and the only right answer."""
+    """An image, the question about it, and the only right answer."""
 
     picture: Image.Image
     question: str
@@ -66,7 +66,7 @@ class Probe:
 
 
 def draw_probe(skill: str, number: int, *, seed: int = 0) -> Probe:
-    """Draw one picture.
+    """Draw one image.
 
     Args:
         skill: A key of `SKILLS`.
@@ -74,7 +74,7 @@ def draw_probe(skill: str, number: int, *, seed: int = 0) -> Probe:
         seed: Random seed.
 
     Returns:
-        A ``224 x 224`` RGB picture with question and answer.
+        A ``224 x 224`` RGB image with question and answer.
     """
     asked = SKILLS[skill]
     chance = random.Random(f"{seed}/{skill}/{number}")  # noqa: S311 - reproducible, not secret
@@ -176,7 +176,7 @@ SKILLS: dict[str, Skill] = {
 
 
 def _places(chance: random.Random, radii: list[float]) -> list[Place]:
-    """Draw places inside the picture at least 5 pixels apart, starting over if the last ones do not fit."""
+    """Draw places inside the image at least 5 pixels apart, starting over if the last ones do not fit."""
     while True:
         found: list[Place] = []
         for radius in sorted(radii, reverse=True):

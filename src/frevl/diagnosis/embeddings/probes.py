@@ -1,4 +1,4 @@
-"""Findings on what the embeddings contain: skills probed with drawn pictures, tokens against pooled, the 15 % rule."""
+"""Findings on what the embeddings contain: skills probed with drawn images, tokens against pooled, the 15 % rule."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def probe_findings(
     time_limit: float | None = None,
     progress: bool = False,
 ) -> list[Finding]:
-    """Probe encoders with drawn pictures of known truth.
+    """Probe encoders with drawn images of known truth.
 
     Args:
         encoders: Names of encoders, or a store: all of its encoders.
-        seed: Of pictures and fits.
-        sizes: Pictures a skill; None takes the defaults of `Sizes`.
+        seed: Of images and fits.
+        sizes: Images a skill; None takes the defaults of `Sizes`.
         cache: Folder that caches results; None takes one in the encoders' cache folder.
         time_limit: Total seconds for encoders not yet measured; None sets no limit.
         progress: Show progress.
@@ -79,7 +79,7 @@ def shortfall(probed: Probed, way: str, *, seed: int = 0) -> Interval:
     """Return by how many points fine-grained skills lag behind semantic ones, with a 95 % interval.
 
     A skill's score is ``(accuracy - chance) / (1 - chance)``: 0 is guessing, 100 is perfect. The shortfall is the mean
-    over the semantic skills minus that over the fine-grained ones; the bootstrap resamples test pictures within each
+    over the semantic skills minus that over the fine-grained ones; the bootstrap resamples test images within each
     skill.
     """
     return _bootstrapped(lambda scores: _mean(scores, semantic=True) - _mean(scores, semantic=False), probed, way, seed)
@@ -137,16 +137,16 @@ def _skills(probed: Probed) -> Finding:
         section="probes",
         claim=(
             f"The embeddings of {probed.encoder} hold {best} best and {weakest} worst: {value.value:.1f} % of "
-            f"{probed.sizes.test:,} drawn pictures are answered right there, guessing gives "
+            f"{probed.sizes.test:,} drawn images are answered right there, guessing gives "
             f"{100 * SKILLS[weakest].chance:.1f} %."
         ),
         value=value.value,
         ci95=[value.low, value.high],
         how=(
             f"{len(SKILLS)} skills, each on {probed.sizes.train:,} training, {probed.sizes.dev:,} development and "
-            f"{probed.sizes.test:,} test pictures drawn with exact truth; logistic regression per skill, and tiny "
+            f"{probed.sizes.test:,} test images drawn with exact truth; logistic regression per skill, and tiny "
             f"on all skills at once; tokens are a {GRID} grid. The value is the accuracy of {_REFERENCE} on the "
-            "weakest skill in percent; 95 % bootstrap over pictures. "
+            "weakest skill in percent; 95 % bootstrap over images. "
             f"{'Measured before, in' if probed.cached else 'It took'} {took:.0f} s."
         ),
         advice=skills_advice(weakest, 100 * _above_chance(probed, weakest), value.low > 100 * SKILLS[weakest].chance),
@@ -180,7 +180,7 @@ def skills_advice(weakest: str, score: float, above_chance: bool) -> str:
         above_chance: Whether its accuracy is surely above guessing.
     """
     cleaner = (
-        " Drawn pictures are cleaner than photographs: what is missing here will be missing there, and what is "
+        " Drawn images are cleaner than photographs: what is missing here will be missing there, and what is "
         "present here may still be missing there."
     )
     if not above_chance:
@@ -217,7 +217,7 @@ def _fine_grained(probed: Probed) -> Finding:
         how=(
             "Mean score of the semantic skills (colour, shape) minus that of the fine-grained ones, in points; a score "
             f"is (accuracy - chance) / (1 - chance), of {_REFERENCE}: {semantic:.1f} and {fine:.1f}. 95 % "
-            "bootstrap over pictures. Rule of arXiv 2508.04469, with our correction for chance."
+            "bootstrap over images. Rule of arXiv 2508.04469, with our correction for chance."
         ),
         advice=advice,
         table=[
@@ -248,19 +248,19 @@ def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
     if gap.high < 0:
         return (
             f"are ahead of the semantic ones by {-gap.value:.1f} points ({-gap.high:.1f} to {-gap.low:.1f})",
-            "The fine detail of such simple pictures is there, colours and shapes less so; check on your own pairs, "
+            "The fine detail of such simple images is there, colours and shapes less so; check on your own pairs, "
             "skill by skill, above.",
         )
     if gap.high < RULE and gap.low <= 0:
         return (
             f"are as good as the semantic ones as far as can be measured ({gap.value:+.1f} points, {gap.low:.1f} to "
             f"{gap.high:.1f} behind)",
-            "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above.",
+            "On such simple images the fine detail is there; check on your own pairs, skill by skill, above.",
         )
     if gap.high < RULE:
         return (
             f"{behind}, less than the {RULE:.0f} that the paper allows",
-            "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above.",
+            "On such simple images the fine detail is there; check on your own pairs, skill by skill, above.",
         )
     return (
         f"{behind}; whether that is more than {RULE:.0f} is uncertain",
@@ -297,8 +297,8 @@ def _tokens(probed: Probed) -> Finding:
         ci95=[mean.low, mean.high],
         how=(
             f"tiny on a {GRID} grid of tokens minus tiny on the pooled embeddings of {probed.encoder}, the same "
-            "pictures; mean over the fine-grained skills, of scores corrected for chance; the table has plain "
-            "accuracies. 95 % bootstrap over pictures, paired."
+            "images; mean over the fine-grained skills, of scores corrected for chance; the table has plain "
+            "accuracies. 95 % bootstrap over images, paired."
         ),
         advice=advice,
         table=rows,
@@ -329,7 +329,7 @@ def tokens_claim(gain: Interval) -> tuple[str, str]:
     if gain.high < 0:
         return (
             f"Tokens serve the fusion worse than pooled embeddings: {told}.",
-            "Stay with pooled embeddings; a fusion on tokens has more to learn from the same pictures.",
+            "Stay with pooled embeddings; a fusion on tokens has more to learn from the same images.",
         )
     return (
         f"Tokens add nothing measurable to pooled embeddings: {told}.",
@@ -341,10 +341,10 @@ def _not_probed(name: str, error: FrevlError) -> Finding:
     return Finding(
         name=f"probes-{name}-not-run",
         section="probes",
-        claim=f"The encoder {name} was not probed: it cannot embed drawn pictures here.",
+        claim=f"The encoder {name} was not probed: it cannot embed drawn images here.",
         value=None,
         ci95=None,
-        how=f"Probes embed drawn pictures with the encoder itself. Its message: {error}",
+        how=f"Probes embed drawn images with the encoder itself. Its message: {error}",
         advice=(
             "Imported embeddings cannot be probed; run the probes where the encoder is installed, or use the "
             "skills on your own pairs."
@@ -359,6 +359,6 @@ def _cut_short(name: str, error: FrevlError) -> Finding:
         claim=f"The encoder {name} was not probed: the time limit is too short for it.",
         value=None,
         ci95=None,
-        how=f"Probes embed drawn pictures with the encoder itself; {error}",
+        how=f"Probes embed drawn images with the encoder itself; {error}",
         advice="Repeat the diagnosis with a larger --time-limit, or use the skills on your own pairs.",
     )

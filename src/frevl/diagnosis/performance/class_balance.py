@@ -28,7 +28,7 @@ FEWEST_OF_CLASS = 5
 """Training pairs of a class below which it is called rare; the threshold of such a class is the noise of one pair."""
 
 _SURE = 0.99
-_UNEVEN = 2 / 3  # share of the most frequent answer, from which on accuracy hides what is learnt about the others
+_UNEVEN = 2 / 3  # share of the most frequent answer, from which on accuracy hides what is learned about the others
 _SHOWN = 30
 
 
@@ -82,14 +82,14 @@ def balance_advice(share: float, rare: int, unseen: float) -> str:
     if share > 50:
         return "Report accuracy beside that of the most frequent answer, and macro-F1 if rare classes matter."
     if rare:
-        return "Add pairs of the rare classes, or leave those classes out: nothing reliable is learnt about them."
+        return "Add pairs of the rare classes, or leave those classes out: nothing reliable is learned about them."
     return "Nothing to do."
 
 
 def balanced_findings(comparison: ModelComparison) -> list[Finding]:
     """Count every class the same for the recommended model, where one answer is two thirds of the test pairs or more.
 
-    Where nearly all pairs have one answer, always giving it is hard to beat in accuracy, whatever was learnt.
+    Where nearly all pairs have one answer, always giving it is hard to beat in accuracy, whatever was learned.
     """
     splits, model = comparison.splits, comparison.recommended
     answers = [answers_of(target, splits.task) for target in splits.test.targets]
@@ -132,7 +132,7 @@ def balanced_findings(comparison: ModelComparison) -> list[Finding]:
             how=(
                 f"Balanced accuracy: the mean over {len(names):,} classes of the share of their test pairs that is "
                 "answered right, in percent; 95 % percentile bootstrap over images (1,000 draws). Something counts as "
-                "learnt only if the 99 % interval lies above always giving one answer."
+                "learned only if the 99 % interval lies above always giving one answer."
             ),
             advice=advice,
             table=table,
@@ -150,17 +150,17 @@ def balanced_claim(low: float, high: float, even: float) -> tuple[str, str]:
     """
     if low > even:
         return (
-            "something was learnt about the other classes.",
+            "something was learned about the other classes.",
             "Read it beside the accuracy. If the rare classes matter, choose a threshold by what an error costs "
             "instead of the most likely answer.",
         )
     if high < even:
         return (
-            "that is worse, so what was learnt about the classes misleads.",
+            "that is worse, so what was learned about the classes misleads.",
             "Look at the labels of the rare classes, in training and in test: they do not agree.",
         )
     return (
-        "nothing was learnt about the other classes that can be measured.",
+        "nothing was learned about the other classes that can be measured.",
         "Do not trust the accuracy alone: it is that of the most frequent answer. Give more pairs of the rare classes.",
     )
 

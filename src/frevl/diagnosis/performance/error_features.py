@@ -39,7 +39,7 @@ def text_features(texts: Sequence[str], known: Sequence[str]) -> dict[str, NDArr
 
     Args:
         texts: Of the pairs that are explained.
-        known: Texts that a model has learnt from; how rare a word is, is counted there.
+        known: Texts that a model has learned from; how rare a word is, is counted there.
     """
     counts = Counter(word for text in known for word in set(_WORDS.findall(text.lower())))
     features: dict[str, list[float]] = {

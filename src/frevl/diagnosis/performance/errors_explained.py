@@ -35,7 +35,7 @@ def errors_explained_finding(comparison: ModelComparison) -> Finding:
     how = (
         "Features of every test pair, made without a person: number of words, rarity of the rarest word in the "
         "training texts, whether there is a number, a negation, a colour, a place or a question word, bytes of the "
-        f"picture, and crowdedness, the mean cosine to its {_NEIGHBOURS} nearest training images. Partial rank "
+        f"image, and crowdedness, the mean cosine to its {_NEIGHBOURS} nearest training images. Partial rank "
         f"correlation with the hits of {model.name}, all others held fixed, with errors by image; named only where it "
         f"survives Benjamini-Hochberg at {100 * LEVEL:.0f} % on half of the images and has the same sign on the other "
         "half. It says what goes with errors, not what causes them. The value counts the named ones."
@@ -109,7 +109,7 @@ def _told(one: Explained) -> str:
     wording = {
         "words": "more words", "rarest word": "a rare word", "number": "a number", "negation": "a negation",
         "colour": "a named colour", "place": "a named place", "question word": "a question word",
-        "picture bytes": "larger picture files", "crowdedness": "pictures like many others",
+        "picture bytes": "larger image files", "crowdedness": "images like many others",
     }  # fmt: skip
     return f"{wording.get(one.name, one.name)} ({one.correlation:+.2f})"
 

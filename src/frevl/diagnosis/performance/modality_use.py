@@ -254,7 +254,7 @@ def _with_mean_image(comparison: ModelComparison) -> Predictions:
 def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
     """Say which share of the test pairs a text-only model answers, cross-validated over the test images.
 
-    A third of the test images is answered by a model that learnt from the training pairs and the other two thirds, so
+    A third of the test images is answered by a model that learned from the training pairs and the other two thirds, so
     that what the test set gives away about itself counts too.
 
     Args:
@@ -286,7 +286,7 @@ def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: 
         value=100 * interval.value,
         ci95=interval.percent(),
         how=(
-            f"The {text.name} model, cross-validated over {_PARTS} parts of the test images; it learnt from the "
+            f"The {text.name} model, cross-validated over {_PARTS} parts of the test images; it learned from the "
             f"training pairs and the test pairs of the other parts. Percent of test pairs, {HOW_COMPARED}"
         ),
         advice=advice,

@@ -36,14 +36,14 @@ _HEADINGS = {
 _KEYS = {"duplicate": "duplicate_of"}  # of the verdict, where it has another name than the filter
 _HOW = {
     "match": (
-        "A dual encoder with a kernel alignment learnt from the lines of other groups, and scored these lines and "
+        "A dual encoder with a kernel alignment learned from the lines of other groups, and scored these lines and "
         "drawn wrong ones; the probability is that of a mixture of both kinds (docs/curate.md)."
     ),
-    "duplicate": "The same content, or nearer than unrelated pictures of this set are to each other (docs/curate.md).",
+    "duplicate": "The same content, or nearer than unrelated images of this set are to each other (docs/curate.md).",
     "text": "Rules on the texts, measured on the set itself (docs/curate.md).",
-    "image": "Rules on the pictures, measured on the set itself (docs/curate.md).",
-    "blind": "A model of the text alone that has not learnt from the group of the line, as a probability of its label.",
-    "label": "Two different models that have not learnt from the group of the line, and confident learning (cleanlab).",
+    "image": "Rules on the images, measured on the set itself (docs/curate.md).",
+    "blind": "A text-only model that has not learned from the line's group, as a probability of its label.",
+    "label": "Two different models that have not learned from the line's group, and confident learning (cleanlab).",
 }
 _ADVICE = "Look at the lines below before you trust it; --dropped FILE writes all of them."
 
@@ -122,10 +122,10 @@ def _removed(removed: Removed) -> Finding:
         for one in removed.variety
     )
     how = (
-        "Share of the lines of every group that is kept, beside removing as many lines at random, picture by picture "
-        f"as the filters did; variety of the pictures: {measures or 'as before'} (docs/curate.md)."
+        "Share of the lines of every group that is kept, beside removing as many lines at random, image by image "
+        f"as the filters did; variety of the images: {measures or 'as before'} (docs/curate.md)."
     )
-    advice = "Where a group loses more than the others, look at its lines before the rest is learnt from."
+    advice = "Where a group loses more than the others, look at its lines before the rest is learned from."
     claim = removed.sentence() or "No group is large enough to be compared."
     return Finding("removed", "removed", claim, 100 * removed.kept, None, how, advice, table, {})
 

@@ -28,13 +28,13 @@ _WORDS = {
     "nothing": "Not looked at.",
 }
 _GROUPS = (
-    "Rate of each group in percent with its 95 % interval, pictures (and their copies) drawn together; the gap is the "
+    "Rate of each group in percent with its 95 % interval, images (and their copies) drawn together; the gap is the "
     "largest less the smallest rate, and chance is how often one as large comes up when the groups are exchanged at "
     "random (docs/fairness.md)."
 )
 _OPPORTUNITY = (
     "Rate of right answers among the pairs of one class, by group; the class where they lie farthest apart, of those "
-    "that every group has in 20 pictures (docs/fairness.md)."
+    "that every group has in 20 images (docs/fairness.md)."
 )
 _SHOWN = (
     "Share of each group in the first hits of a query against its share in the pool; a skew is the logarithm of their "
@@ -42,9 +42,7 @@ _SHOWN = (
     "(docs/fairness.md)."
 )
 _METRICS = "In percent (median ranks are ranks), with 95 % intervals that draw images together."
-_LOOK = (
-    "Look at the pairs of the worst group: wrong targets, other pictures, and too few to learn from look alike here."
-)
+_LOOK = "Look at the pairs of the worst group: wrong targets, other images, and too few to learn from look alike here."
 _MORE = "That is no proof that they are alike: more pairs of the smallest group make the interval narrower."
 _MOST_BARS = 20
 _UNITS = {"share_gap": "points"}
@@ -190,7 +188,7 @@ def _queries(record: Mapping[str, Any]) -> list[Finding]:
     gap = metrics["share_gap"]
     claim = (
         f"The first {k} hits of {len(record['queries']):,} queries show groups {gap:.2f} points away from their share "
-        f"of the {record['n']:,} pictures, on average."
+        f"of the {record['n']:,} images, on average."
     )
     means = [
         {"mean": f"{name} ({_UNITS[name]})" if name in _UNITS else name, "value": value, **_bounds(ci95[name])}

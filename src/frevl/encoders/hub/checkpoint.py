@@ -1,7 +1,7 @@
-"""A pretrained model on disk: found in a folder, in the hub's cache or on the hub, with its revision and weights' hash.
+"""A pretrained model on disk, from a folder, the hub's cache or the hub, with its revision and weights hash.
 
-The cache comes first: a fetched model is reused without network access, so that a name keeps meaning the same weights.
-    Another revision must be requested by name.
+The cache comes first: a downloaded model is reused without network access, so that a name keeps meaning the same
+weights. Another revision must be requested by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Checkpoint", "digest_of", "file_digest", "open_checkpoint", "slug"]
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# In the order of preference; an index names the parts of weights that are too large for one file.
+# In order of preference; an index lists the parts of weights that are too large for one file.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -32,7 +32,7 @@ _WEIGHT_FILES = (
 )
 _SETTINGS = ["*.json", "*.txt", "*.model", "*.jinja"]
 _OTHER_FORMS = ["*fp16*", "*bf16*", "onnx/*", "openvino/*", "*/onnx/*", "*/openvino/*"]
-# Fields of a configuration that say where it comes from and not what the network does.
+# Fields of a configuration that record its origin and not what the network does.
 _ORIGIN = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "_commit_hash"}
 
 
@@ -41,8 +41,8 @@ class Checkpoint:
     """A pretrained model on disk.
 
     Attributes:
-        model: The id or folder that was asked for.
-        folder: Where its files are.
+        model: The requested id or folder.
+        folder: Folder that holds its files.
         revision: Commit on the hub; ``"none (a folder)"`` for a folder that is not part of the hub's cache.
         weights: SHA-256 of the weights.
     """
@@ -53,25 +53,25 @@ class Checkpoint:
     weights: str
 
     def settings(self, name: str) -> dict[str, Any]:
-        """Read a JSON object of the model; empty if there is no such file.
+        """Read a JSON object of the model; empty if the file does not exist.
 
         Raises:
-            EncoderError: It is damaged.
+            EncoderError: The file is damaged.
         """
         content = self._json(name, {})
         if not isinstance(content, dict):
-            raise EncoderError(f"{self.folder / name}: expected a JSON object; fetch the model again")
+            raise EncoderError(f"{self.folder / name}: expected a JSON object; download the model again")
         return content
 
     def settings_list(self, name: str) -> list[dict[str, Any]]:
-        """Read a JSON list of objects of the model; empty if there is no such file.
+        """Read a JSON list of objects of the model; empty if the file does not exist.
 
         Raises:
-            EncoderError: It is damaged.
+            EncoderError: The file is damaged.
         """
         content = self._json(name, [])
         if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
-            raise EncoderError(f"{self.folder / name}: expected a JSON list of objects; fetch the model again")
+            raise EncoderError(f"{self.folder / name}: expected a JSON list of objects; download the model again")
         return content
 
     def _json(self, name: str, absent: Any) -> Any:
@@ -82,7 +82,7 @@ class Checkpoint:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise EncoderError(
-                f"{path}: expected JSON, found something else ({error}); fetch the model again"
+                f"{path}: expected JSON, found something else ({error}); download the model again"
             ) from None
 
     @property
@@ -109,14 +109,14 @@ class Checkpoint:
 
 
 def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """Find a model: a folder, or an id on the hub, from the cache if it is there.
+    """Locate a model in a folder, or by its id in the hub's cache or on the hub.
 
     Args:
-        model: Folder, or id such as ``openai/clip-vit-base-patch32``.
-        revision: Branch, tag or commit on the hub; None takes what the cache holds of ``main``, else ``main``.
+        model: Folder, or an id such as ``openai/clip-vit-base-patch32``.
+        revision: Branch, tag or commit on the hub; None takes the cached ``main``, or else downloads ``main``.
 
     Raises:
-        UsageError: Neither a folder nor an id, or a folder with a revision.
+        UsageError: ``model`` is neither a folder nor an id, or it is a folder and a revision is given.
         MissingExtraError: ``huggingface_hub`` is not installed.
         EncoderError: The hub has no such model or revision, cannot be reached, or the model has no weights.
     """
@@ -128,7 +128,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         inside = len(parts) > 1 and parts[-2] == "snapshots" and _COMMIT.fullmatch(parts[-1])
         commit = parts[-1] if inside else "none (a folder)"
     elif _MODEL_ID.fullmatch(model) is None:
-        raise UsageError(f"'{model}': expected a folder with a model or the id of one on the hub, found neither")
+        raise UsageError(f"'{model}': expected a folder with a model, or a model id on the hub, found neither")
     else:
         folder = _snapshot(model, revision)
         commit = folder.name
@@ -136,7 +136,7 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     if not files or not (folder / "config.json").is_file():
         raise EncoderError(
             f"'{model}': expected 'config.json' and weights ({', '.join(_WEIGHT_FILES[::2])}) in {folder}, found "
-            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; it is no complete model "
+            f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}; it is not a complete model "
             "of the transformers library"
         )
     digests = [file_digest(path) for path in files]
@@ -151,7 +151,7 @@ def slug(model: str) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of something that JSON can hold."""
+    """Return the SHA-256 of a value that JSON can represent."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -159,13 +159,13 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file; an unchanged file is read only once per process.
 
     Raises:
-        EncoderError: It cannot be read.
+        EncoderError: The file cannot be read.
     """
     try:
         status = path.stat()
         return _file_digest(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise EncoderError(f"Cannot read '{path}' ({error.strerror or error}); fetch the model again.") from None
+        raise EncoderError(f"Cannot read '{path}' ({error.strerror or error}); download the model again.") from None
 
 
 @cache
@@ -199,7 +199,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _snapshot(model: str, revision: str | None) -> Path:
-    """Return the folder of a model in the hub's cache; fetch it first if it is not there."""
+    """Return the folder of a model in the hub's cache, downloading it first if necessary."""
     hub = library("huggingface_hub", "hf")
     named = model if revision is None else f"{model}@{revision}"
     wanted = {"allow_patterns": [*_SETTINGS, "*.safetensors"], "ignore_patterns": _OTHER_FORMS, "revision": revision}
@@ -208,7 +208,7 @@ def _snapshot(model: str, revision: str | None) -> Path:
         if _weight_files(folder):
             return folder
     except hub.errors.LocalEntryNotFoundError:
-        pass  # not in the cache, or only a part: below it is fetched
+        pass  # not in the cache, or incomplete: downloaded below
     try:
         folder = Path(hub.snapshot_download(model, **wanted))
         if not _weight_files(folder):
@@ -218,20 +218,21 @@ def _snapshot(model: str, revision: str | None) -> Path:
         raise EncoderError(f"The hub's model '{model}' has no revision '{revision}'; check the name") from None
     except hub.errors.GatedRepoError:
         raise EncoderError(
-            f"The hub's model '{model}' asks for an agreement; accept it on its page and log in with: hf auth login"
+            f"The hub's model '{model}' requires an agreement; accept it on its page and log in with: hf auth login"
         ) from None
     except hub.errors.RepositoryNotFoundError:
         raise EncoderError(
             f"The hub has no model '{model}' (or it is private); check the id, or log in with: hf auth login"
         ) from None
-    # Without network the hub's library fails with its own, the HTTP library's or the system's exceptions.
+    # Without a network, the hub's library raises its own exceptions, those of the HTTP library, and those of the
+    # system.
     except Exception as error:
         settings = hub.try_to_load_from_cache(model, "config.json", revision=revision)
         if isinstance(settings, str) and _weight_files(Path(settings).parent):
-            return Path(settings).parent  # what another program has fetched: perhaps not all, but the weights
+            return Path(settings).parent  # downloaded by another program: perhaps incomplete, but with the weights
         reason = type(error.__cause__ or error).__name__
         raise EncoderError(
-            f"The model '{named}' is not in the hub's cache and cannot be fetched ({reason}). On a machine with "
-            f"network run: hf download {model}{'' if revision is None else f' --revision {revision}'} , then copy the "
-            "cache folder (HF_HOME) here, or copy the model's folder and name that: hf:FOLDER"
+            f"The model '{named}' is not in the hub's cache and cannot be downloaded ({reason}). On a machine with "
+            f"network, run: hf download {model}{'' if revision is None else f' --revision {revision}'} , then copy the "
+            "cache folder (HF_HOME) here, or copy the model's folder and use hf:FOLDER"
         ) from None

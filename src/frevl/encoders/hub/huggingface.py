@@ -1,7 +1,7 @@
 """Encoders of the transformers library, from a model hub or a folder.
 
 ``hf:MODEL[@REVISION]``, or ``hf:VISION[@REVISION]+TEXT[@REVISION]`` for the image tower of one model and the text tower
-of another. Options stand at the end: ``#int8`` for 8-bit weights, ``#torch`` for no export to ONNX, and
+of another. Options come at the end: ``#int8`` for 8-bit weights, ``#torch`` for no export to ONNX, and
 ``#layers=-1,-4`` for chosen hidden states.
 """
 
@@ -24,12 +24,12 @@ _OPTIONS = ("int8", "torch", "layers=")
 
 @dataclass(frozen=True)
 class Request:
-    """What a name asks for.
+    """What an encoder name requests.
 
     Attributes:
-        models: One or two pairs of a model (id or folder) and a revision or None.
+        models: One or two pairs of a model (id or folder) and its revision (or None).
         choice: ``auto``, ``torch`` or ``int8``.
-        layers: Chosen hidden states; empty for the network's own output.
+        layers: Requested hidden states; empty for the network's own output.
     """
 
     models: tuple[tuple[str, str | None], ...]
@@ -38,10 +38,10 @@ class Request:
 
 
 def parse(name: str) -> Request:
-    """Read a name without its prefix ``hf:``.
+    """Parse a name without its prefix ``hf:``.
 
     Raises:
-        UsageError: No model, more than two, or an option that does not exist.
+        UsageError: The name has no model, more than two, or an unknown option.
     """
     models, *options = [name] if Path(name).is_dir() else name.split("#")
     choice = "auto"
@@ -52,23 +52,23 @@ def parse(name: str) -> Request:
         elif option in ("int8", "torch") and choice in ("auto", option):
             choice = option
         else:
-            raise UsageError(f"'hf:{name}': there is no option '#{option}' here. {nearest(option, _OPTIONS)}")
+            raise UsageError(f"'hf:{name}': there is no option '#{option}'. {nearest(option, _OPTIONS)}")
     parts = [models] if Path(models).is_dir() else models.split("+")
     if len(parts) > 2 or not all(parts):
-        raise UsageError(f"'hf:{name}': expected hf:MODEL or hf:VISION+TEXT, a hub id or a folder each")
+        raise UsageError(f"'hf:{name}': expected hf:MODEL or hf:VISION+TEXT, where each part is a hub id or a folder")
     return Request(tuple(_model(part) for part in parts), choice, layers)
 
 
 def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
-    """Load the towers that a name asks for; for a single model, every tower it has.
+    """Load the towers that a name requests; for a single model, every tower it has.
 
     Args:
-        name: Without its prefix ``hf:``.
-        tokens: ``pooled``, or an image grid with word tokens for texts.
+        name: Encoder name without its prefix ``hf:``.
+        tokens: ``pooled``, or the size of an image grid, which means word tokens for texts.
 
     Raises:
         UsageError: The name is wrong, or a layer or grid does not exist.
-        EncoderError: A model cannot be found, fetched or loaded, or lacks the tower that it is named for.
+        EncoderError: A model cannot be found, downloaded or loaded, or lacks the requested tower.
         MissingExtraError: A library is missing.
     """
     request = parse(name)
@@ -77,7 +77,7 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
     if len(checkpoints) == 2 and not (sees[0] and reads[1]):
         wrong, modality = (0, "image") if not sees[0] else (1, "text")
         raise EncoderError(
-            f"'{checkpoints[wrong].model}' has no {modality} tower; expected hf:VISION+TEXT in this order"
+            f"'{checkpoints[wrong].model}' has no {modality} tower; expected hf:VISION+TEXT, in this order"
         )
     if not (sees[0] or reads[-1]):
         raise EncoderError(
@@ -94,7 +94,7 @@ def _model(part: str) -> tuple[str, str | None]:
         return part, None
     model, _, revision = part.rpartition("@")
     if not model or not revision:
-        raise UsageError(f"'{part}': expected MODEL@REVISION, a branch, tag or commit after the '@'")
+        raise UsageError(f"'{part}': expected MODEL@REVISION, with a branch, tag or commit after the '@'")
     return model, revision
 
 
@@ -103,10 +103,10 @@ def _layers(name: str, written: str) -> tuple[int, ...]:
         layers = tuple(int(layer) for layer in written.split(","))
     except ValueError:
         raise UsageError(
-            f"'hf:{name}': layers are whole numbers with commas between them, such as -1,-4; found '{written}'"
+            f"'hf:{name}': layers are integers separated by commas, such as -1,-4; found '{written}'"
         ) from None
     if len(set(layers)) < len(layers):
-        raise UsageError(f"'hf:{name}': a layer is named twice in '{written}'")
+        raise UsageError(f"'hf:{name}': a layer occurs twice in '{written}'")
     return layers
 
 

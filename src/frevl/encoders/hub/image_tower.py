@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceImageTower", "common_space", "hidden_layers", "image_tower", "refuse_threads"]
 
-# Whatever size the network wants, the decoder never reduces a picture on the way: the pixels are those that the model's
-# own pipeline would see.
+# Whatever size the network expects, the decoder never reduces an image: the pixels are those that the model's own
+# pipeline would see.
 _NEVER_REDUCED = 1 << 20
-# What decides the pixels that a network sees; a processor's other fields do not.
+# The fields that determine the pixels a network sees; a processor's other fields do not.
 _PIXEL_FIELDS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor", "do_normalize",
     "image_mean", "image_std", "do_pad", "pad_size", "patch_size", "max_num_patches",
@@ -41,12 +41,12 @@ class HuggingFaceImageTower:
         dim: Width of an embedding.
         identity: Everything that can change an embedding, field by field.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
-        layers: How many hidden states stand side by side; 0 for the network's own output.
-        processor: The image processor of the transformers library, its Pillow form.
+        layers: Number of hidden states concatenated; 0 for the network's own output.
+        processor: The image processor of the transformers library (its Pillow version).
         network: Runs on ``(n, 3, height, width)`` float32.
         patch: Side of a patch in pixels.
-        flexible: True for SigLIP 2 with pictures of any side lengths.
-        target: What to pass to `frevl.encoders.images.read_image`.
+        flexible: True for SigLIP 2 with images of any side lengths ("NaFlex").
+        target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str
@@ -62,21 +62,21 @@ class HuggingFaceImageTower:
 
     @property
     def batch_size(self) -> int:
-        """How many prepared images to hand over at once."""
+        """How many prepared images to pass at once."""
         return self.network.batch_size
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return what the model's own processor makes of a picture: ``(3, height, width)`` float32.
+        """Return the output of the model's own processor for an image: ``(3, height, width)`` float32.
 
-        For SigLIP 2 with any side lengths: ``(patches + 1, values)``, see ``unpack_patches``.
+        For SigLIP 2 with any side lengths: ``(patches + 1, values)``, see `unpack_patches`.
 
         Raises:
-            ImageError: The picture is so long that its shorter side cannot be brought to the network's size.
+            ImageError: The image is so narrow that its shorter side cannot be scaled to the network's size.
         """
         return prepare(self.processor, image, flexible=self.flexible)
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
-        """Embed prepared pictures."""
+        """Embed prepared images."""
         own = self.tokens == "pooled" and not self.layers
         items = []
         for pixels, tokens in zip(prepared, self.network(prepared), strict=True):
@@ -88,7 +88,7 @@ class HuggingFaceImageTower:
 
 
 def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray:
-    """Turn one upright RGB picture into a network's input with its processor; see `HuggingFaceImageTower.prepare`."""
+    """Turn an upright RGB image into a network's input with its processor; see `HuggingFaceImageTower.prepare`."""
     if not flexible and getattr(processor, "do_resize", False):
         refuse_threads(image, int(getattr(processor.size, "shortest_edge", None) or 0))
     made = processor(images=image, return_tensors="np")
@@ -101,14 +101,14 @@ def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray
 
 
 def refuse_threads(image: Image.Image, shortest: int) -> None:
-    """Refuse a picture that would exhaust memory if its shorter side were scaled to ``shortest`` pixels.
+    """Refuse an image that would exhaust memory if its shorter side were scaled to ``shortest`` pixels.
 
     Args:
-        image: The picture.
-        shortest: Pixels; 0 if its sides are brought to a size each.
+        image: The image to check.
+        shortest: Target length of the shorter side in pixels; 0 if both sides have a fixed target.
 
     Raises:
-        ImageError: It is too long and narrow.
+        ImageError: The image is too long and narrow.
     """
     from frevl.encoders.images import MAX_PIXELS
 
@@ -122,7 +122,7 @@ def refuse_threads(image: Image.Image, shortest: int) -> None:
 
 
 def grid_of(pixels: np.ndarray, patch: int, *, flexible: bool) -> tuple[int, int]:
-    """Return rows and columns of patches of a prepared picture."""
+    """Return the numbers of rows and columns of patches in a prepared image."""
     if flexible:
         return int(pixels[-1, 0]), int(pixels[-1, 1])
     return pixels.shape[1] // patch, pixels.shape[2] // patch
@@ -134,12 +134,12 @@ def image_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choi
     Args:
         checkpoint: The model.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
-        layers: Hidden states to keep side by side, instead of the network's own output.
-        choice: ``auto``, ``torch`` or ``int8``: see `frevl.encoders.runtime.open_runtime`.
+        layers: Hidden states to concatenate, instead of the network's own output.
+        choice: ``auto``, ``torch`` or ``int8``; see `frevl.encoders.runtime.open_runtime`.
 
     Raises:
-        EncoderError: The model is damaged, has no image processor or is no network of patches.
-        UsageError: A layer that the network does not have, or a finer grid than it has.
+        EncoderError: The model is damaged, has no image processor or is not a network of patches.
+        UsageError: The network does not have the requested layer, or its grid is coarser than requested.
         MissingExtraError: A library is missing.
     """
     config = load_config(checkpoint)
@@ -149,8 +149,8 @@ def image_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choi
     examples = [np.stack([prepare(processor, probe, flexible=flexible)]) for probe in probes]
     if len({example.shape for example in examples}) > 1:
         raise EncoderError(
-            f"'{checkpoint.model}': its image processor gives pictures of different sizes, which this network cannot "
-            "take in one batch; set a crop size in preprocessor_config.json"
+            f"'{checkpoint.model}': its image processor gives images of different sizes, which this network cannot "
+            "process in one batch; set a crop size in preprocessor_config.json"
         )
     own = tokens == "pooled" and not layers
 
@@ -159,7 +159,7 @@ def image_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choi
 
     if flexible and choice == "int8":
         raise UsageError(
-            f"'{checkpoint.model}' takes pictures of any side lengths and cannot be exported; leave '#int8' out"
+            f"'{checkpoint.model}' takes images of any side lengths and cannot be exported; leave '#int8' out"
         )
     name = column(checkpoint, "image", layers) + ("-int8" if choice == "int8" else "")
     key = digest_of([checkpoint.weights, checkpoint.configuration, "image", own, list(layers), examples[0].shape[1:]])
@@ -199,7 +199,7 @@ def column(checkpoint: Checkpoint, modality: str, layers: Sequence[int]) -> str:
 
 
 def hidden_layers(layers: Sequence[int], tokens: str) -> str:
-    """Say in an identity which hidden states are kept."""
+    """Describe for an identity which hidden states are kept."""
     if not layers:
         return f"{tokens} of the last hidden state"
     return f"{tokens} of the hidden states {', '.join(map(str, layers))}, each at unit length, the whole too"
@@ -224,11 +224,11 @@ def common_space(checkpoint: Checkpoint, config: Any) -> dict[str, str]:
 def _load_processor(checkpoint: Checkpoint) -> Any:
     with quiet_transformers() as transformers:
         try:
-            # The other form needs torchvision and gives slightly different pixels.
+            # The torchvision version is an extra dependency and gives slightly different pixels.
             return transformers.AutoImageProcessor.from_pretrained(
                 checkpoint.folder, backend="pil", local_files_only=True
             )
-        except Exception as error:  # transformers has no exception of its own for this
+        except Exception as error:  # transformers has no specific exception for this
             raise EncoderError(
                 f"'{checkpoint.model}': expected an image processor in preprocessor_config.json, found none that "
                 f"transformers {transformers.__version__} can load ({' '.join(str(error).split())[:150]})"
@@ -242,7 +242,7 @@ def _describe(processor: Any) -> str:
 
 
 def _picture(width: int, height: int) -> Image.Image:
-    """A seeded picture of soft blocks."""
+    """Draw a seeded image of soft blocks."""
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -254,7 +254,7 @@ def _probe(checkpoint: Checkpoint, network: Network, pixels: np.ndarray) -> np.n
         return network([pixels])[0]
     except Exception as error:  # each network of the transformers library refuses in its own way
         raise EncoderError(
-            f"'{checkpoint.model}': the network cannot take what its image processor gives, of shape {pixels.shape} "
+            f"'{checkpoint.model}': the network cannot process the output of its image processor, shape {pixels.shape} "
             f"({' '.join(str(error).split())[:150]}); correct preprocessor_config.json"
         ) from None
 
@@ -266,7 +266,7 @@ def _check_grid(
     if output.ndim != 2 or not 0 <= special <= _MOST_SPECIAL:
         raise EncoderError(
             f"'{checkpoint.model}' gives an output of shape {output.shape} for {shape[0]} x {shape[1]} patches; "
-            "expected one token a patch, which convolutional and window networks do not have. Use it pooled and "
+            "expected one token per patch, which convolutional and window networks do not have. Use it pooled and "
             "without layers"
         )
     wanted = 1 if tokens == "pooled" else int(tokens.split("x")[0])

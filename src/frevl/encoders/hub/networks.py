@@ -1,7 +1,7 @@
 """Networks of the transformers library as modules with one input and one output, ready to run or to export.
 
-Every network gives ``(n, tokens, width)``: its own pooled embedding as one token, its last hidden state, or chosen
-hidden states side by side.
+Every network returns ``(n, tokens, width)``: its own pooled embedding as one token, its last hidden state, or chosen
+hidden states, concatenated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _POOLED_BY_CLASS_TOKEN = ("clip", "clip_vision_model")
 
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
-    """Import the transformers library with its loading messages silenced: what matters is checked here."""
+    """Import the transformers library with its loading messages silenced; frevl checks what matters itself."""
     transformers = library("transformers", "hf")
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -51,38 +51,38 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """Load the configuration of a model.
 
     Raises:
-        EncoderError: transformers does not know the model, or it needs code of its own.
+        EncoderError: transformers does not know the model, or the model requires its own code.
     """
     if checkpoint.settings("config.json").get("auto_map"):
         raise EncoderError(
-            f"'{checkpoint.model}' needs program code that comes with the model, and frevl runs no code from a hub; "
-            "take a model that the transformers library holds itself"
+            f"'{checkpoint.model}' needs code that comes with the model, and frevl runs no code from a hub; "
+            "use a model that is part of the transformers library"
         )
     with quiet_transformers() as transformers:
         try:
             return transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-        # transformers has no exception of its own: unknown types are KeyError or ValueError, damage is anything.
+        # transformers has no specific exception: unknown types raise KeyError or ValueError, damage raises anything.
         except Exception as error:
             raise EncoderError(
-                f"'{checkpoint.model}' is no model that transformers {transformers.__version__} knows "
-                f"({_brief(error)}); upgrade transformers, or take another model"
+                f"'{checkpoint.model}' is not a model that transformers {transformers.__version__} knows "
+                f"({_brief(error)}); upgrade transformers, or use another model"
             ) from None
 
 
 def image_source(
     checkpoint: Checkpoint, config: Any, examples: Sequence[np.ndarray], *, pooled: bool, layers: Sequence[int]
 ) -> Source:
-    """Load an image network: ``(n, 3, height, width)`` float32 to ``(n, tokens, width)``.
+    """Load an image network that maps ``(n, 3, height, width)`` float32 to ``(n, tokens, width)``.
 
     The input of SigLIP 2 with any side lengths ("NaFlex") is ``(n, patches + 1, values)``: see `unpack_patches`.
 
     Args:
         checkpoint: The model.
         config: Its configuration.
-        examples: Batches of prepared pictures, for the check of an exported network.
-        pooled: Give the pooled embedding: of a joint model the one in its common space, of others their own pooling
-            where it has no weights (DINOv2: the class token), else the first token of the last hidden state.
-        layers: Hidden states to give side by side instead; 0 is the embedding layer, -1 the last one.
+        examples: Batches of prepared images, used to check an exported network.
+        pooled: Return the pooled embedding: for a joint model the one in its common space, for others their own pooling
+            if it has no weights (DINOv2: the class token), else the first token of the last hidden state.
+        layers: Hidden states to return instead, concatenated; 0 is the embedding layer, -1 the last one.
 
     Raises:
         EncoderError: The weights do not fit the network.
@@ -133,27 +133,27 @@ def text_source(
     padded: bool,
     masked: bool,
 ) -> Source:
-    """Load a text network: ids to ``(n, tokens, width)``.
+    """Load a text network that maps ids to ``(n, tokens, width)``.
 
     Args:
         checkpoint: The model.
         config: Its configuration.
-        examples: Batches of ids, for the check of an exported network.
-        pooled: Give the embedding of a joint model in the common space; other models have no pooling of their own
-            here, and pooling their tokens is the tower's work.
-        layers: Hidden states to give side by side instead.
-        padded: The input is ``(n, 2, length)`` int64, ids and the mask of those that are no padding; else it is
+        examples: Batches of ids, used to check an exported network.
+        pooled: Return a joint model's embedding in the common space; other models do no pooling here, because pooling
+            their tokens is the tower's task.
+        layers: Hidden states to return instead, concatenated.
+        padded: Whether the input is ``(n, 2, length)`` int64, ids and their mask (1 where not padding), instead of
             ``(n, length)`` ids without padding.
-        masked: Whether a padded network looks at the mask.
+        masked: Whether a padded network uses the mask.
 
     Raises:
-        EncoderError: The weights do not fit the network, or it is no encoder.
+        EncoderError: The weights do not fit the network, or it is not an encoder.
     """
     import torch
 
     joint = config.model_type in JOINT
     if getattr(config, "is_encoder_decoder", False):
-        raise EncoderError(f"'{checkpoint.model}' is an encoder with a decoder; take a model that only encodes texts")
+        raise EncoderError(f"'{checkpoint.model}' is an encoder with a decoder; use a model that only encodes texts")
     model = _load(checkpoint, config)
     if joint:
         model.vision_model = None
@@ -180,12 +180,12 @@ def text_source(
 
 
 def unpack_patches(packed: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Take apart what the tower of SigLIP 2 packs into one array.
+    """Unpack the array into which the tower of SigLIP 2 packs an image.
 
     Args:
         packed: ``(n, patches + 1, values)``: patches row by row, padded; the last row starts with the numbers of rows
             and columns of patches.
-        dtype: Of the network.
+        dtype: Number type of the network.
     """
     import torch
 
@@ -203,17 +203,17 @@ def _load(checkpoint: Checkpoint, config: Any) -> Any:
             model, found = transformers.AutoModel.from_pretrained(
                 checkpoint.folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
-        except Exception as error:  # safetensors, torch and transformers have no common exception for bad weights
+        except Exception as error:  # safetensors, torch and transformers have no common exception for invalid weights
             raise EncoderError(
-                f"'{checkpoint.model}': the weights cannot be loaded ({_brief(error)}); fetch the model again"
+                f"'{checkpoint.model}': the weights cannot be loaded ({_brief(error)}); download the model again"
             ) from None
-    # A pooler is often left out of a checkpoint; none that has weights is used here.
+    # A pooler is often missing from a checkpoint; no pooler with weights is used here.
     lacking = sorted(name for name in found["missing_keys"] if "pooler." not in name)
     if lacking or found["mismatched_keys"]:
         wrong = lacking[0] if lacking else str(next(iter(found["mismatched_keys"])))
         raise EncoderError(
-            f"'{checkpoint.model}': the weights do not fit its configuration: '{wrong}' is missing or of another "
-            "shape; fetch the model again"
+            f"'{checkpoint.model}': the weights do not fit its configuration: '{wrong}' is missing or has another "
+            "shape; download the model again"
         )
     return model.eval().requires_grad_(False)
 

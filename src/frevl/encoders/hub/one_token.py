@@ -1,4 +1,4 @@
-"""An exact shortcut for networks of which only one token is kept (ours): less work, the same embedding."""
+"""An exact shortcut for networks of which only one token is kept (ours): same embedding, less work."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ __all__ = ["LastLayerOfFirstToken"]
 class LastLayerOfFirstToken(nn.Module):
     """The last layer of a CLIP image tower, for the class token alone.
 
-    A pooled CLIP embedding is made of the last hidden state's first token. So the last layer needs keys and values of
-    all tokens, but the query, the output map and the feed-forward part of one: 7 % of ViT-B/32's operations less.
+    A pooled CLIP embedding is computed from the last hidden state's first token. The last layer therefore needs the
+    keys and values of all tokens, but the query, output map and feed-forward part of one only, which saves 7 % of the
+    operations of ViT-B/32.
     """
 
     def __init__(self, layer: Any) -> None:

@@ -1,8 +1,8 @@
 """Encoders of the open_clip library: ``openclip:ARCHITECTURE/TAG`` or ``openclip:ARCHITECTURE/FILE``.
 
-The architecture is one of open_clip's, the tag names weights that it knows, a file holds weights of the user's own.
-Options stand at the end: ``#int8`` and ``#torch``, as for `frevl.encoders.hub.huggingface`. Pooled embeddings only:
-they lie in the common space of images and texts.
+The architecture is one of open_clip's, a tag names weights that it knows, a file holds the user's own weights. Options
+come at the end: ``#int8`` and ``#torch``, as for `frevl.encoders.hub.huggingface`. Embeddings are pooled only and lie
+in the common space of images and texts.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenClipImageTower", "OpenClipTextTower", "load_towers"]
 
-_LOOKED_AT = 2000  # characters of a text, more than any of its networks reads
-_NEVER_REDUCED = 1 << 20  # as for the transformers library: the pixels that the model's own pipeline would see
+_LOOKED_AT = 2000  # characters of a text, more than any of these networks reads
+_NEVER_REDUCED = 1 << 20  # as for the transformers library: keeps the pixels that the model's own pipeline would see
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class OpenClipImageTower:
         name: The tower's column in a store.
         dim: Width of an embedding.
         identity: Everything that can change an embedding, field by field.
-        transform: Turns a picture into a tensor.
+        transform: Turns an image into a tensor.
         network: Runs on ``(n, 3, height, width)`` float32.
-        shortest: What its shorter side is brought to, in pixels; 0 if both sides are brought to a size each.
-        target: What to pass to `frevl.encoders.images.read_image`.
+        shortest: Target length of the shorter side in pixels; 0 if both sides have a fixed target.
+        target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str
@@ -62,21 +62,21 @@ class OpenClipImageTower:
 
     @property
     def batch_size(self) -> int:
-        """How many prepared pictures to hand over at once."""
+        """How many prepared images to pass at once."""
         return self.network.batch_size
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return what open_clip makes of a picture: ``(3, height, width)`` float32.
+        """Return the output of open_clip's preprocessing for an image: ``(3, height, width)`` float32.
 
         Raises:
-            ImageError: The picture is so long that its shorter side cannot be brought to the network's size.
+            ImageError: The image is so narrow that its shorter side cannot be scaled to the network's size.
         """
         refuse_threads(image, self.shortest)
         pixels: np.ndarray = self.transform(image).numpy()
         return pixels
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
-        """Embed prepared pictures."""
+        """Embed prepared images."""
         return Embeddings.of([keep_tokens(output, "pooled") for output in self.network(prepared)], self.dim)
 
 
@@ -100,7 +100,7 @@ class OpenClipTextTower:
 
     @property
     def batch_size(self) -> int:
-        """How many texts to hand over at once."""
+        """How many texts to pass at once."""
         return self.network.batch_size
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
@@ -109,7 +109,7 @@ class OpenClipTextTower:
         return Embeddings.of([keep_tokens(output, "pooled") for output in self.network(inputs)], self.dim)
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """Count the texts with more pieces than the network reads."""
+        """Count the texts with more pieces than the network can read."""
         if not texts:
             return 0
         padding = _ids(self.tokenizer, [""])
@@ -130,13 +130,13 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
     """Load both towers of a model.
 
     Args:
-        name: ``ARCHITECTURE/TAG`` or ``ARCHITECTURE/FILE`` with options.
+        name: ``ARCHITECTURE/TAG`` or ``ARCHITECTURE/FILE``, with options.
         tokens: ``pooled``; other kinds are refused.
 
     Raises:
-        UsageError: Unknown architecture, tag or option, or tokens.
+        UsageError: Unknown architecture, tag, option or kind of tokens.
         MissingExtraError: open_clip is not installed.
-        EncoderError: The weights cannot be fetched or do not fit.
+        EncoderError: The weights cannot be downloaded or do not fit the architecture.
     """
     model_name, *options = name.split("#")
     architecture, slash, weights = model_name.partition("/")
@@ -145,11 +145,11 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
         raise UsageError(f"'openclip:{name}': expected openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE/FILE")
     if len(options) > 1 or choice not in ("auto", "int8", "torch"):
         raise UsageError(
-            f"'openclip:{name}': there is no option '#{options[-1]}' here. {nearest(choice, ('int8', 'torch'))}"
+            f"'openclip:{name}': there is no option '#{options[-1]}'. {nearest(choice, ('int8', 'torch'))}"
         )
     if tokens != "pooled":
         raise UsageError(
-            f"'openclip:{name}' is pooled only and cannot keep the tokens '{tokens}'; take hf:MODEL for tokens"
+            f"'openclip:{name}' is pooled only and cannot keep the tokens '{tokens}'; use hf:MODEL for tokens"
         )
     library = _open_clip()
     if architecture not in library.list_models():
@@ -215,16 +215,16 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
 def _open_clip() -> Any:
     try:
         return library("open_clip", "openclip")
-    # torchvision beside a PyTorch that it was not built for fails on import, with RuntimeError or ImportError.
+    # A torchvision built for another PyTorch fails on import, with RuntimeError or ImportError.
     except (ImportError, RuntimeError) as error:
         raise EncoderError(
             f"open_clip is installed but cannot be imported ({' '.join(str(error).split())[:150]}); install a "
-            "torchvision that was built for the torch beside it"
+            "torchvision that was built for the installed torch"
         ) from None
 
 
 def _weights(library: Any, architecture: str, weights: str) -> tuple[Path, str]:
-    """Return the weights file and the name of its revision; download it if a tag is named."""
+    """Return the weights file and the name of its revision, downloading it if a tag is given."""
     if Path(weights).is_file():
         return Path(weights), "none (a file)"
     tags = library.list_pretrained_tags_by_model(architecture)
@@ -235,12 +235,13 @@ def _weights(library: Any, architecture: str, weights: str) -> tuple[Path, str]:
         )
     try:
         file = Path(library.download_pretrained(library.get_pretrained_cfg(architecture, weights)))
-    # Without network the hub's library fails with its own, the HTTP library's or the system's exceptions.
+    # Without a network, the hub's library raises its own exceptions, those of the HTTP library, and those of the
+    # system.
     except Exception as error:
         raise EncoderError(
-            f"The weights '{weights}' of open_clip's '{architecture}' are not in the cache and cannot be fetched "
-            f"({type(error).__name__}). Fetch them on a machine with network and copy the cache folder (HF_HOME) or "
-            f"the file here, then: openclip:{architecture}/FILE"
+            f"The weights '{weights}' of open_clip's '{architecture}' are not in the cache and cannot be downloaded "
+            f"({type(error).__name__}). Download them on a connected machine and copy the cache folder (HF_HOME) or "
+            f"the file here, then use openclip:{architecture}/FILE"
         ) from None
     commit = file.parent.name if file.parent.parent.name == "snapshots" else "no commit"
     return file, f"{weights} ({commit})"
@@ -252,7 +253,7 @@ def _load(library: Any, architecture: str, weights: str) -> tuple[Any, Any, Any]
         try:
             model, _, transform = library.create_model_and_transforms(architecture, pretrained=weights)
             tokenizer = library.get_tokenizer(architecture)
-        # Weights that do not fit fail in unpickling, in the names or in the shapes.
+        # Weights that do not fit cause errors in unpickling, in the names or in the shapes.
         except Exception as error:
             raise EncoderError(
                 f"'{weights}' does not hold the weights of open_clip's '{architecture}' "
@@ -292,14 +293,14 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
 
 def _pieces(tokenizer: Any, texts: Sequence[str]) -> list[Pieces]:
     cleaned = [tokenizer.clean_fn(readable(text)[:_LOOKED_AT]) for text in texts]
-    if not hasattr(tokenizer, "byte_decoder"):  # a wrapper around one of the transformers library
+    if not hasattr(tokenizer, "byte_decoder"):  # a wrapper around a tokenizer of the transformers library
         return pieces_of(tokenizer.tokenizer, cleaned, tokenizer.context_length)
     return [_pieces_of_bytes(tokenizer, text) for text in cleaned]
 
 
 def _pieces_of_bytes(tokenizer: Any, text: str) -> Pieces:
-    """Find the pieces of CLIP's tokenizer, which are runs of bytes; a character may span several."""
-    # The letter of every byte, blanks left out as in the pieces.
+    """Locate the pieces of CLIP's tokenizer, which are runs of bytes; a character may span several."""
+    # The letter of every byte, without blanks, as in the pieces.
     letters = [place for place, sign in enumerate(text) for _ in sign.encode() if not sign.isspace()]
     spans, start = [], 0
     for id_ in tokenizer.encode(text):

@@ -22,9 +22,9 @@ from frevl.errors import EncoderError
 
 __all__ = ["HuggingFaceTextTower", "pieces_of", "text_tower"]
 
-# Trained on texts that were always padded to the full length, so that the padding is part of the input.
+# Trained on texts padded to the full length, so the padding is part of the input.
 _PADDED = ("siglip", "siglip2")
-# Files that decide what a tokenizer does.
+# Files that determine what a tokenizer does.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
@@ -37,8 +37,8 @@ _POOLINGS = ("mean", "cls", "lasttoken")
 class HuggingFaceTextTower:
     """A text network with its own tokenizer.
 
-    Texts of the same number of pieces run together, so nothing is padded, except where a model was trained on padded
-    texts (SigLIP, SigLIP 2).
+    Texts with the same number of pieces run together, so nothing is padded, except for models trained on padded texts
+    (SigLIP, SigLIP 2).
 
     Attributes:
         name: The tower's column in a store.
@@ -46,13 +46,13 @@ class HuggingFaceTextTower:
         identity: Everything that can change an embedding, field by field.
         tokens: ``pooled`` or ``words``.
         pooling: ``own`` (by the network), ``mean``, ``cls`` or ``lasttoken``.
-        layers: How many hidden states stand side by side; 0 for the network's own output.
-        tokenizer: Of the transformers library.
-        longest: Most pieces that the network reads.
+        layers: Number of hidden states concatenated; 0 for the network's own output.
+        tokenizer: The tokenizer of the transformers library.
+        longest: Maximum number of pieces that the network reads.
         padded: Whether every text is padded to that length.
-        lower: Whether texts are written in lower case first.
-        prompt: Put before every text.
-        network: Runs on ids.
+        lower: Whether texts are converted to lower case first.
+        prompt: Prefix of every text.
+        network: Runs on ids; see `inputs`.
     """
 
     name: str
@@ -71,11 +71,11 @@ class HuggingFaceTextTower:
 
     @property
     def batch_size(self) -> int:
-        """How many texts to hand over at once."""
+        """How many texts to pass at once."""
         return 8 * self.network.batch_size
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embed texts; the empty text has the tokenizer's special tokens, or one unknown token if it has none."""
+        """Embed texts; the empty text becomes the tokenizer's special tokens, or one unknown token if it has none."""
         inputs = self.inputs(texts)
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, ids in enumerate(inputs):
@@ -90,7 +90,7 @@ class HuggingFaceTextTower:
         """Return the network's input for each text: ``(length,)`` ids, or ``(2, length)`` ids and mask if padded."""
         if not texts:
             return []  # a tokenizer cannot take an empty list
-        with self._lock:  # a tokenizer keeps its settings for cutting and padding in itself
+        with self._lock:  # a tokenizer stores its settings for truncation and padding in itself
             made = self.tokenizer(
                 [self._clean(text) for text in texts],
                 truncation=True,
@@ -105,7 +105,7 @@ class HuggingFaceTextTower:
         return [np.array(ids or [nothing], np.int64) for ids in made["input_ids"]]
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """Count the texts with more pieces than the network reads."""
+        """Count the texts with more pieces than the network can read."""
         if not texts:
             return 0
         with self._lock:
@@ -147,9 +147,9 @@ def pieces_of(tokenizer: Any, texts: Sequence[str], longest: int, prefix: int = 
 
     Args:
         tokenizer: The tokenizer.
-        texts: As it gets them.
-        longest: Most pieces that the network reads.
-        prefix: How many characters before each text do not belong to it.
+        texts: Texts exactly as passed to it.
+        longest: Maximum number of pieces that the network reads.
+        prefix: Number of characters before each text that do not belong to it.
     """
     if not texts:
         return []  # a tokenizer cannot take an empty list
@@ -179,12 +179,12 @@ def text_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choic
     Args:
         checkpoint: The model.
         tokens: ``pooled``; any other kind means word tokens.
-        layers: Hidden states to keep side by side, instead of the network's own output.
-        choice: ``auto``, ``torch`` or ``int8``: see `frevl.encoders.runtime.open_runtime`.
+        layers: Hidden states to concatenate, instead of the network's own output.
+        choice: ``auto``, ``torch`` or ``int8``; see `frevl.encoders.runtime.open_runtime`.
 
     Raises:
-        EncoderError: The model is damaged, has no tokenizer, or pools in a way that is not known here.
-        UsageError: A layer that the network does not have.
+        EncoderError: The model is damaged, has no tokenizer, or pools in an unsupported way.
+        UsageError: The network does not have the requested layer.
         MissingExtraError: A library is missing.
     """
     config = load_config(checkpoint)
@@ -250,7 +250,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     with quiet_transformers() as transformers:
         try:
             return transformers.AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
-        except Exception as error:  # transformers has no exception of its own for this
+        except Exception as error:  # transformers has no specific exception for this
             raise EncoderError(
                 f"'{checkpoint.model}': expected a tokenizer, found none that transformers {transformers.__version__} "
                 f"can load ({' '.join(str(error).split())[:150]})"
@@ -261,7 +261,7 @@ def _longest(tokenizer: Any, config: Any, sentence: dict[str, Any]) -> int:
     """Return how many pieces the network reads: the smallest limit of tokenizer, network and settings."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 512)
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-        positions -= 2  # the first two positions stand for padding
+        positions -= 2  # the first two positions are reserved for padding
     stated = [positions, int(tokenizer.model_max_length), int(sentence.get("max_seq_length") or positions)]
     return max(1, min(stated))
 
@@ -275,7 +275,7 @@ def _pooling(checkpoint: Checkpoint) -> str:
     if unknown:
         raise EncoderError(
             f"'{checkpoint.model}' has a part '{unknown[0].get('type')}' after its network, which frevl cannot run; "
-            "take a sentence-transformers model of Transformer, Pooling and Normalize"
+            "use a sentence-transformers model of Transformer, Pooling and Normalize"
         )
     folders = [one.get("path", "") for one in modules if one.get("type", "").endswith("Pooling")]
     if not folders:
@@ -283,8 +283,8 @@ def _pooling(checkpoint: Checkpoint) -> str:
     settings = checkpoint.settings(f"{folders[0]}/config.json")
     if settings.get("include_prompt") is False and _prompt(checkpoint):
         raise EncoderError(
-            f"'{checkpoint.model}' leaves its prompt out when it pools (\"include_prompt\": false), which frevl does "
-            "not do; take a model that pools all of its tokens"
+            f"'{checkpoint.model}' leaves its prompt out of the pooling (\"include_prompt\": false), which frevl does "
+            "not do; use a model that pools all of its tokens"
         )
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
     chosen = (
@@ -298,13 +298,13 @@ def _pooling(checkpoint: Checkpoint) -> str:
     )
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         raise EncoderError(
-            f"'{checkpoint.model}' pools its tokens by {chosen}; frevl knows one of {', '.join(_POOLINGS)} at a time"
+            f"'{checkpoint.model}' pools its tokens by {chosen}; frevl supports one of {', '.join(_POOLINGS)}"
         )
     return str(chosen[0])
 
 
 def _prompt(checkpoint: Checkpoint) -> str:
-    """Return the prompt that a sentence-transformers model puts before every text by default."""
+    """Return the prompt with which a sentence-transformers model prefixes every text by default."""
     settings = checkpoint.settings("config_sentence_transformers.json")
     return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or "")
 

@@ -1,7 +1,7 @@
-"""A frozen network in PyTorch on one device: runs start asynchronously, and batches that do not fit are halved.
+"""A frozen network in PyTorch on one device: runs start asynchronously, and batches too large for memory are halved.
 
-On an accelerator the network is in float16; inputs are gathered in page-locked memory, from which the device copies by
-itself, and the next run is prepared while this one computes.
+On an accelerator the network runs in float16; inputs are collected in page-locked memory, from which the device copies
+on its own, and the next run is prepared while this one computes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ __all__ = ["TorchCopy", "fold_quick_gelu"]
 _log = logging.getLogger("frevl")
 
 Result = Callable[[], np.ndarray]
-"""Waits for a run that was begun, and returns its outputs with a batch axis."""
+"""Waits for a started run, and returns its outputs with a batch axis."""
 
 
 class TorchCopy:
     """One copy of a network.
 
     Attributes:
-        device: As PyTorch names it.
-        most: Inputs of one run that fit in the device's memory, once a larger run did not; else None.
+        device: Name of the device in PyTorch.
+        most: Number of inputs that fit in the device's memory, known once a larger run did not fit; else None.
     """
 
     def __init__(self, network: torch.nn.Module, device: str) -> None:
-        """Put the network on a device: in float32 on a processor, in float16 on others."""
+        """Put the network on a device: in float32 on a CPU, in float16 on other devices."""
         import torch
 
         self.device = device
         self.most: int | None = None
         processor = device == "cpu"
-        # A network on its only device needs no copy of its weights.
+        # A network that is used on a single device needs no copy of its weights.
         placed = network if processor else fold_quick_gelu(copy.deepcopy(network))
         self._network = placed.to(device=device, dtype=torch.float32 if processor else torch.float16).eval()
 
@@ -50,7 +50,7 @@ class TorchCopy:
         return self.start(batch)()
 
     def start(self, items: Sequence[np.ndarray] | np.ndarray) -> Result:
-        """Begin a run of equal-shaped inputs; a processor has finished it on return.
+        """Start a run of equal-shaped inputs; a CPU has finished it on return.
 
         Raises:
             EncoderError: Not even one input fits in the device's memory.
@@ -66,7 +66,7 @@ class TorchCopy:
         except torch.OutOfMemoryError as error:
             if len(items) == 1:
                 raise EncoderError(
-                    f"{self.device}: the memory is too small to run the network on one input "
+                    f"{self.device}: too little memory to run the network on one input "
                     f"({str(error).split('.')[0]}); stop other programs on this device, or use a smaller encoder"
                 ) from error
             self.most = len(items) // 2
@@ -74,7 +74,7 @@ class TorchCopy:
             "frevl: %s ran out of memory with %d inputs at once; using %d from now on.",
             self.device, len(items), self.most,
         )  # fmt: skip
-        torch.cuda.empty_cache()  # does nothing where there is no NVIDIA device
+        torch.cuda.empty_cache()  # does nothing without an NVIDIA device
         return self.start(items)
 
     def _start(self, items: Sequence[np.ndarray] | np.ndarray) -> Result:
@@ -103,17 +103,17 @@ class TorchCopy:
         return wait
 
 
-_QUICK = 1.702  # of the activation `x * sigmoid(1.702 x)` of OpenAI's CLIP
+_QUICK = 1.702  # constant of the activation `x * sigmoid(1.702 x)` of OpenAI's CLIP
 
 
 def fold_quick_gelu(network: torch.nn.Module) -> torch.nn.Module:
-    """Replace CLIP's activation by SiLU, with its constant in the weights around it: the same function.
+    """Replace CLIP's activation by SiLU, with its constant absorbed by the surrounding weights: the same function.
 
-    ``x sigmoid(1.702 x) = silu(1.702 x) / 1.702``. SiLU is one pass over the widest activations of the network where
-    the transformers library makes three: a sixth more images a second on an accelerator (docs/accelerator.md).
+    ``x sigmoid(1.702 x) = silu(1.702 x) / 1.702``. SiLU takes one pass over the widest activations of the network where
+    the transformers library takes three: a sixth more images per second on an accelerator (docs/accelerator.md).
 
     Returns:
-        The network itself, changed where a layer of the transformers library has this activation.
+        The network itself, modified where a layer of the transformers library has this activation.
     """
     import torch
 

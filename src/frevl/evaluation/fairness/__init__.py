@@ -1,1 +1,1 @@
-"""Fairness: how results differ between groups of pictures, and who appears in the first hits of a search."""
+"""Fairness: how results differ between groups of images, and who appears in the first hits of a search."""

@@ -37,7 +37,7 @@ class Groups:
     Attributes:
         key: Of the pairs.
         rows: Row numbers of the pairs in every group, in the order of ranges or names.
-        pictures: Number of distinct pictures (or texts, if there are only texts) in every group.
+        pictures: Number of distinct images (or texts, if there are only texts) in every group.
         left_out: The same for groups that are too small.
         without: Number of pairs without the key.
     """
@@ -62,7 +62,7 @@ class Groups:
             shown = ", ".join(f"'{name:.40}' ({n:,})" for name, n in list(self.left_out.items())[:_MOST_SHOWN])
             more = f" and {len(self.left_out) - _MOST_SHOWN:,} more" if len(self.left_out) > _MOST_SHOWN else ""
             found.append(
-                f"Groups of '{self.key}' with fewer than {FEWEST_PICTURES} pictures are left out of the comparison: "
+                f"Groups of '{self.key}' with fewer than {FEWEST_PICTURES} images are left out of the comparison: "
                 f"{shown}{more}."
             )
         if self.without:
@@ -76,10 +76,10 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     Args:
         pairs: The evaluated pairs.
         key: Of them.
-        content: A hash of every picture (or text, if there are only texts): copies count as one picture.
+        content: A hash of every image (or text, if there are only texts): copies count as one image.
 
     Raises:
-        UsageError: No pair has the key, or fewer than two groups have enough pictures.
+        UsageError: No pair has the key, or fewer than two groups have enough images.
     """
     rows = group_rows(pairs.extras, key)
     if not rows:
@@ -97,7 +97,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     if len(kept) < 2:
         shown = ", ".join(f"'{name:.40}' {n:,}" for name, n in list(pictures.items())[:_MOST_SHOWN])
         raise UsageError(
-            f"--groups {key}: expected at least two groups of at least {FEWEST_PICTURES} pictures, found "
+            f"--groups {key}: expected at least two groups of at least {FEWEST_PICTURES} images, found "
             f"{len(kept)} among {len(rows):,} ({shown}); give more pairs"
         )
     if len(kept) > _MOST_GROUPS:

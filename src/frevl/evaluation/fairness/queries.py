@@ -1,4 +1,4 @@
-"""Compare search results with the pool of pictures by group: MaxSkew@k, MinSkew@k and differences in shares."""
+"""Compare search results with the pool of images by group: MaxSkew@k, MinSkew@k and differences in shares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["SkewDraws", "evaluate_queries", "ranked_pool", "read_queries", "shar
 _RESAMPLES = 1000
 _NUMBERS = 64_000_000  # cells of a draw times the queries: limits the number of resamples
 _FEWEST_RESAMPLES = 100
-_MOST_RANKS = 500_000_000  # queries times pictures: 2 GB
+_MOST_RANKS = 500_000_000  # queries times images: 2 GB
 _SCORES = 4_194_304  # scores at once
 
 
@@ -53,15 +53,15 @@ def evaluate_queries(
 
     Args:
         scorer: A matching run with its store.
-        pairs: Their pictures form the pool, each once; copies count as one picture.
+        pairs: Their images form the pool, each once; copies count as one image.
         queries: Texts, or a file with one a line. Use queries that do not name a group.
-        groups: A key of the pairs. A picture's group is the value that its pairs share; pictures with none or several
+        groups: A key of the pairs. An image's group is the value that its pairs share; images with none or several
             are not in the pool.
         k: Number of hits shown.
 
     Returns:
         ``{"task", "n", "k", "metrics": {"max_skew", "min_skew", "share_gap"}, "ci95", "groups", "queries",
-        "provenance", "notes", "left_out"}``: means over queries with 95 % intervals by bootstrap over pictures; skews
+        "provenance", "notes", "left_out"}``: means over queries with 95 % intervals by bootstrap over images; skews
         in nats, ``share_gap`` in points.
 
     Raises:
@@ -85,12 +85,12 @@ def evaluate_queries(
     empty = [name for at, name in enumerate(names) if not (of_image == at).any()]
     if empty:
         raise UsageError(
-            f"--groups {groups}: no picture of the group '{empty[0]:.60}' has that value in all its pairs; give a "
-            "key that describes pictures"
+            f"--groups {groups}: no image of the group '{empty[0]:.60}' has that value in all its pairs; give a "
+            "key that describes images"
         )
     if k >= len(images):
         raise UsageError(
-            f"-k {k}: the pool has {len(images):,} pictures, so the first {k:,} are all of them; use a smaller k"
+            f"-k {k}: the pool has {len(images):,} images, so the first {k:,} are all of them; use a smaller k"
         )
     cluster_of = dict(zip(reversed(usable.images), reversed(usable.clusters), strict=True))
     order = ranked_pool(scorer, images, asked, k)
@@ -104,12 +104,12 @@ def evaluate_queries(
     sentence = rejects_sentence([*read.rejected, *left_out])
     notes += [sentence] if sentence else []
     if mixed:
-        notes.append(f"{mixed:,} pictures have pairs with different values of '{groups}' and are not in the pool.")
+        notes.append(f"{mixed:,} images have pairs with different values of '{groups}' and are not in the pool.")
     absent = int((top == 0).any(axis=1).sum())
     if absent:
         notes.append(
             f"For {absent:,} of {len(asked):,} queries, some group does not appear in the first {k}: it counts as "
-            "half a picture there, because ln 0 has no mean."
+            "half an image there, because ln 0 has no mean."
         )
     each = skews(top, pool, k)
     return {
@@ -162,9 +162,9 @@ def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -
     """
     if len(queries) * len(images) > _MOST_RANKS:
         raise UsageError(
-            f"{len(queries):,} queries over a pool of {len(images):,} pictures need "
+            f"{len(queries):,} queries over a pool of {len(images):,} images need "
             f"{4e-9 * len(queries) * len(images):,.1f} GB of ranks; expected at most {4e-9 * _MOST_RANKS:,.0f} GB: "
-            "give fewer queries, or fewer pictures"
+            "give fewer queries, or fewer images"
         )
     between = None if scorer.has_first_stage and not scorer.rerank_depth else scorer.between(images, queries)
     vectors = scorer.image_vectors(images) if scorer.has_first_stage else None
@@ -188,7 +188,7 @@ def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -
 
 
 def _pool(pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer) -> tuple[list[str], NDArray[np.int64], int]:
-    """Return the distinct pictures with a value, their groups (-1 if too small), and how many have several values."""
+    """Return the distinct images with a value, their groups (-1 if too small), and how many have several values."""
     hashes = scorer.store.content_hashes(pairs.images)
     first: dict[str, str] = {}
     values: dict[str, set[str]] = {}
@@ -250,12 +250,12 @@ def share_gaps(top: Floats, pool: Floats) -> Floats:
 
 
 class SkewDraws:
-    """The first hits when the pool's pictures are resampled, for intervals over pictures.
+    """The first hits when the pool's images are resampled, for intervals over images.
 
     Args:
-        order: ``(queries, pictures)`` integers: the pictures of the pool, best first.
-        groups: ``(pictures,)`` group index of every picture; -1 if its group is left out.
-        clusters: ``(pictures,)`` int64, pictures that are resampled together.
+        order: ``(queries, images)`` integers: the images of the pool, best first.
+        groups: ``(images,)`` group index of every image; -1 if its group is left out.
+        clusters: ``(images,)`` int64, images that are resampled together.
         count: Number of groups.
         k: Number of hits shown.
     """
@@ -275,7 +275,7 @@ class SkewDraws:
         """Return ``(queries, groups)`` shares in the first k and ``(groups,)`` shares in the pool.
 
         Args:
-            weights: ``(pictures,)`` multiplicity of each picture; 1 if None.
+            weights: ``(images,)`` multiplicity of each image; 1 if None.
         """
         pictures = self._member if weights is None else self._member * weights[:, None]
         pool = pictures.sum(axis=0) / max(1.0, float(len(pictures) if weights is None else weights.sum()))

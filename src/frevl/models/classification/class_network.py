@@ -21,7 +21,7 @@ __all__ = ["ClassNetwork", "searchable"]
 class ClassNetwork(PairNetwork):
     """A `Head` with what it needs to be applied: statistics of the examples, name vectors, kept examples.
 
-    Tokens are pooled by their mean. The text of a pair is not read.
+    Token embeddings are mean-pooled. The text of a pair is ignored.
     """
 
     key = "classes"
@@ -40,19 +40,20 @@ class ClassNetwork(PairNetwork):
         space: PairNetwork | None = None,
         linear: bool = True,
     ) -> None:
-        """Make room for a head; `take` fills it.
+        """Allocate room for a head; `take` fills it.
 
         Args:
             image_dim: Width of an image embedding.
             outputs: Number of classes.
-            text_dim: 0, because the texts of pairs are not read.
+            text_dim: Always 0, because the texts of pairs are ignored.
             name_dim: Width of a name vector; 0 without names.
-            names: Scale of the cosines with the names.
-            examples: How many examples are kept for the memories.
-            memories: ``{"width", "on_unit"}`` of each sum over examples.
-            space: The network whose vectors of texts the names are: the ``cosine`` of encoders with a common space, or
-                a trained first stage.
-            linear: Whether the head has weights; without them a product of matrices is saved.
+            names: Scale of the cosines with the name vectors.
+            examples: Number of examples kept for the memories.
+            memories: ``{"width", "on_unit"}`` of each sum over examples; see
+            `frevl.models.classification.heads.Memory`.
+            space: The network whose text vectors serve as names: the ``cosine`` of encoders with a common space, or a
+                trained first stage.
+            linear: Whether the head has weights; without them, a matrix product is saved.
 
         Raises:
             UsageError: The sizes do not fit together.
@@ -93,8 +94,8 @@ class ClassNetwork(PairNetwork):
         """Fill the network.
 
         Args:
-            head: What it is to compute.
-            statistics: Of the examples; `unit_features` are made with them.
+            head: The head to compute.
+            statistics: Mean and standard deviation of the examples, used by `unit_features`.
             names: ``(outputs, name_dim)`` unit vectors of the names.
             examples: ``(examples, image_dim)`` embeddings that the head was fitted on.
         """
@@ -112,11 +113,11 @@ class ClassNetwork(PairNetwork):
 
     @property
     def statistics(self) -> ZScore:
-        """Mean and deviation of the examples."""
+        """Mean and standard deviation of the examples."""
         return ZScore(self.mean, self.scale)
 
     def head(self) -> Head:
-        """Return what the network computes from features."""
+        """Return the head: what the network computes from features."""
         memories = tuple(
             Memory(coefficients, float(one["width"]), bool(one["on_unit"]))
             for coefficients, one in zip(self.coefficients, self._settings["memories"], strict=True)
@@ -124,7 +125,7 @@ class ClassNetwork(PairNetwork):
         return Head(float(self._settings["names"]), self.weight, self.bias, memories, bool(self._settings["linear"]))
 
     def features(self, image: Tensor, *, with_names: bool = True) -> Features:
-        """Return the features of ``(n, image_dim)`` embeddings; without cosines if the names are not asked for."""
+        """Return the features of ``(n, image_dim)`` embeddings, without cosines if ``with_names`` is False."""
         cosines = self._cosines(image) if with_names else None
         return Features(F.normalize(image, dim=1), unit_features(image, self.statistics), cosines)
 
@@ -136,20 +137,20 @@ class ClassNetwork(PairNetwork):
         if self.space is None:
             return None
         first: object = self.space.first_stage
-        return self.space.turnable_texts if first is self.space else None  # a run that reranks holds it inside
+        return self.space.turnable_texts if first is self.space else None  # a run that reranks contains it
 
     @property
     def turnable_texts(self) -> ClassNetwork | None:
-        """Itself, where its names are vectors of a space that linear maps can turn."""
+        """This network, if its names are vectors of a space that linear maps can transform; otherwise None."""
         return None if self._turnable_space is None else self
 
     @property
     def text_blocks(self) -> list[int]:
-        """Those of the space of its names."""
+        """Widths of the parts of a name vector."""
         return [] if self._turnable_space is None else self._turnable_space.text_blocks
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> ClassNetwork:
-        """Turn the vectors of the names; each part keeps its length."""
+        """Transform the name vectors part by part; each part keeps its length."""
         twin = deepcopy(self)
         parts = torch.split(self.name_vectors, [len(one) for one in maps], dim=1)
         turned = [
@@ -163,19 +164,19 @@ class ClassNetwork(PairNetwork):
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` logits; the text is not read."""
+        """Return ``(n, outputs)`` logits; the text is ignored."""
         del text, text_mask
         head, pooled = self.head(), mean_pool(image, image_mask)
         if head.linear or head.memories:
             features = self.features(pooled, with_names=bool(head.names))
-        else:  # nothing reads the features of the picture itself
+        else:  # the head uses the cosines only
             features = Features(pooled, pooled, self._cosines(pooled))
         return head.logits(features, self._kept if head.memories else None)
 
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The standardised image at unit length: `frevl.models.classification.heads.unit_features`."""
+        """Return the standardised image at unit length, ``{"image": (n, image_dim)}``; see `unit_features`."""
         del text, text_mask
         return {"image": unit_features(mean_pool(image, image_mask), self.statistics)}
 
@@ -185,10 +186,10 @@ class ClassNetwork(PairNetwork):
 
 
 def searchable(network: PairNetwork) -> Searchable:
-    """Return the first stage of a network, whose vectors of texts can be names of classes.
+    """Return the first stage of a network, whose text vectors can serve as class names.
 
     Raises:
-        UsageError: It has none.
+        UsageError: The network has no first stage.
     """
     first_stage = network.first_stage
     if first_stage is None:

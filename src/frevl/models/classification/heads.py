@@ -1,7 +1,7 @@
 """Common parts of the methods of `frevl classify`: image features, and the head that turns them into logits.
 
-Every method ends as a `Head`, a sum of up to four parts, so that an average of two methods is a head again and one
-network (`frevl.models.classification.class_network`) holds any of them.
+Every method produces a `Head`, a sum of up to four parts, so that the average of two methods is again a head, and one
+network (`frevl.models.classification.class_network`) can hold any of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _PRIOR_IMAGES = 10
 
 
 class Features(NamedTuple):
-    """What a head sees of ``n`` images.
+    """The inputs of a head for ``n`` images.
 
     Attributes:
         unit: ``(n, d)`` embeddings of unit length.
-        standard: ``(n, d)`` standardised in each dimension, then scaled to unit length: `unit_features`.
+        standard: ``(n, d)`` embeddings standardised per dimension, then scaled to unit length; see `unit_features`.
         cosines: ``(n, classes)`` cosines with the names of the classes in [-1, 1], or None without names.
     """
 
@@ -35,17 +35,17 @@ class Features(NamedTuple):
     cosines: Tensor | None
 
     def select(self, rows: Tensor) -> Features:
-        """Return some of the images."""
+        """Return the features of some of the images."""
         return Features(self.unit[rows], self.standard[rows], None if self.cosines is None else self.cosines[rows])
 
 
 class Memory(NamedTuple):
-    """A head's sum over examples that it keeps: ``similarity(image, example) @ coefficients``.
+    """A term of a head that sums over stored examples: ``similarity(image, example) @ coefficients``.
 
     Attributes:
-        coefficients: ``(examples, classes)``.
-        width: Squared width of the Gaussian kernel; of ``standard`` features, or of ``unit`` ones if `on_unit`.
-        on_unit: See `width`.
+        coefficients: ``(examples, classes)``, each example's weight for each class.
+        width: Squared width of the Gaussian kernel, on ``standard`` features, or on ``unit`` ones if `on_unit`.
+        on_unit: Whether the kernel compares ``unit`` instead of ``standard`` features.
     """
 
     coefficients: Tensor
@@ -55,14 +55,14 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """Logits of classes: ``names * cosines + standard @ weight.T + bias + sum over examples``.
+    """A function from features to class logits: ``names * cosines + standard @ weight.T + bias + sum over examples``.
 
     Attributes:
         names: Scale of the cosines with the names; 0 without names.
-        weight: ``(classes, d)``.
-        bias: ``(classes,)``.
-        memories: Sums over examples.
-        linear: Whether there are weights and biases that are not zero: a product of matrices more.
+        weight: ``(classes, d)`` weights of the standardised features.
+        bias: ``(classes,)``, added to the logits.
+        memories: The terms that sum over stored examples.
+        linear: Whether any weight or bias is non-zero, which costs a matrix product.
     """
 
     names: float
@@ -73,15 +73,15 @@ class Head:
 
     @classmethod
     def zero(cls, classes: int, dim: int, *, names: float = 0.0) -> Head:
-        """Return a head that knows no examples."""
+        """Return a head fitted to no examples."""
         return cls(names, torch.zeros(classes, dim), torch.zeros(classes), linear=False)
 
     def logits(self, features: Features, examples: Features | None) -> Tensor:
         """Return ``(n, classes)`` logits.
 
         Args:
-            features: Of the images.
-            examples: Of the examples that the head was fitted on; not needed without memories.
+            features: Features of the images.
+            examples: Features of the examples to which the head was fitted; not needed without memories.
         """
         if self.linear:
             logits = torch.addmm(self.bias, features.standard, self.weight.T)
@@ -112,14 +112,14 @@ class Head:
         )
 
     def among(self, rows: Tensor, classes: int) -> Head:
-        """Return the head of more classes, of which those without examples have their name alone.
+        """Extend the head to more classes; those without examples are scored by their names alone.
 
-        What examples add is made to sum to zero over the classes that have some, so that on average it moves nobody
-        above or below a class that has none.
+        What the examples add is shifted to sum to zero over the classes that have some, so that on average it moves no
+        class above or below one without examples.
 
         Args:
-            rows: ``(k,)`` int64, where the ``k`` classes of this head stand among all.
-            classes: How many there are then.
+            rows: ``(k,)`` int64, the positions of this head's ``k`` classes among all.
+            classes: Total number of classes.
         """
 
         def spread(values: Tensor, dim: int) -> Tensor:
@@ -132,15 +132,15 @@ class Head:
         return Head(self.names, spread(self.weight, 0), spread(self.bias, 0), memories, self.linear)
 
     def with_names(self, names: float) -> Head:
-        """Return this head with another scale of the names."""
+        """Return this head with another scale for the names."""
         return replace(self, names=names)
 
 
 def statistics_of(embeddings: Tensor, weights: Tensor | None = None) -> ZScore:
-    """Measure mean and deviation of ``(n, d)`` examples, steadied as if ten more had the mean variance (ours).
+    """Measure mean and deviation of ``(n, d)`` examples, regularised as if ten more had the mean variance (ours).
 
     Some dimensions of CLIP's embeddings vary many times more than all others; standardising gains 5 to 8 points with
-    one example a class (research/experiments/log.md). Of a handful of examples a deviation is mostly chance.
+    one example a class (research/experiments/log.md). With a handful of examples, a deviation is mostly chance.
     """
     if weights is None:
         variance, mean = torch.var_mean(embeddings, dim=0, correction=0)
@@ -159,5 +159,5 @@ def unit_features(embeddings: Tensor, statistics: ZScore) -> Tensor:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """``(n, classes)`` float32: 1 at the class of each example."""
+    """Return ``(n, classes)`` float32 with 1 at the class of each example and 0 elsewhere."""
     return F.one_hot(labels, classes).float()

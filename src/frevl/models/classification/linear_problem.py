@@ -2,8 +2,9 @@
 
 Weights are given in a basis in which the problem is nearly round: the principal directions of the features.
 
-The minimum, also that of other smooth convex functions of one flat vector, is found by L-BFGS (Nocedal and Wright
-2006, algorithms 7.4 and 7.5). PyTorch's own loads its compiler on first use: 0.9 s, longer than most fits here.
+The minimum, like that of any smooth convex function of one flat vector, is found by L-BFGS (Nocedal and Wright 2006,
+algorithms 7.4 and 7.5). PyTorch's own implementation loads its compiler on first use: 0.9 s, longer than most fits
+here.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ __all__ = [
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 """From a ``(d,)`` point to the value there and the ``(d,)`` gradient."""
 
-_HISTORY = 10  # steps from which the curvature is estimated
-_ENOUGH = 1e-4  # of the decrease that the slope promises
-_SHORTEST = 20  # halvings of a step, at most
-_ROUNDING = 4.0  # times the precision of a value: less of a rise is no rise
+_HISTORY = 10  # recent steps used to estimate the curvature
+_ENOUGH = 1e-4  # required share of the decrease predicted by the slope
+_SHORTEST = 20  # maximum number of halvings of a step
+_ROUNDING = 4.0  # times the precision of a value: a smaller rise is rounding
 
 
 def minimise(
@@ -49,17 +50,17 @@ def minimise(
     enough: float = 0.0,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Tensor:
-    """Return the ``(d,)`` point where a convex function is least, or the best one that was reached.
+    """Return the ``(d,)`` minimum of a convex function, or the best point reached.
 
-    The first step has the length of the gradient, so the coordinates should be such that the curvature is about 1.
+    The first step is as long as the gradient, so the coordinates should make the curvature about 1.
 
     Args:
-        evaluate: Value and gradient.
-        start: ``(d,)``.
-        steps: Most steps.
-        tolerance: Largest derivative at which it ends.
-        enough: Share of the value at which it ends: a step promises no more than that.
-        out_of_time: Asked before every evaluation; True ends the search.
+        evaluate: Returns the value and the gradient at a point.
+        start: ``(d,)``, the point to start from.
+        steps: Maximum number of steps.
+        tolerance: The search ends when no derivative is larger than this.
+        enough: The search ends when a step promises to lower the value by no more than this share of it.
+        out_of_time: Called before every evaluation; True ends the search.
     """
     if out_of_time():
         return start
@@ -71,7 +72,7 @@ def minimise(
             break
         direction = -_times_inverse_curvature(gradient, memory)
         slope = float(direction @ gradient)
-        if -slope / 2 <= enough * abs(value):  # what the step gains where the curvature is as it is thought to be
+        if -slope / 2 <= enough * abs(value):  # expected gain of the step if the curvature estimate is right
             break
         rate = 1.0
         for _ in range(_SHORTEST):
@@ -79,10 +80,11 @@ def minimise(
                 return point
             candidate = point + rate * direction
             found, gradient_there = evaluate(candidate)
-            # Of a value near 0, too, the rounding is that of the numbers of about 1 that it is the mean of.
+            # Even for a value near 0, rounding is that of the numbers of about 1 whose mean it is.
             if found <= value + _ENOUGH * rate * slope + noise * max(1.0, abs(value)):
                 break
-            # The least point of the parabola through value, slope and what was found, but no leap. Not a number: halve.
+            # The minimum of the parabola through value, slope and the value found, within bounds. If not a number:
+            # halve.
             least = -slope * rate**2 / (2 * (found - value - slope * rate))
             rate = min(max(least, 0.1 * rate), 0.5 * rate) if least > 0 else 0.5 * rate
         else:
@@ -96,7 +98,7 @@ def minimise(
 
 
 def _times_inverse_curvature(gradient: Tensor, memory: deque[tuple[Tensor, Tensor, float]]) -> Tensor:
-    """Multiply by the inverse curvature that the last steps tell (the two-loop recursion)."""
+    """Multiply by the inverse curvature estimated from the last steps (two-loop recursion)."""
     product = gradient.clone()
     shares = []
     for moved, turned, curvature in reversed(memory):
@@ -114,9 +116,9 @@ def _times_inverse_curvature(gradient: Tensor, memory: deque[tuple[Tensor, Tenso
 Loss = Callable[[Tensor], Tensor]
 """From ``(n, outputs)`` logits to the mean over these pairs of the loss, without a penalty."""
 
-_TIMED = 512  # pairs that the speed of the machine is measured with
-_WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
-_ROWS_A_FEATURE = 16  # that the principal directions of what is not in memory are found from; the optimum is the same
+_TIMED = 512  # pairs used to measure the speed of the machine
+_WIDEST = 5_000  # principal directions are worth computing for at most this many features or pairs
+_ROWS_A_FEATURE = 16  # sampled to find the principal directions if not all is in memory; the optimum is the same
 _LEAST_CURVATURE = 1e-8
 
 
@@ -124,8 +126,8 @@ class LinearProblem(Protocol):
     """A smooth convex function of weights and biases.
 
     Attributes:
-        directions: ``(features, r)`` orthonormal, the basis of the weights; None for that of the features.
-        variances: ``(r,)`` variance of the features along each.
+        directions: ``(features, r)``, the orthonormal basis of the weights; None for the basis of the features.
+        variances: ``(r,)``, variance of the features along each direction.
     """
 
     directions: Tensor | None
@@ -135,24 +137,24 @@ class LinearProblem(Protocol):
         """Return the mean loss and its gradients, for ``(outputs, r)`` weights and ``(outputs,)`` biases."""
 
     def curvature(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return ``(outputs,)``: how much each logit bends the loss, by its mean squared residual (Fisher)."""
+        """Return the ``(outputs,)`` curvature of the loss in each logit, by its mean squared residual (Fisher)."""
 
 
 class InMemory:
-    """A problem whose features are all there.
+    """A problem with all its features in memory.
 
     Attributes:
-        directions: As of `LinearProblem`.
-        variances: As of `LinearProblem`.
+        directions: See `LinearProblem`.
+        variances: See `LinearProblem`.
     """
 
     def __init__(self, features: Tensor, loss: Loss, ends: float) -> None:
-        """Turn the features into their principal directions.
+        """Rotate the features to their principal directions.
 
         Args:
             features: ``(n, features)``, standardised.
-            loss: Of all of them.
-            ends: Time of `time.monotonic` when a fit has to be done; inf without a limit.
+            loss: Mean loss over all pairs.
+            ends: `time.monotonic` time by which a fit must be finished; inf without a limit.
         """
         self._loss = loss
         self.directions, self.variances = _principal_directions(features, len(features), ends)
@@ -170,11 +172,11 @@ class InMemory:
 
 
 class Block(NamedTuple):
-    """Some pairs of a problem.
+    """Some of the pairs of a problem.
 
     Attributes:
         features: ``(m, features)``, standardised.
-        loss: The mean over these pairs.
+        loss: Mean loss over these pairs.
     """
 
     features: Tensor
@@ -182,30 +184,36 @@ class Block(NamedTuple):
 
 
 class Blocks(Protocol):
-    """Pairs whose features are made block by block, again on every pass."""
+    """Pairs whose features are computed block by block, anew on every pass."""
 
     def __len__(self) -> int:
-        """How many pairs there are in all."""
+        """Return the total number of pairs."""
 
     def __iter__(self) -> Iterator[Block]:
         """Yield all pairs, each once, in the same order every time."""
 
     def sample(self, count: int) -> Tensor:
-        """Return the ``(count, features)`` features of pairs that stand for all."""
+        """Return ``(count, features)`` features of a representative sample of pairs."""
 
 
 class InBlocks:
-    """A problem of any number of pairs: one block of features is there at a time.
+    """A problem with any number of pairs, of which one block of features is in memory at a time.
 
-    Sums over blocks are kept in double precision, so the optimum does not depend on where blocks end.
+    Sums over blocks are kept in double precision, so the optimum does not depend on the block boundaries.
 
     Attributes:
-        directions: As of `LinearProblem`, of a sample; they only shorten the way.
-        variances: As of `LinearProblem`.
+        directions: See `LinearProblem`; estimated from a sample, they only speed up the search.
+        variances: See `LinearProblem`.
     """
 
     def __init__(self, blocks: Blocks, width: int, ends: float) -> None:
-        """Look at a sample of ``16 * width`` pairs; ``width`` features each, ``ends`` as of `InMemory`."""
+        """Estimate the directions from a sample of ``16 * width`` pairs.
+
+        Args:
+            blocks: All pairs.
+            width: Number of features per pair.
+            ends: See `InMemory`.
+        """
         self._blocks = blocks
         some = min(len(blocks), _ROWS_A_FEATURE * width if width <= _WIDEST else _TIMED)
         self.directions, self.variances = _principal_directions(blocks.sample(some), len(blocks), ends)
@@ -236,7 +244,7 @@ class InBlocks:
 
 
 def statistics_in_blocks(parts: Iterator[Tensor], width: int) -> ZScore:
-    """Return mean and deviation of features that come as ``(m, width)`` parts, in one pass (Chan et al. 1979)."""
+    """Return mean and deviation of features given as ``(m, width)`` parts, in one pass (Chan et al. 1979)."""
     count, mean, squares = 0, torch.zeros(width).double(), torch.zeros(width).double()
     for part in parts:
         variance, here = torch.var_mean(part.double(), dim=0, correction=0)
@@ -248,7 +256,7 @@ def statistics_in_blocks(parts: Iterator[Tensor], width: int) -> ZScore:
 
 
 def _residuals(loss: Loss, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss and its ``(n, outputs)`` gradient by the logits."""
+    """Return the loss and its ``(n, outputs)`` gradient with respect to the logits."""
     logits = logits.detach().requires_grad_()
     value = loss(logits)
     (gradient,) = torch.autograd.grad(value, logits)
@@ -256,15 +264,15 @@ def _residuals(loss: Loss, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _principal_directions(features: Tensor, pairs: int, ends: float) -> tuple[Tensor | None, Tensor]:
-    """Return orthonormal ``(features, r)`` that span the rows, and ``(r,)`` the variance along each.
+    """Return an orthonormal ``(features, r)`` basis of the row space, and the ``(r,)`` variance along each vector.
 
-    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save, or more than a
-    third of the time until ``ends``, by the speed of a small product.
+    Return None and a variance of 1 if the eigenvalues would take longer than the iterations they save, or more than a
+    third of the time until ``ends``, judging by the speed of a small product.
 
     Args:
-        features: ``(n, features)``: all, or enough of them.
-        pairs: How many there are in all.
-        ends: As of `InMemory`.
+        features: ``(n, features)``: all, or a large enough sample.
+        pairs: Total number of pairs.
+        ends: See `InMemory`.
     """
     n, width = features.shape
     rank = min(n if n == pairs else width, width)

@@ -2,11 +2,11 @@
 
 With unit noise and a prior of unit variance the weights of a linear layer on inputs ``v_1 ... v_n`` have the posterior
 covariance ``(sum v_i v_i^T + I)^-1``, for each output the same, whatever the targets were (Bishop 2006, equation 3.54;
-the last-layer Laplace approximation of Daxberger et al. 2021 with a squared error). What an output of an input of unit
-length may still be off by is ``v^T (sum v_i v_i^T + I)^-1 v``: 1 for a direction that nothing was learned about, and
+the last-layer Laplace approximation of Daxberger et al. 2021 with a squared error). The remaining variance of an output
+for an input of unit length is ``v^T (sum v_i v_i^T + I)^-1 v``: 1 for a direction that nothing was learned about, and
 ``1 / (1 + n)`` after ``n`` inputs exactly like it.
 
-The likelihood of classes would weigh every example by ``p (1 - p)``; that is left out (ours): examples that a layer
+The likelihood of classes would weight every example by ``p (1 - p)``; we leave that out (ours): examples that a layer
 fits well would count for nothing, and the doubt near them would be that of a layer that has learned nothing.
 """
 
@@ -20,10 +20,10 @@ from torch import Tensor
 __all__ = ["MOST_DIRECTIONS", "known_directions", "left_over", "pair_doubt", "scatter_of"]
 
 MOST_DIRECTIONS = 512
-"""Directions that are kept of inputs more than twice as wide; the least known are left out, so the doubt is never too
-small. Of others all are kept."""
+"""Number of directions kept for inputs that are more than twice as wide; the least known ones are dropped, so doubt is
+never underestimated. For narrower inputs all directions are kept."""
 
-_PASSES = 3  # of subspace iteration: the kept eigenvalues are then right to about a thousandth
+_PASSES = 3  # of subspace iteration, after which the eigenvalues are accurate to about a thousandth
 
 
 def scatter_of(blocks: Iterable[Tensor]) -> Tensor:
@@ -45,17 +45,18 @@ def known_directions(scatter: Tensor, *, most: int = MOST_DIRECTIONS) -> Tensor:
     """Turn a scatter into what `left_over` subtracts: eigenvectors, each times the root of how well it is known.
 
     Args:
-        scatter: ``(d, d)``, symmetric and positive semidefinite, in examples.
-        most: Directions that are kept where ``d`` is more than twice as large.
+        scatter: ``(d, d)``, symmetric and positive semidefinite; a sum over examples.
+        most: Number of directions to keep if ``d`` is more than twice as large.
 
     Returns:
-        ``(r, d)`` float32; with the eigenvalue ``s`` a row has the squared length ``s / (s + 1)``. Exact where
+        ``(r, d)`` float32; a row with eigenvalue ``s`` has the squared length ``s / (s + 1)``. Exact where
         ``d <= 2 * most``.
     """
     if len(scatter) <= 2 * most:
         values, vectors = torch.linalg.eigh(scatter)
     else:
-        # Subspace iteration (Halko et al. 2011, algorithm 4.4): all eigenvectors of 4,000 dimensions take a minute.
+        # Subspace iteration (Halko et al. 2011, algorithm 4.4): computing all eigenvectors in 4,000 dimensions takes a
+        # minute.
         start = torch.randn(len(scatter), most, generator=torch.Generator().manual_seed(0), dtype=scatter.dtype)
         basis = torch.linalg.qr(start).Q
         for _ in range(_PASSES):
@@ -70,15 +71,15 @@ def known_directions(scatter: Tensor, *, most: int = MOST_DIRECTIONS) -> Tensor:
 
 
 def left_over(inputs: Tensor, directions: Tensor) -> Tensor:
-    """Return what the posterior leaves of the prior variance, ``v^T (scatter + I)^-1 v`` of unit vectors.
+    """Return the share of the prior variance that the posterior leaves, ``v^T (scatter + I)^-1 v`` for unit vectors.
 
     Args:
-        inputs: ``(n, d)`` of unit length, or shorter: what is missing is a part that the layer cannot have learned
-            about, and counts as unknown.
-        directions: ``(r, d)`` of `known_directions`.
+        inputs: ``(n, d)`` of unit length, or shorter: the missing length is a part about which the layer cannot have
+            learned, and counts as unknown.
+        directions: ``(r, d)``, returned by `known_directions`.
 
     Returns:
-        ``(n,)`` float32 in [0, 1]. A row that is not finite gives a number that is not finite.
+        ``(n,)`` float32 in [0, 1]. A row with a non-finite number gives a non-finite result.
     """
     rows = inputs.double()
     known = (rows @ directions.double().T).square().sum(dim=1)
@@ -86,18 +87,18 @@ def left_over(inputs: Tensor, directions: Tensor) -> Tensor:
 
 
 def pair_doubt(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the doubt of pairs from what is left over on each side.
+    """Return the doubt of pairs from the variance left over on each side.
 
-    One side is its own doubt. Of two, ``a`` and ``b``, it is the variance of the cosine of two vectors that are off by
-    isotropic errors of squared length ``a`` and ``b``, in shares of the variance ``1 / d`` that the cosine of unrelated
-    vectors has: ``1 - 1 / ((1 + a) (1 + b))``. That is the analytic variance of BayesVLM (Baumann et al. 2024,
-    "Post-hoc Probabilistic Vision-Language Models") with one error for all dimensions of a side.
+    With one side, the doubt is its left-over variance. With two, ``a`` and ``b``, it is the variance of the cosine of
+    two vectors with isotropic errors of squared length ``a`` and ``b``, relative to the variance ``1 / d`` of the
+    cosine of unrelated vectors: ``1 - 1 / ((1 + a) (1 + b))``. That is the analytic variance of BayesVLM (Baumann et
+    al. 2024, "Post-hoc Probabilistic Vision-Language Models") with one error for all dimensions of a side.
 
     Args:
-        parts: ``(n,)`` by side, one or two.
+        parts: ``(n,)`` left-over variances by side; one or two sides.
 
     Returns:
-        ``(n,)``, in [0, 1] of one side and in [0, 0.75] of two.
+        ``(n,)``, in [0, 1] for one side and in [0, 0.75] for two.
 
     Raises:
         ValueError: There are no sides, or more than two.

@@ -1,7 +1,7 @@
 """Solve a `Head` from examples of classes in closed form, one function per method. Pure torch.
 
-Features are standardised and of unit length (`frevl.models.classification.heads`), which is ours; so is the way that
-names enter each method, unless said otherwise.
+Standardising features and scaling them to unit length (`frevl.models.classification.heads`) is ours; so is the way in
+which names enter each method, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = [
 ]
 
 CACHE_SHARPNESS = 5.5
-"""Beta of Tip-Adapter's cache, as published."""
+"""The sharpness beta of Tip-Adapter's cache, as published."""
 
 _NO_SPREAD = 1e-10  # of features of unit length
 
 
 def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
-    """Return ``(classes, d)`` means of the examples of each class; zero, the mean of all, for a class without any."""
+    """Return ``(classes, d)`` means of the examples of each class; zero, the overall mean, for a class without any."""
     share = torch.ones(len(labels)) if weights is None else weights
     sums = torch.zeros(classes, standard.shape[1]).index_add_(0, labels, standard * share[:, None])
     return sums / _filled(torch.zeros(classes).index_add_(0, labels, share))[:, None]
@@ -46,7 +46,7 @@ def solve_means(
     """Nearest class mean: the cosine of an image with the mean of the examples of each class.
 
     Args:
-        features: Of ``n`` examples.
+        features: Features of ``n`` examples.
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
@@ -67,11 +67,12 @@ def solve_gaussian(
 ) -> Head:
     """Gaussian discriminant analysis: one covariance shared by all classes, shrunk towards a multiple of the identity.
 
-    Linear discriminant analysis with the shrinkage of Ledoit and Wolf's form; with text logits beside it, Wang et al.
-    2024, "A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation". Classes are equally likely beforehand.
+    Linear discriminant analysis with shrinkage in the form of Ledoit and Wolf; with text logits added, Wang et al.
+    2024, "A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation". All classes have the same prior
+    probability.
 
     Args:
-        features: Of ``n`` examples, more than one for some classes, at least one for each.
+        features: Features of ``n`` examples, at least one per class and more than one for some classes.
         labels: ``(n,)`` int64.
         classes: How many there are.
         shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
@@ -84,21 +85,21 @@ def solve_gaussian(
     each = torch.ones(len(x)) if weights is None else weights
     spread = (inside * each[:, None]).T @ inside / max(1.0, float(each.sum()) - classes)
     level = spread.trace() / x.shape[1]
-    if level < _NO_SPREAD:  # copies: nothing is known of the covariance, and the nearest mean by distance is left
+    if level < _NO_SPREAD:  # copies: the covariance is unknown, so fall back to the nearest mean by distance
         spread, level = torch.eye(x.shape[1]), torch.ones(())
     covariance = (1 - shrinkage) * spread + shrinkage * level * torch.eye(x.shape[1])
     weight = torch.linalg.solve(covariance, means.T).T
-    # Times the level, so that the logits are of about one size with every shrinkage.
+    # Multiplied by the level, so that the logits are of similar size for every shrinkage.
     return Head(names, level * weight, -0.5 * level * (means * weight).sum(dim=1))
 
 
 def solve_kernel(
     features: Features, labels: Tensor, classes: int, *, ridge: float, names: float = 0.0, weights: Tensor | None = None
 ) -> Head:
-    """Kernel ridge regression with a Gaussian kernel on class membership.
+    """Kernel ridge regression with a Gaussian kernel, predicting class membership.
 
     Args:
-        features: Of ``n`` examples.
+        features: Features of ``n`` examples.
         labels: ``(n,)`` int64.
         classes: How many there are.
         ridge: Penalty above 0.
@@ -119,13 +120,13 @@ def solve_kernel(
 def solve_cache(
     features: Features, labels: Tensor, classes: int, *, names: float = 0.0, weights: Tensor | None = None
 ) -> Head:
-    """Tip-Adapter's cache without training: the sum over examples of ``exp(-beta (1 - cosine))`` beside the names.
+    """Tip-Adapter's cache without training: the sum over examples of ``exp(-beta (1 - cosine))``, added to the names.
 
-    Zhang et al. 2022, "Tip-Adapter", equations 3 to 5, with their beta of 5.5; the sum is over the examples of a class
+    Zhang et al. 2022, "Tip-Adapter", equations 3 to 5, with their beta of 5.5; the sum over the examples of a class is
     divided by their number, so that a class with more examples is no likelier.
 
     Args:
-        features: Of ``n`` examples.
+        features: Features of ``n`` examples.
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
@@ -133,7 +134,7 @@ def solve_cache(
     """
     truth = _weighted(labels, classes, weights)
     coefficients = truth / _filled(truth.sum(dim=0))
-    # 1 - cosine is half the squared distance of unit vectors.
+    # For unit vectors, 1 - cosine is half the squared distance.
     memory = Memory(coefficients, 2 / CACHE_SHARPNESS, True)
     head = Head.zero(classes, features.unit.shape[1], names=names)
     return replace(head, memories=(memory,))
@@ -170,7 +171,7 @@ def _weighted(labels: Tensor, classes: int, weights: Tensor | None) -> Tensor:
 
 
 def _filled(totals: Tensor) -> Tensor:
-    """Return the totals with one in place of zero, to divide by."""
+    """Return the totals with zeros replaced by ones, for use as divisors."""
     return totals.where(totals > 0, 1.0)
 
 
@@ -181,17 +182,17 @@ def _names_probabilities(features: Features, names: float) -> Tensor:
 
 
 def solve_unlabelled(features: Features, labels: Tensor, classes: int, *, unlabelled: Tensor, guessed: Tensor) -> Head:
-    """Gaussians of all classes, fitted to examples and to images without labels by expectation maximisation (ours).
+    """Gaussians of all classes, fitted to examples and unlabelled images by expectation maximisation (ours).
 
-    One covariance for all classes, shrunk as in `solve_gaussian`. Like the transductive classifiers of Zanella et al.
+    All classes share one covariance, shrunk as in `solve_gaussian`. Like the transductive classifiers of Zanella et al.
     2024 ("Boosting Vision-Language Models with Transduction"), but the result is a head for further images.
 
     Args:
-        features: Of ``n`` examples.
+        features: Features of ``n`` examples.
         labels: ``(n,)`` int64.
-        classes: How many there are.
-        unlabelled: ``(m, d)`` standardised features of unit length of images without labels.
-        guessed: ``(m, classes)`` probabilities that another head gives them, to begin with.
+        classes: Number of classes.
+        unlabelled: ``(m, d)`` standardised features of unlabelled images, scaled to unit length.
+        guessed: ``(m, classes)`` initial probabilities for them, from another head.
     """
     x, known = torch.cat([features.standard, unlabelled]), one_hot(labels, classes)
     weight, bias = torch.zeros(classes, x.shape[1]), torch.zeros(classes)
@@ -200,7 +201,7 @@ def solve_unlabelled(features: Features, labels: Tensor, classes: int, *, unlabe
         shares = torch.cat([known, guessed])
         counts = _filled(shares.sum(dim=0))
         means = (shares.T @ x) / counts[:, None]
-        # The shares of every image sum to one, so the scatter within classes is the whole minus that between them.
+        # The shares of every image sum to one, so the scatter within classes is the total minus that between them.
         spread = (x.T @ x - (means * counts[:, None]).T @ means) / len(x)
         level = spread.trace() / x.shape[1]
         covariance = (1 - _EM_SHRINKAGE) * spread + _EM_SHRINKAGE * level * identity
@@ -210,6 +211,6 @@ def solve_unlabelled(features: Features, labels: Tensor, classes: int, *, unlabe
     return Head(0.0, weight, bias)
 
 
-# What did best with one example a class on three sets of CLIP embeddings (research/experiments/log.md): a covariance
-# near the identity, and classes told apart sharply.
+# The best settings with one example per class on three sets of CLIP embeddings (research/experiments/log.md): a
+# covariance near the identity, and sharply separated classes.
 _EM_STEPS, _EM_SHRINKAGE, _EM_SHARPNESS = 10, 0.9, 45.0

@@ -1,12 +1,11 @@
-"""A network minus its answer without one side of the pair. Pure torch.
+"""A network minus its answer to one side of the pair alone. Pure torch.
 
-``logits(image, text) - strength * mean over a bank of images of logits(image', text)``: the mean of the logits is, up
-to a number that is the same for all classes, the mean of the log-probabilities, so this divides by the (geometric)
-mean of the answers to the text alone, to the power of the strength. The bank is training pictures that the run keeps:
-what is subtracted depends on the text alone, never on the other pairs that are scored. The same the other way round
-without the text. After Zhao et al. 2021 ("Calibrate before use") and the unimodal debiasing of visual question
-answering (Cadene et al. 2019, RUBi); the bank and the choice of the strength (`frevl.training.debiasing.prior`) are
-ours.
+``logits(image, text) - strength * mean over a bank of images of logits(image', text)``: up to a number that is the same
+for all classes, the mean of the logits is the mean of the log-probabilities, so this divides by the geometric mean of
+the answers to the text alone, to the power of ``strength``. The bank consists of training images kept in the run: what
+is subtracted depends on the text alone, never on the other pairs being scored. The same works for the image alone, with
+a bank of texts. After Zhao et al. 2021 ("Calibrate before use") and the unimodal debiasing of visual question answering
+(Cadene et al. 2019, RUBi); the bank and the choice of the strength (`frevl.training.debiasing.prior`) are ours.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ _PAIRS_AT_ONCE = 4_096
 
 
 class WithoutPrior(PairNetwork):
-    """A network and the bank that its prior is measured with.
+    """A network with a bank of items by which its prior is measured.
 
-    The work for an item of the side that is kept is that of the whole bank, so it is done once an item.
+    An item of the kept side costs as much work as the whole bank, so that work is done once per item.
     """
 
     key = "without-prior"
     item_work = "always"
 
     def __init__(self, network: PairNetwork, bank: Tensor, mask: Tensor, *, kept: PriorSide, strength: float) -> None:
-        """Put the parts together; they become parts of this network.
+        """Combine the parts, which become submodules of this network.
 
         Args:
-            network: Of a classification.
-            bank: ``(m, dim)`` or ``(m, N, dim)`` embeddings of training items of the side that is taken away.
-            mask: ``(m, N)`` bool, True where a token exists; ``(m, 1)`` of pooled ones.
-            kept: The side that the prior is of: ``text`` where the image is taken away.
-            strength: What the prior weighs, in [0, 1]; with 0 the bank is there for `prior_logits` only.
+            network: A classification network.
+            bank: ``(m, dim)`` or ``(m, N, dim)`` embeddings of training items of the side that is averaged out.
+            mask: ``(m, N)`` bool, True where a token exists; ``(m, 1)`` for pooled embeddings.
+            kept: The side whose prior is measured: ``text`` if images are averaged out.
+            strength: Weight of the prior, in [0, 1]; with 0 the bank only serves `prior_logits`.
         """
         super().__init__()
         self.settings = {
@@ -64,7 +63,7 @@ class WithoutPrior(PairNetwork):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], build: Build) -> WithoutPrior:
-        """Build the network without its numbers."""
+        """Build the network without its weights."""
         shape = [int(size) for size in settings["bank"]]
         return cls(
             build(settings["network"], settings["network_settings"]),
@@ -76,12 +75,12 @@ class WithoutPrior(PairNetwork):
 
     @property
     def prior(self) -> WithoutPrior:
-        """Itself."""
+        """This network, which can answer to one side alone."""
         return self
 
     @property
     def prior_of(self) -> PriorSide:
-        """The side that it can answer from alone."""
+        """The side that it can answer to alone."""
         return self.kept
 
     def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -112,12 +111,12 @@ class WithoutPrior(PairNetwork):
         return torch.cat(found)
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
-        """Do the work of an image; its prior stands last where the text is taken away."""
+        """Compute what depends on the image alone; if texts are averaged out, its prior comes last."""
         items = self.network.image_items(image, image_mask)
         return items if self.kept == "text" or not self.strength else (*items, self.prior_logits(image, image_mask))
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
-        """Do the work of a text; its prior stands last where the image is taken away."""
+        """Compute what depends on the text alone; if images are averaged out, its prior comes last."""
         items = self.network.text_items(text, text_mask)
         return (*items, self.prior_logits(text, text_mask)) if self.kept == "text" and self.strength else items
 
@@ -133,7 +132,7 @@ class WithoutPrior(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor] | None:
-        """Those of its network: the prior is made of the same last layer."""
+        """Return the inputs of the inner network's last layer, from which the prior is computed too."""
         return self.network.last_layer_inputs(image, text, image_mask, text_mask)
 
     def doubt(
@@ -144,11 +143,11 @@ class WithoutPrior(PairNetwork):
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
     ) -> Tensor:
-        """That of its network."""
+        """Return the doubt of the inner network."""
         return self.network.doubt(left, image, text, image_mask, text_mask)
 
     def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
-        """The network's own way for many pairs of few items, if it has one."""
+        """Return the inner network's faster way to score many pairs of few items, if it has one."""
         if not self.strength:
             return self.network.shared_scorer(images, texts)
         own_images, own_texts, prior = self._apart(images, texts)
@@ -166,15 +165,15 @@ class WithoutPrior(PairNetwork):
         return self.score_items(*items, image_mask, text_mask)
 
     def for_inference(self) -> WithoutPrior:
-        """The same with the network in its form for inference."""
+        """Return the same with the inner network in its form for inference."""
         return self._around(self.network.for_inference())
 
     def for_export(self) -> nn.Module:
-        """Without a loop over blocks of pairs."""
+        """Return a form without a loop over blocks of pairs."""
         return _InOneBlock(self) if self.strength else self.network.for_export()
 
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
-        """Those of the network."""
+        """Return the statistics of the inner network."""
         return self.network.input_statistics()
 
     def _around(self, network: PairNetwork) -> WithoutPrior:
@@ -193,7 +192,7 @@ class WithoutPrior(PairNetwork):
 
 
 class _InOneBlock(nn.Module):
-    """`WithoutPrior.forward`, all pairs with the whole bank at once."""
+    """`WithoutPrior.forward` of all pairs with the whole bank at once."""
 
     def __init__(self, whole: WithoutPrior) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
 """The cosine of an encoder with a common space, adapted to the user's own pairs.
 
-The addition is regularised canonical correlation (Hotelling 1936; ridge as of Vinod 1976): directions in which images
-and texts of the training pairs vary together, found in closed form. It weighs little, so the score begins at
+The addition is regularised canonical correlation (Hotelling 1936; ridge as in Vinod 1976): directions in which images
+and texts of the training pairs vary together, found in closed form. Its weight is small, so the score stays close to
 the cosine::
 
     logit = scale (cosine + weight * canonical cosine)
 
-A network with as many parameters, trained from random projections, is worse than the cosine on hundreds of pairs
+A network with as many parameters, trained from random weights, is worse than the cosine on hundreds of pairs
 (research/experiments/log.md). Pure torch; the combination is ours.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["AdaptedCosine", "fit_adapted_cosine"]
 
 
 class AdaptedCosine(Cosine):
-    """A `Cosine` whose unit vectors hold the canonical directions beside the encoder's own numbers."""
+    """A `Cosine` whose unit vectors are extended by canonical directions."""
 
     key = "adapted-cosine"
 
@@ -42,17 +42,17 @@ class AdaptedCosine(Cosine):
         alignment_weight: float = 0.0,
         text_maps: bool = False,
     ) -> None:
-        """Build the network without its numbers.
+        """Build the network without its weights.
 
         Args:
             spaces: As in `Cosine`.
-            rank: Canonical directions.
-            weight: Of their cosine beside that of the encoder; 0 leaves the encoder's cosine.
+            rank: Number of canonical directions.
+            weight: Weight of their cosine relative to the encoder's; 0 leaves the encoder's cosine alone.
             scale: Logit of an encoder's cosine of 1.
             bias: Added to the logit.
-            alignment: Arguments of the `Alignment` beside it, or None.
-            alignment_weight: Of its cosine in the logit.
-            text_maps: As in `Cosine`; the canonical directions are found in what the maps leave.
+            alignment: Arguments of the additional `Alignment`, or None.
+            alignment_weight: Weight of the alignment's cosine in the logit.
+            text_maps: As in `Cosine`; canonical directions are then found after applying the maps.
         """
         super().__init__(
             spaces=spaces, scale=scale, bias=bias, alignment=alignment, alignment_weight=alignment_weight,
@@ -97,13 +97,13 @@ def fit_adapted_cosine(
     """Find the canonical directions of right pairs.
 
     Args:
-        cosine: Of the encoder.
-        images: ``(n, image_dim)`` pooled embeddings of the image of each right pair.
-        texts: ``(n, text_dim)`` of its text.
-        weight: Of the canonical cosine.
+        cosine: The cosine of the encoder.
+        images: ``(n, image_dim)`` pooled embeddings of the images of the right pairs.
+        texts: ``(n, text_dim)`` pooled embeddings of their texts.
+        weight: Weight of the canonical cosine.
         scale: Logit of an encoder's cosine of 1.
-        rank: Most directions.
-        penalty: Of the ridge, in mean variances of a direction.
+        rank: Maximum number of directions.
+        penalty: Ridge penalty, in units of the mean variance of a direction.
     """
     with torch.no_grad():
         image, text = cosine.own_image_vectors(images.float()), cosine.own_text_vectors(texts.float())
@@ -121,9 +121,9 @@ def fit_adapted_cosine(
 
 
 def _whitening(vectors: Tensor, penalty: float) -> Tensor:
-    """``(d, d)``: the inverse root of the covariance of ``(n, d)`` vectors, with a ridge of so many mean variances."""
+    """Return ``(d, d)``: the inverse square root of the covariance of ``(n, d)`` vectors; ridge in mean variances."""
     variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
     variances = variances.clamp(min=0)
-    least = variances.mean().clamp(min=1e-12)  # vectors that are all the same have no direction
+    least = variances.mean().clamp(min=1e-12)  # identical vectors have no directions
     whitened: Tensor = directions / (variances + penalty * least).sqrt() @ directions.T
     return whitened

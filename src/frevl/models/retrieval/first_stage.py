@@ -1,6 +1,6 @@
 """The first stage of retrieval: one vector per image, one vector per text, and their dot product. Pure torch.
 
-Any first stage may hold a kernel alignment (`frevl.models.retrieval.kernel_alignment`) beside its own vectors::
+Any first stage may combine its own vectors with a kernel alignment (`frevl.models.retrieval.kernel_alignment`)::
 
     logit = own scale * own cosine + alignment weight * cosine of the alignment = scale * cosine of the joined vectors
 """
@@ -24,13 +24,13 @@ __all__ = ["FirstStage", "with_alignment"]
 class FirstStage(PairNetwork):
     """A network whose score is a scaled dot product of unit vectors, so that it can search.
 
-    A class of this kind has `own_image_vectors`, `own_text_vectors` and `own_scale`, and passes ``alignment`` and
-    ``alignment_weight`` from its settings to `_align`.
+    Subclasses define `own_image_vectors`, `own_text_vectors` and `own_scale`, and pass ``alignment`` and
+    ``alignment_weight`` from their settings to `_align`.
 
     Attributes:
         trained: Whether it learns from pairs.
-        alignment: The kernel alignment beside its own vectors, or None.
-        alignment_weight: Of its cosine in the logit.
+        alignment: The additional kernel alignment, or None.
+        alignment_weight: Weight of the alignment's cosine in the logit.
     """
 
     item_work = "grids"
@@ -39,17 +39,17 @@ class FirstStage(PairNetwork):
     alignment_weight: float
 
     def _align(self, alignment: dict[str, Any] | None, weight: float) -> None:
-        """Make room for an alignment; called at the end of the constructor."""
+        """Allocate room for an alignment; called at the end of the constructor."""
         self.alignment = None if alignment is None else Alignment(**alignment)
         self.alignment_weight = weight
 
     @abstractmethod
     def own_image_vectors(self, image: Tensor) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, image_dim)`` pooled embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, image_dim)`` pooled embeddings."""
 
     @abstractmethod
     def own_text_vectors(self, text: Tensor) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, text_dim)`` pooled embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, text_dim)`` pooled embeddings."""
 
     @property
     @abstractmethod
@@ -63,33 +63,33 @@ class FirstStage(PairNetwork):
 
     @property
     def first_stage(self) -> FirstStage:
-        """Itself."""
+        """This network, which can search."""
         return self
 
     def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d + rank)``: own unit vectors, and those of the alignment beside them."""
+        """Return ``(n, d + rank)``: its own unit vectors, followed by those of the alignment."""
         pooled = mean_pool(image, image_mask)
         own = self.own_image_vectors(pooled)
         return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(pooled)], dim=1)
 
     def text_parts(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The same for texts."""
+        """Return the same for texts."""
         pooled = mean_pool(text, text_mask)
         own = self.own_text_vectors(pooled)
         return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(pooled)], dim=1)
 
     def part_scales(self, weight: float, width: int) -> Tensor:
-        """``(width,)``: the factor of each number of the parts in a logit, where the alignment weighs ``weight``."""
+        """Return ``(width,)``: the factor of each number of the parts in a logit, given the alignment's weight."""
         rank = 0 if self.alignment is None else int(self.alignment.settings["rank"])
         own = self.own_scale.expand(width - rank)
         return torch.cat([own, own.new_full((rank,), weight)])
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
         return self._joined(self.image_parts(image, image_mask))
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
+        """Return ``(n, d)`` unit vectors for ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
         return self._joined(self.text_parts(text, text_mask))
 
     def of_vectors(self, image: Tensor, text: Tensor) -> Tensor:
@@ -108,11 +108,11 @@ class FirstStage(PairNetwork):
         return self.of_vectors(self.image_vectors(image, image_mask), self.text_vectors(text, text_mask))
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
-        """The vectors of images."""
+        """Return the vectors of images."""
         return (self.image_vectors(image, image_mask),)
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
-        """The vectors of texts."""
+        """Return the vectors of texts."""
         return (self.text_vectors(text, text_mask),)
 
     def score_items(
@@ -128,7 +128,7 @@ class FirstStage(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What the projection of each side reads, at unit length: standardised where the network standardises."""
+        """Return the inputs of each side's projection at unit length, standardised if the network standardises."""
         sides = {"image": mean_pool(image, image_mask), "text": mean_pool(text, text_mask)}
         statistics = self.input_statistics()
         if statistics is None:
@@ -139,7 +139,7 @@ class FirstStage(PairNetwork):
         }
 
     def _joined(self, parts: Tensor) -> Tensor:
-        """Unit vectors whose dot product times the scale is the logit, from the parts."""
+        """Join the parts into unit vectors whose dot product times the scale is the logit."""
         if self.alignment is None:
             return parts
         if self.alignment_weight == 0:
@@ -151,12 +151,12 @@ Stage = TypeVar("Stage", bound=FirstStage)
 
 
 def with_alignment(first: Stage, alignment: Alignment, weight: float) -> Stage:
-    """Return the same first stage with a fitted alignment beside its own vectors.
+    """Return the same first stage with a fitted alignment added.
 
     Args:
-        first: Without one.
-        alignment: Of the same embeddings.
-        weight: Of its cosine in the logit; with 0 it is there for `FirstStage.part_scales` only.
+        first: A first stage without an alignment.
+        alignment: Fitted on the same embeddings.
+        weight: Weight of its cosine in the logit; with 0 it only serves `FirstStage.part_scales`.
     """
     joined = type(first)(**{**first.settings, "alignment": alignment.settings, "alignment_weight": weight})
     state = {**first.state_dict(), **{f"alignment.{name}": value for name, value in alignment.state_dict().items()}}

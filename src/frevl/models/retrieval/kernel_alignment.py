@@ -1,6 +1,6 @@
-"""Kernel ridge regression from images to the meaning of their texts: closed form, in seconds.
+"""Kernel ridge regression from images to the meanings of their texts; closed form, takes seconds.
 
-A two-tower network is trained to tell the pairs of a batch apart; this predicts the mean embedding of an image's texts
+A two-tower network is trained to distinguish the pairs of a batch; this predicts the mean embedding of an image's texts
 and compares by cosine. They make different mistakes, so a weighted sum ranks better than either
 (research/experiments/log.md). Pure torch; ours, after kernel dependency estimation and the alignment of word vectors.
 """
@@ -19,22 +19,22 @@ __all__ = ["Alignment", "fit_alignment"]
 
 
 class Alignment(nn.Module):
-    """Maps images and texts to unit vectors of one space; holds its training images.
+    """Maps images and texts to unit vectors of one space; stores its training images.
 
     A text is standardised, projected on the leading principal directions of the training texts, each divided by its
-    deviation (whitening), and made unit length. An image is standardised, made unit length, and mapped there by
-    Gaussian-kernel regression.
+    standard deviation (whitening), and scaled to unit length. An image is standardised, scaled to unit length, and
+    mapped into that space by Gaussian-kernel regression.
     """
 
     def __init__(self, *, image_dim: int, text_dim: int, anchors: int, rank: int, bandwidth: float = 0.7) -> None:
-        """Build the network without its numbers.
+        """Build the network without its weights.
 
         Args:
             image_dim: Width of an image embedding.
             text_dim: Width of a text embedding.
-            anchors: Training images that are kept.
+            anchors: Number of stored training images.
             rank: Width of the common space.
-            bandwidth: Of the Gaussian kernel between unit vectors.
+            bandwidth: Width of the Gaussian kernel between unit vectors.
         """
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -62,11 +62,11 @@ class Alignment(nn.Module):
         return ZScore(self.text_mean, self.text_scale)
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, rank)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
+        """Return ``(n, rank)`` unit vectors for ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
         return F.normalize(self._kernel(self._directions(mean_pool(image, image_mask))) @ self.coefficients, dim=1)
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """``(n, rank)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
+        """Return ``(n, rank)`` unit vectors for ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
         return F.normalize(self._meanings(mean_pool(text, text_mask)) - self.shift, dim=1)
 
     def _directions(self, image: Tensor) -> Tensor:
@@ -94,13 +94,13 @@ def fit_alignment(
 
     Args:
         images: ``(images, image_dim)`` pooled embeddings.
-        texts: ``(texts, text_dim)``.
+        texts: ``(texts, text_dim)`` pooled embeddings.
         image_rows: ``(n,)`` int64, the image of each right pair.
-        text_rows: ``(n,)`` its text.
-        seed: Of the choice of images, where there are more than ``most``.
-        rank: Principal directions of the texts that are kept.
-        penalty: Of the ridge; the kernel's diagonal is 1.
-        most: Training images that are used; the time grows with their third power.
+        text_rows: ``(n,)`` int64, the text of each right pair.
+        seed: Seed for sampling images if there are more than ``most``.
+        rank: Number of principal directions of the texts to keep.
+        penalty: Ridge penalty, relative to the kernel's diagonal of 1.
+        most: Maximum number of training images; the time grows with its cube.
     """
     random = torch.Generator().manual_seed(seed)
     used = torch.unique(image_rows)

@@ -1,21 +1,21 @@
-"""A first stage, and a fusion that reranks its best candidates, as one network. Pure torch.
+"""A first stage and a fusion that reranks its best candidates, as one network. Pure torch.
 
-The score of a pair depends on nothing but the pair and what was learned, so it is the same in a ranking, in a grid and
+The score of a pair depends only on the pair and what was learned, so it is the same in a ranking, in a grid and
 alone::
 
     score = first + w_alignment alignment + w_image hubness(image) + w_text hubness(text) + w_fusion fusion(image, text)
 
-``first`` is the first stage's own logit, ``alignment`` the cosine of the kernel regression beside it
-(`frevl.models.retrieval.kernel_alignment`), which may weigh more here than in the search for candidates. Hubness: some
-items ("hubs") are near to everything and come up for every query. It is measured as the logarithm of the mean of the
-exponentials of an item's logits (of both terms) with a fixed sample of training items of the other modality, and a
-negative weight takes it back (ours, after inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv
-2112.12777; here the bank is a part of the run). The weights are chosen on development data
-(`frevl.training.retrieval.score_fusion`), so what does not help there has the weight 0.
+``first`` is the first stage's own logit, ``alignment`` the cosine of the added kernel regression
+(`frevl.models.retrieval.kernel_alignment`), which may have a larger weight here than in the search for candidates.
+Hubness: some items ("hubs") are close to everything and turn up for every query. It is measured as the logarithm of the
+mean exponential of an item's logits (of both terms) with a fixed sample of training items of the other modality, and a
+negative weight compensates for it (ours, after inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv
+2112.12777; here the bank is part of the run). The weights are chosen on development data
+(`frevl.training.retrieval.score_fusion`), so a term that does not help there has the weight 0.
 
-Taking hubness back puts the candidates of one query in order. Whether one text describes one image is another question:
-a general caption is near to many images because it describes many. So the match probability comes from a second logit,
-the same sum without hubness (research/experiments/log.md, "Retrieval").
+Compensating for hubness improves the ranking of one query's candidates. Whether one text describes one image is another
+question: a general caption is close to many images because it describes many. The match probability is therefore
+computed from a second logit, the same sum without hubness (research/experiments/log.md, "Retrieval").
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _ITEMS_AT_ONCE = 8192  # with a bank of 2,000 these are 64 MB of logits
 
 @dataclass(frozen=True, kw_only=True)
 class TermWeights:
-    """What the terms of a score weigh; the first stage's own logit always weighs 1.
+    """The weights of the terms of a score; the first stage's own logit always has weight 1.
 
     Attributes:
-        alignment: Of the cosine of the kernel alignment.
-        image_hubness: Of the hubness of the image; negative where it is taken back.
-        text_hubness: The same of the text.
-        fusion: Of the fusion's logit.
+        alignment: Weight of the kernel alignment's cosine.
+        image_hubness: Weight of the image's hubness; negative to compensate for it.
+        text_hubness: Weight of the text's hubness; likewise.
+        fusion: Weight of the fusion's logit.
     """
 
     alignment: float = 0.0
@@ -56,7 +56,7 @@ class TermWeights:
     fusion: float = 0.0
 
     def record(self) -> dict[str, float]:
-        """Return the weights as runs hold them; their format has an older word for hubness."""
+        """Return the weights as runs store them; their format has an older word for hubness."""
         return {
             "alignment": self.alignment,
             "image_crowd": self.image_hubness,
@@ -66,12 +66,12 @@ class TermWeights:
 
     @classmethod
     def from_record(cls, record: dict[str, float]) -> TermWeights:
-        """Read what `record` returned."""
+        """Read the weights from what `record` returned."""
         return cls(**{name.replace("_crowd", "_hubness"): weight for name, weight in record.items()})
 
 
 class Standardised(nn.Module):
-    """A fusion whose embeddings are standardised with training statistics, with dropout on them while training."""
+    """A fusion that standardises embeddings with training statistics, and applies dropout to them in training."""
 
     def __init__(self, *, fusion: dict[str, Any], input_dropout: float) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Standardised(nn.Module):
         image_dim, text_dim = int(fusion["image_dim"]), int(fusion["text_dim"])
         self.image_mean, self.image_scale = frozen(image_dim), frozen(image_dim, fill=1.0)
         self.text_mean, self.text_scale = frozen(text_dim), frozen(text_dim, fill=1.0)
-        # The fusion starts as what adds nothing to the first stage.
+        # At the start, the fusion adds nothing to the first stage.
         nn.init.zeros_(self.fusion.head.outer.weight)
         nn.init.zeros_(self.fusion.head.outer.bias)
 
@@ -101,11 +101,11 @@ class Standardised(nn.Module):
         self.text_statistics.fit(texts.float())
 
     def project_image(self, image: Tensor) -> Tensor:
-        """``(n, dim)`` or ``(n, Nv, dim)`` as ``(n, Nv, width)``."""
+        """Map ``(n, dim)`` or ``(n, Nv, dim)`` to ``(n, Nv, width)``."""
         return self.fusion.project_image(self.input_dropout(self.image_statistics(image)))
 
     def project_text(self, text: Tensor) -> Tensor:
-        """``(n, dim)`` or ``(n, Nt, dim)`` as ``(n, Nt, width)``."""
+        """Map ``(n, dim)`` or ``(n, Nt, dim)`` to ``(n, Nt, width)``."""
         return self.fusion.project_text(self.input_dropout(self.text_statistics(text)))
 
 
@@ -117,7 +117,7 @@ class Reranked(PairNetwork):
     """
 
     key = "reranked"
-    item_work = "always"  # hubness is thousands of dot products an item
+    item_work = "always"  # hubness takes thousands of dot products per item
     probability_apart = True
 
     def __init__(
@@ -130,15 +130,15 @@ class Reranked(PairNetwork):
         weights: TermWeights,
         depth: int,
     ) -> None:
-        """Put the parts together; they become parts of this network.
+        """Combine the parts, which become submodules of this network.
 
         Args:
-            first: What searches.
-            bank_images: ``(m, d)`` parts of training images, which the hubness of a text is measured with.
-            bank_texts: ``(m, d)`` parts of training texts, which the hubness of an image is measured with.
-            fusion: What scores the best candidates again, or None.
-            weights: Of the terms.
-            depth: How many candidates of the first stage are worth scoring again.
+            first: The network that searches.
+            bank_images: ``(m, d)`` parts of training images, by which the hubness of a text is measured.
+            bank_texts: ``(m, d)`` parts of training texts, by which the hubness of an image is measured.
+            fusion: The network that rescores the best candidates, or None.
+            weights: Weights of the terms.
+            depth: Number of candidates of the first stage worth rescoring.
         """
         super().__init__()
         self.settings = {
@@ -160,7 +160,7 @@ class Reranked(PairNetwork):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], build: Build) -> Reranked:
-        """Build the network without its numbers; ``build`` makes its first stage."""
+        """Build the network without its weights; ``build`` makes its first stage."""
         width, fusion = settings["bank_width"], settings["fusion"]
         return cls(
             cast("FirstStage", build(settings["first"], settings["first_settings"])),
@@ -182,23 +182,23 @@ class Reranked(PairNetwork):
         weights: TermWeights,
         depth: int,
     ) -> Reranked:
-        """Put copies of fitted parts together, each as it would come back from a saved run; arguments as above."""
+        """Combine copies of fitted parts, each as if loaded from a saved run; arguments as in the constructor."""
         parts = _as_saved(first), bank_images.clone(), bank_texts.clone(), None if fusion is None else _as_saved(fusion)
         return cls(*parts, weights=weights, depth=depth).eval()
 
     def weighed(self, weights: TermWeights, depth: int) -> Reranked:
-        """Return the same parts with other weights; a fusion that weighs nothing is left out."""
+        """Return the same parts with other weights; a fusion with weight 0 is left out."""
         fusion = self.fusion if weights.fusion > 0 else None
         return Reranked.of(self.first, self.bank_images, self.bank_texts, fusion, weights=weights, depth=depth)
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
-        """Do what needs only the image: ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
+        """Do the work that depends on the image alone: ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
         parts = self.first.image_parts(image, image_mask)
         hidden = image.new_zeros(len(image), 1, 0) if self.fusion is None else self.fusion.project_image(image)
         return parts, self._hubness(parts, self.bank_texts), hidden
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
-        """Do what needs only the text."""
+        """Do the work that depends on the text alone."""
         parts = self.first.text_parts(text, text_mask)
         hidden = text.new_zeros(len(text), 1, 0) if self.fusion is None else self.fusion.project_text(text)
         return parts, self._hubness(parts, self.bank_images), hidden
@@ -206,7 +206,7 @@ class Reranked(PairNetwork):
     def terms(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, 4)``: first stage with the weighted alignment, hubness of image and of text, fusion."""
+        """Return ``(n, 4)``: first stage plus weighted alignment, hubness of the image, hubness of the text, fusion."""
         parts, image_hubness, image_hidden = images
         text_parts, text_hubness, text_hidden = texts
         first = (parts * self._scales() * text_parts).sum(dim=1)
@@ -218,7 +218,7 @@ class Reranked(PairNetwork):
         return torch.stack([first, image_hubness, text_hubness, fused], dim=1)
 
     def rank_all(self, images: Items, texts: Items) -> Tensor:
-        """Return ``(images, texts)`` scores of all pairs by the terms without a fusion, in one matrix product."""
+        """Return ``(images, texts)`` scores of all pairs without the fusion term, in one matrix product."""
         parts, image_hubness, _ = images
         text_parts, text_hubness, _ = texts
         scores: Tensor = parts * self._scales() @ text_parts.T
@@ -227,11 +227,11 @@ class Reranked(PairNetwork):
     def score_items(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the ``(n, 2)`` logits of pairs from their items: the weighed terms."""
+        """Return the ``(n, 2)`` logits of pairs from their items: weighted sums of the terms."""
         return self.weigh(self.terms(images, texts, image_mask, text_mask))
 
     def weigh(self, terms: Tensor) -> Tensor:
-        """Weigh ``(n, 4)`` `terms` into ``(n, 2)`` logits: the score, and without hubness that of the probability."""
+        """Combine ``(n, 4)`` `terms` into ``(n, 2)`` logits: the score, and the probability's logit without hubness."""
         hub_weights = [0.0, self.weights.image_hubness, self.weights.text_hubness, 0.0]
         match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights.fusion])).sum(dim=1)
         return torch.stack([match + (terms * terms.new_tensor(hub_weights)).sum(dim=1), match], dim=1)
@@ -239,7 +239,7 @@ class Reranked(PairNetwork):
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> dict[str, Tensor] | None:
-        """Those of the fusion that scores candidates again; without one, those of the first stage."""
+        """Return the last-layer inputs of the fusion, or of the first stage if there is no fusion."""
         if self.fusion is None:
             return self.first.last_layer_inputs(image, text, image_mask, text_mask)
         hidden = self.fusion.project_image(image), self.fusion.project_text(text)
@@ -248,12 +248,12 @@ class Reranked(PairNetwork):
 
     @property
     def prior(self) -> Reranked | None:
-        """Itself, where it keeps a bank of images."""
+        """This network, if it keeps a bank of images."""
         return self if len(self.bank_images) else None
 
     @property
     def prior_of(self) -> PriorSide:
-        """The text, whose hubness says how well it fits pictures in general."""
+        """The text: its hubness says how well it fits images in general."""
         return "text"
 
     def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -268,42 +268,42 @@ class Reranked(PairNetwork):
         return self.score_items(images, texts, image_mask, text_mask)
 
     def for_export(self) -> Reranked:
-        """A copy whose fusion is fused for inference."""
+        """Return a copy whose fusion is fused for inference."""
         twin = deepcopy(self)
         if twin.fusion is not None:
             twin.fusion.fusion = twin.fusion.fusion.for_inference()
         return twin
 
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
-        """Those of the first stage, or of the fusion."""
+        """Return the statistics of the first stage, or of the fusion."""
         own = None if self.fusion is None else (self.fusion.image_statistics, self.fusion.text_statistics)
         return self.first.input_statistics() or own
 
     @property
     def first_stage(self) -> FirstStage:
-        """What searches."""
+        """The network that searches."""
         return self.first
 
     @property
     def rerank_depth(self) -> int:
-        """How many candidates of the first stage are worth scoring again."""
+        """Number of candidates of the first stage worth rescoring."""
         return self.depth
 
     def _hubness(self, parts: Tensor, bank: Tensor) -> Tensor:
         return hubness(parts, bank, self._scales())
 
     def _scales(self) -> Tensor:
-        """``(d,)``: what each number of the parts weighs in a logit."""
+        """Return ``(d,)``: the weight of each number of the parts in a logit."""
         return self.first.part_scales(self.weights.alignment, self.bank_images.shape[1])
 
 
 def hubness(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
-    """Hubness of items, ``(n,)``: the log of the mean exponential of their logits with a bank of the other modality.
+    """Return the ``(n,)`` hubness of items: the log-mean-exp of their logits with a bank of the other modality.
 
     Args:
-        parts: ``(n, d)`` of a first stage.
-        bank: ``(m, d)``.
-        scales: ``(d,)`` of `FirstStage.part_scales`.
+        parts: ``(n, d)`` parts of a first stage.
+        bank: ``(m, d)`` parts of the bank's items.
+        scales: ``(d,)``, from `FirstStage.part_scales`.
     """
     blocks = (parts * scales).split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]
     logs: Tensor = torch.cat([(block @ bank.T).logsumexp(dim=1) for block in blocks])
@@ -314,7 +314,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 def _as_saved(part: Part) -> Part:
-    """A copy with the numbers that a saved run holds: some in half precision (`stored_in_half`)."""
+    """Return a copy with the numbers that a saved run holds: some in half precision (`stored_in_half`)."""
     twin = deepcopy(part)
     twin.load_state_dict(part.state_dict())
     return twin

@@ -1,7 +1,7 @@
-"""The two first stages: a `TwoTower` of learned projections, and the `Cosine` of encoders with a common space.
+"""The two first stages: `TwoTower` with learned projections, and `Cosine` for encoders with a common space.
 
 A `TwoTower` (also: dual encoder) works with any two encoders; a `Cosine` learns nothing and needs encoders with a
-common space (CLIP and its kind). Pure torch.
+common space, such as CLIP. Pure torch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from frevl.models.retrieval.first_stage import FirstStage
 __all__ = ["LARGEST_SCALE", "Cosine", "Projection", "TwoTower"]
 
 LARGEST_SCALE = 30.0
-"""Bound of a learned logit scale (one over the temperature): without it a network memorises small sets."""
+"""Upper bound of a learned logit scale (one over the temperature); without it a network memorises small sets."""
 
 
 class Projection(nn.Module):
-    """From frozen embeddings of one modality to unit vectors: a two-layer network beside a linear map (ours).
+    """Maps frozen embeddings of one modality to unit vectors: a two-layer network plus a linear map (ours).
 
     Embeddings are standardised per dimension with training statistics first; see `standardise`.
     """
@@ -46,17 +46,17 @@ class Projection(nn.Module):
         return ZScore(self.mean, self.scale)
 
     def standardise(self, embeddings: Tensor) -> None:
-        """Take mean and deviation of ``(n, inputs)`` training embeddings."""
+        """Measure mean and deviation of ``(n, inputs)`` training embeddings."""
         self.statistics.fit(embeddings.float())
 
     def turn(self, by: Tensor) -> None:
-        """Multiply what it returns by ``(width, width)`` before it is made unit length: both last layers take it in."""
+        """Multiply the output, before normalisation, by ``(width, width)``, which both last layers absorb."""
         for layer in (self.linear, self.outer):
             layer.weight.copy_((by.double() @ layer.weight.double()).float())
             layer.bias.copy_((by.double() @ layer.bias.double()).float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn ``(n, inputs)`` into ``(n, width)`` unit vectors."""
+        """Map ``(n, inputs)`` to ``(n, width)`` unit vectors."""
         x = self.input_dropout(self.statistics(x))
         return F.normalize((self.linear(x) + self.outer(self.dropout(F.gelu(self.inner(x))))).float(), dim=1)
 
@@ -64,9 +64,9 @@ class Projection(nn.Module):
 class TwoTower(FirstStage):
     """Two projections into one space, trained with symmetric InfoNCE (`frevl.training.retrieval.two_tower`).
 
-    With several members the vectors are put side by side, each over the root of their number, so that the dot
-    product is the mean of the members' cosines and an ensemble is searched like a single one. With ``stored_width``
-    they are projected to fewer numbers (`narrowed`), and what is compared are the projections, again of unit length.
+    The vectors of several members are concatenated, each divided by the root of their number, so that the dot product
+    is the mean of the members' cosines and an ensemble is searched like a single network. With ``stored_width`` they
+    are projected to fewer numbers (`narrowed`), and the projections, again of unit length, are compared.
     """
 
     key = "dual"
@@ -92,12 +92,12 @@ class TwoTower(FirstStage):
             text_dim: Width of a text embedding.
             hidden: Width inside each projection.
             width: Width of a member's vectors.
-            members: How many pairs of projections are averaged.
-            input_dropout: Probability of dropping a dimension of an embedding while training.
-            dropout: The same inside the projections.
-            alignment: Arguments of the `Alignment` beside the projections, or None.
-            alignment_weight: Of its cosine in the logit.
-            stored_width: Width to which the joined vectors are projected; None: they stay as they are.
+            members: Number of pairs of projections, whose cosines are averaged.
+            input_dropout: Probability of dropping a dimension of an embedding in training.
+            dropout: Probability of dropping a hidden unit inside the projections in training.
+            alignment: Arguments of the additional `Alignment`, or None.
+            alignment_weight: Weight of the alignment's cosine in the logit.
+            stored_width: Width to which the joined vectors are projected; None leaves them unprojected.
         """
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -110,7 +110,7 @@ class TwoTower(FirstStage):
             "dropout": dropout,
             "alignment": alignment,
             "alignment_weight": alignment_weight,
-            **({} if stored_width is None else {"stored_width": stored_width}),  # runs from before have no such key
+            **({} if stored_width is None else {"stored_width": stored_width}),  # older runs have no such key
         }
         shape: dict[str, Any] = {"hidden": hidden, "width": width, "input_dropout": input_dropout, "dropout": dropout}
         self.image = nn.ModuleList(Projection(inputs=image_dim, **shape) for _ in range(members))
@@ -123,7 +123,7 @@ class TwoTower(FirstStage):
 
     @classmethod
     def of(cls, networks: list[TwoTower]) -> TwoTower:
-        """Put trained networks of the same settings together as the members of one."""
+        """Combine trained networks with the same settings as the members of one."""
         settings = {**networks[0].settings, "members": sum(one.settings["members"] for one in networks)}
         whole = cls(**settings)
         whole.image = nn.ModuleList(member for one in networks for member in one.image)
@@ -138,11 +138,11 @@ class TwoTower(FirstStage):
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
     def narrowed(self, by: Tensor) -> TwoTower:
-        """Return the same network, whose joined vectors are projected.
+        """Return the same network with its joined vectors projected.
 
         Args:
-            by: ``(stored width, members * width)``, rows orthonormal; for images and texts alike, so that the dot
-                product loses only what lies outside of their span.
+            by: ``(stored width, members * width)`` with orthonormal rows; the same for images and texts, so that the
+                dot product loses only what lies outside their span.
         """
         twin = deepcopy(self)
         twin.settings = {**self.settings, "stored_width": len(by)}
@@ -151,29 +151,29 @@ class TwoTower(FirstStage):
         return twin.eval()
 
     def own_image_vectors(self, image: Tensor) -> Tensor:
-        """``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
+        """Return ``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
         joined = _side_by_side(self.image, image)
         return F.normalize(joined @ self.stored[0].T, dim=1) if len(self.stored) else joined
 
     def own_text_vectors(self, text: Tensor) -> Tensor:
-        """``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
+        """Return ``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
         joined = _side_by_side(self.text, text)
         return F.normalize(joined @ self.stored[1].T, dim=1) if len(self.stored) else joined
 
     @property
     def turnable_texts(self) -> TwoTower | None:
-        """Itself, unless there is an alignment beside the members, which has no last linear map."""
+        """This network, unless it has an alignment, which has no last linear map to transform."""
         return None if self.alignment is not None and self.alignment_weight else self
 
     @property
     def text_blocks(self) -> list[int]:
-        """One a member; where their joined vectors are projected, one for all."""
+        """One width per member; if the joined vectors are projected, one for all."""
         if len(self.stored):
             return [len(self.stored[1])]
         return [int(self.settings["width"])] * int(self.settings["members"])
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> TwoTower:
-        """Fold the maps into the last layers of the projections of texts, or into what follows them."""
+        """Fold the maps into the last layers of the text projections, or into the projection after them."""
         twin = deepcopy(self)
         with torch.no_grad():
             if len(twin.stored):
@@ -185,7 +185,7 @@ class TwoTower(FirstStage):
         return twin.eval()
 
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
-        """Those of the first member; all members were trained on the same items."""
+        """Return the statistics of the first member; all members were trained on the same items."""
         image, text = self.image[0], self.text[0]
         if isinstance(image, Projection) and isinstance(text, Projection):
             return image.statistics, text.statistics
@@ -195,7 +195,7 @@ class TwoTower(FirstStage):
 class Cosine(FirstStage):
     """The cosine in the common space of CLIP-like encoders, with nothing to train.
 
-    Several encoders with a common space are averaged; columns of encoders without one are passed over.
+    Several encoders with a common space are averaged; the columns of encoders without one are ignored.
     """
 
     key = "cosine"
@@ -214,12 +214,13 @@ class Cosine(FirstStage):
         """Build the network.
 
         Args:
-            spaces: For each common space ``[image start, image stop, text start, text stop]``: its columns in the
-                concatenated embeddings.
+            spaces: ``[image start, image stop, text start, text stop]`` of each common space: its columns in the
+            concatenated
+                embeddings.
             scale: Logit scale of the encoder.
-            bias: Its logit bias (SigLIP).
-            alignment: Arguments of the `Alignment` beside it, or None.
-            alignment_weight: Of its cosine in the logit.
+            bias: Logit bias of the encoder (SigLIP).
+            alignment: Arguments of the additional `Alignment`, or None.
+            alignment_weight: Weight of the alignment's cosine in the logit.
             text_maps: Whether the texts of every space are multiplied by a matrix (`with_text_maps`).
         """
         super().__init__()
@@ -229,7 +230,7 @@ class Cosine(FirstStage):
             "bias": bias,
             "alignment": alignment,
             "alignment_weight": alignment_weight,
-            **({"text_maps": True} if text_maps else {}),  # a run without any keeps the settings it was saved with
+            **({"text_maps": True} if text_maps else {}),  # a run without them keeps its saved settings
         }
         self.logit_scale, self.bias = frozen(fill=float(scale)), frozen(fill=float(bias))
         self.spaces = spaces
@@ -242,27 +243,27 @@ class Cosine(FirstStage):
         return self.logit_scale
 
     def own_image_vectors(self, image: Tensor) -> Tensor:
-        """``(n, d)`` unit vectors; ``d`` is the sum of the widths of the common spaces."""
+        """Return ``(n, d)`` unit vectors; ``d`` is the sum of the widths of the common spaces."""
         return _normalised([image[:, start:stop] for start, stop, _, _ in self.spaces])
 
     def own_text_vectors(self, text: Tensor) -> Tensor:
-        """``(n, d)`` unit vectors."""
+        """Return ``(n, d)`` unit vectors."""
         parts = [text[:, start:stop] for _, _, start, stop in self.spaces]
         maps: Sequence[Tensor] = list(self.text_maps)
         return _normalised([part.float() @ turn.T for part, turn in zip(parts, maps, strict=True)] if maps else parts)
 
     @property
     def turnable_texts(self) -> Cosine:
-        """Itself."""
+        """This network, whose texts can be transformed by maps."""
         return self
 
     @property
     def text_blocks(self) -> list[int]:
-        """One a space."""
+        """One width per common space."""
         return [stop - start for _, _, start, stop in self.spaces]
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> Cosine:
-        """Keep the maps, or their products with those that are there."""
+        """Store the maps, or multiply them with those already stored."""
         twin = type(self)(**{**self.settings, "text_maps": True})
         before = list(self.text_maps) or [torch.eye(len(one)) for one in maps]
         own = {

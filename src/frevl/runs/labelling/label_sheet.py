@@ -1,4 +1,4 @@
-"""Labels of a store as one HTML page: the most and least certain pictures of every class."""
+"""Labels of a store as one HTML page: the most and least certain images of every class."""
 
 from __future__ import annotations
 

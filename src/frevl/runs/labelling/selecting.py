@@ -59,7 +59,7 @@ class Selection:
             f"{c[name]:,} {said}"
             for name, said in (
                 ("labelled", "already labelled"),
-                ("in_training", "with pictures or texts in training"),
+                ("in_training", "with images or texts in training"),
                 ("copies", "copies of others"),
             )
             if c[name]
@@ -85,7 +85,7 @@ def select_pairs(
 ) -> Selection:
     """Choose pairs of a pool to label next.
 
-    Pairs of the pool that have a target, are in `labelled`, or whose picture (text, for a run on texts only) was in
+    Pairs of the pool that have a target, are in `labelled`, or whose image (text, for a run on texts only) was in
     training are left out and count as covered, as does every item of the store that was in training. Of pairs with
     equal content, one is chosen. The same call on the same data gives the same file; ties are broken by pool order.
 
@@ -127,7 +127,7 @@ def select_pairs(
     if not rows:
         raise PairsError(
             f"{usable.places[0]}: no pair is left to choose from: of {len(usable):,}, {pool.counts['labelled']:,} "
-            f"are labelled and {pool.counts['in_training']:,} have pictures or texts in training; give a larger "
+            f"are labelled and {pool.counts['in_training']:,} have images or texts in training; give a larger "
             "pool"
         )
     some = usable.select(rows)
@@ -288,7 +288,7 @@ def _write(out: Path, lines: list[dict[str, Any]]) -> None:
         raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error
 
 
-_SHOWN = 300  # pictures; a page with more opens slowly
+_SHOWN = 300  # images; a page with more opens slowly
 
 
 def write_select_sheet(path: str | Path, selection: Selection, *, images: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""A search result as one self-contained HTML page with the pictures embedded."""
+"""A search result as one self-contained HTML page with the images embedded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write_contact_sheet(path: str | Path, result: SearchResult) -> None:
 
     Args:
         path: The HTML file.
-        result: What `frevl.search` found; pictures are shown where a hit's ``path`` is known.
+        result: What `frevl.search` found; images are shown where a hit's ``path`` is known.
 
     Raises:
         InputError: The file cannot be written.
@@ -76,7 +76,7 @@ def contact_sheet(result: SearchResult) -> str:
 
 
 def page_of(title: str, said: str, entries: Sequence[str]) -> str:
-    """Return a page of pictures in a grid.
+    """Return a page of images in a grid.
 
     Args:
         title: Text; it is escaped.
@@ -96,13 +96,13 @@ def _entry(hit: Hit, find: str) -> str:
 
 
 def thumbnail(path: str | Path | None, name: str) -> str:
-    """Return HTML with the picture embedded, or a grey box if the file is missing or unreadable.
+    """Return HTML with the image embedded, or a grey box if the file is missing or unreadable.
 
     Args:
         path: Its file, if that is known.
         name: What it is called.
     """
-    missing = '<div class="none">no picture</div>'
+    missing = '<div class="none">no image</div>'
     if path is None:
         return missing
     try:

@@ -1,4 +1,4 @@
-"""Merge hits with the same content: pictures by their bytes, texts by their words."""
+"""Merge hits with the same content: images by their bytes, texts by their words."""
 
 from __future__ import annotations
 

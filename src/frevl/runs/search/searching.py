@@ -228,7 +228,7 @@ class Searcher:
             if isinstance(image, str | Path) and not Path(image).exists():
                 nearest = why_unknown(str(image), known)
                 raise UsageError(
-                    f"{image}: expected a picture file, or the id of an image of {self.scorer.store.path}; found none"
+                    f"{image}: expected an image file, or the id of an image of {self.scorer.store.path}; found none"
                     + (f"; {nearest}" if nearest else "")
                 ) from error
             raise

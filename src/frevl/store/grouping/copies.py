@@ -1,4 +1,4 @@
-"""Copies: pictures that are nearly the same, found without a threshold to choose; pairs that count each only once.
+"""Copies: images that are nearly the same, found without a threshold to choose; pairs that count each only once.
 
 A near copy (recompressed, resized, mirrored, cropped a little, the next frame of a film) is far closer to its original
 than any ordinary neighbour. So the test is a gap: the nearest neighbours of an image, up to one of them, are followed

@@ -1,6 +1,6 @@
 """Decide which pairs belong together, consistently for splits, folds, calibration, bootstrap and diagnosis.
 
-Pairs are not independent when they show the same content, nearly the same picture, frames of one video, photos of one
+Pairs are not independent when they show the same content, nearly the same image, frames of one video, photos of one
 product or patient, or a text that always has one label. A split that cuts such a group lets a model answer from memory
 and reports the result as skill. `group_pairs` finds the groups, names them in the key ``cluster`` of every pair, and
 says in a note what it grouped and why.
@@ -299,7 +299,7 @@ _SHARE_OF_PAIRS = 0.2  # that stand with such texts, or the rule does not concer
 _ALWAYS = 0.98  # of the repeated texts have one label
 _BY_CHANCE = 0.5  # of them may be expected to have one label if texts said nothing about labels
 _FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
-_SHARED = 0.05  # of the images may stand with several texts: drawn variants are sometimes the same picture
+_SHARED = 0.05  # of the images may stand with several texts: drawn variants are sometimes the same image
 _OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name of the class
 
 
@@ -308,9 +308,9 @@ def texts_with_one_label(
 ) -> NDArray[np.int64]:
     """Return the texts whose pairs belong together; none if the set is not built that way.
 
-    A sentence that is true of all six pictures drawn for it, or a title that every photo of one product has, makes
+    A sentence that is true of all six images drawn for it, or a title that every photo of one product has, makes
     pairs that are not independent: a model that has seen one of them knows the others. A question that is asked of
-    many pictures is no such text, because its answers differ. The thresholds are ours.
+    many images is no such text, because its answers differ. The thresholds are ours.
 
     Args:
         images: ``(n,)`` numbers of the images' contents, from 0; a text counts as repeated with two different ones.
@@ -350,9 +350,9 @@ def texts_with_images_of_their_own(images: NDArray[np.int64], texts: NDArray[np.
     """Return the texts for each of which a set of images was made; none if the set is not built that way.
 
     Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
-    each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves
-    variants on both sides, and what is learnt about one text is not what a new text will need. In natural data most
-    questions and titles are rare, and pictures have several of them. The thresholds are ours.
+    each text came with its own series of images: variants of one scene, as in NLVR. A split by image then leaves
+    variants on both sides, and what is learned about one text is not what a new text will need. In natural data most
+    questions and titles are rare, and images have several of them. The thresholds are ours.
 
     Args:
         images: ``(n,)`` numbers of the images' contents, from 0; all numbers occur.

@@ -57,7 +57,7 @@ def verified_towers(
     Args:
         encoder: The name that was given; None is returned if frevl has no encoder of this name.
         parts: The vectors.
-        images: Folder of the pictures, to embed some of them again.
+        images: Folder of the images, to embed some of them again.
         dtype: Stored type.
 
     Returns:
@@ -66,7 +66,7 @@ def verified_towers(
     Raises:
         FingerprintError: The encoder gives other vectors (cosine below 0.9999).
         UsageError: There is nothing to check the images with.
-        InputError: A picture is not in the folder, or cannot be read.
+        InputError: An image is not in the folder, or cannot be read.
     """
     if encoder not in ENCODERS and not encoder.startswith(tuple(PREFIXES)):
         return None
@@ -80,7 +80,7 @@ def verified_towers(
         if modality == "image" and images is None:
             raise UsageError(
                 f"frevl has the encoder '{encoder}' and must verify that it made these vectors: give the folder of "
-                "the pictures with --images, or declare another name with --encoder"
+                "the images with --images, or declare another name with --encoder"
             )
         ids, found = _first_items(first)
         own = _embedded_again(loaded, modality, ids, images)
@@ -128,6 +128,6 @@ def _embedded_again(encoder: Encoder, modality: Modality, ids: Sequence[str], fo
     try:
         prepared = [tower.prepare(read_image(folder / id_, target=tower.target)) for id_ in ids]
     except (ImageError, OSError) as error:
-        raise InputError(f"{folder}: the pictures are needed to verify the vectors; {error}") from error
+        raise InputError(f"{folder}: the images are needed to verify the vectors; {error}") from error
     embedded = tower.embed(prepared)
     return pool(embedded.values, embedded.mask)

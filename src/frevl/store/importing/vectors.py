@@ -127,7 +127,7 @@ def import_embeddings(
             ``.safetensors``) together with ``ids``; a table with a column of vectors (Parquet, Arrow, Lance).
         store: Folder of the store; made if it is missing.
         encoder: Name of the encoder that made the vectors. One that frevl has (see `frevl.load_encoder`) is checked:
-            32 of the texts, or of the pictures in ``images``, are embedded again and must agree; new items can then
+            32 of the texts, or of the images in ``images``, are embedded again and must agree; new items can then
             be embedded too. Any other name is taken as declared.
         of: ``images`` or ``texts``; not needed for a clip-retrieval folder.
         ids: Ids of an array's rows: text, one a line; a JSON list; JSON lines or a table with a column of ids.
@@ -137,7 +137,7 @@ def import_embeddings(
         revision: Revision of the declared encoder; part of the identity, as all that is declared.
         preprocessing: How its inputs were prepared.
         common_space: Declare that images and texts of this encoder lie in one space, as those of CLIP do.
-        images: Folder of the images: ids become paths below it, and pictures for the check are read there.
+        images: Folder of the images: ids become paths below it, and images for the check are read there.
         dtype: ``float16`` or ``float32``, as stored.
         write_pairs: Pairs file to write: every image of a clip-retrieval folder with its caption.
         progress: Show progress.
@@ -297,7 +297,7 @@ class _Import:
         if self.tower.modality == "text":
             content = id_.encode()
             return Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content))
-        # The file was never seen: its vector stands for it, so that the same picture under two names is still found.
+        # The file was never seen: its vector stands for it, so that the same image under two names is still found.
         return Item(id_, hashlib.sha256(value.tobytes()).hexdigest()[:32], 0)
 
     def _values(self, block: VectorBlock) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:

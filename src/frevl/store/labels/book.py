@@ -1,4 +1,4 @@
-"""The state defined by all lines of a labels file: classes, and every labeller's answer for every picture."""
+"""The state defined by all lines of a labels file: classes, and every labeller's answer for every image."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LabelBook:
         self._classes: list[_Class] = []
         self._names: dict[str, int] = {}  # present names
         self._former: dict[str, int] = {}
-        # By picture and labeller: what they said one after the other, as (request, class).
+        # By image and labeller: what they said one after the other, as (request, class).
         self._said: dict[str, dict[str, list[tuple[str, int | None]]]] = {}
         self._by: dict[str, list[str]] = {}  # requests of a labeller that can be undone
 
@@ -181,7 +181,7 @@ class LabelBook:
         return {self._classes[number].name: self._classes[number].labels for number in sorted(self._names.values())}
 
     def of(self, image: str) -> dict[str, str]:
-        """Return each labeller's answer for a picture."""
+        """Return each labeller's answer for an image."""
         found = {}
         for by, said in self._said.get(image, {}).items():
             number = said[-1][1]
@@ -190,11 +190,11 @@ class LabelBook:
         return found
 
     def images(self) -> Iterable[str]:
-        """Return the pictures that anyone has labelled, in order of their first label."""
+        """Return the images that anyone has labelled, in order of their first label."""
         return self._said.keys()
 
     def labellers(self) -> dict[str, int]:
-        """Return all labellers, with the number of pictures they labelled."""
+        """Return all labellers, with the number of images they labelled."""
         counts: dict[str, int] = dict.fromkeys(self._by, 0)
         for image in self._said:
             for by in self.of(image):
@@ -202,7 +202,7 @@ class LabelBook:
         return counts
 
     def agreed(self, by: str | None = None) -> dict[str, str]:
-        """Return the class of every picture on which all or most labellers agree.
+        """Return the class of every image on which all or most labellers agree.
 
         Args:
             by: Only what this labeller says.
@@ -216,11 +216,11 @@ class LabelBook:
         return found
 
     def disputed(self) -> list[str]:
-        """Return the pictures with a tie between classes."""
+        """Return the images with a tie between classes."""
         return [image for image in self._said if (said := self.of(image)) and most(said.values()) is None]
 
     def both(self) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-        """Return, for every two labellers with pictures in common, the classes that each gave them."""
+        """Return, for every two labellers with images in common, the classes that each gave them."""
         pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
         for image in self._said:
             said = self.of(image)

@@ -40,7 +40,7 @@ class Entry:
         at: When, in UTC (ISO 8601).
         by: Who.
         action: What kind of line it is.
-        image: The picture, of a label.
+        image: The image, of a label.
         name: The class: of a label (None takes it back), defined, or renamed. Of an undo the id that is undone.
         to: The new name, of a rename.
     """

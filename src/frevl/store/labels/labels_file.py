@@ -83,11 +83,11 @@ class LabelsFile:
     # ---- writing
 
     def label(self, by: str, labels: Sequence[tuple[str, str | None]], request: str | None = None) -> str:
-        """Write a labeller's answers for some pictures.
+        """Write a labeller's answers for some images.
 
         Args:
             by: Who.
-            labels: Picture and class each; a class of None takes the own label back.
+            labels: Image and class each; a class of None takes the own label back.
             request: Id of the caller's, letters and digits; the same again writes only what is missing of it, so that
                 a caller who had no answer can ask again.
 

@@ -23,7 +23,7 @@ __all__ = ["Done", "EmbeddingWork", "ImageBlock", "PackedRows", "TextBlock", "op
 
 @dataclass(frozen=True, repr=False)
 class ImageBlock:
-    """A block of pictures for one worker.
+    """A block of images for one worker.
 
     Attributes:
         number: Of the block, from 0.
@@ -99,7 +99,7 @@ class Done:
     """The result of a block.
 
     Attributes:
-        work: Id and work of each picture; those that were embedded without the input of their networks.
+        work: Id and work of each image; those that were embedded without the input of their networks.
         packed: The embeddings of the items among them, in their order.
         refused: By the place of an item, why it cannot be used.
         remarks: See `frevl.store.embedder`.

@@ -22,8 +22,8 @@ __all__ = ["OnNodes", "on_nodes"]
 
 A = TypeVar("A")
 
-_BLOCK = 256  # pictures; what a killed worker loses, and what every worker gets several of
-_BLOCK_BYTES = 16 << 20  # of pictures that are sent along
+_BLOCK = 256  # images; what a killed worker loses, and what every worker gets several of
+_BLOCK_BYTES = 16 << 20  # of images that are sent along
 _HUB = ("hf:", "openclip:")
 
 
@@ -89,7 +89,7 @@ class OnNodes:
     def images(
         self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed pictures, block by block: see `frevl.store.embedder.Embedder.images`."""
+        """Embed images, block by block: see `frevl.store.embedder.Embedder.images`."""
         settled: list[str] = []
 
         def open_ones() -> Iterator[A]:

@@ -1,1 +1,1 @@
-"""Pictures to extract from folders, tables and tars: listing them and detecting changes."""
+"""Images to extract from folders, tables and tars: listing them and detecting changes."""

@@ -1,4 +1,4 @@
-"""Extract the images of a folder, or pictures inside tables; decoding runs in parallel with the networks."""
+"""Extract the images of a folder, or images inside tables; decoding runs in parallel with the networks."""
 
 from __future__ import annotations
 
@@ -162,10 +162,10 @@ def _images(number: int) -> str:
 
 
 def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
-    """Return a note on how many grey pictures needed a guess of the white level."""
+    """Return a note on how many grey images needed a guess of the white level."""
     if guessed:
         report.notes.append(
-            f"{len(guessed):,} grey pictures use only some of their bits without saying which: the largest value "
+            f"{len(guessed):,} grey images use only some of their bits without saying which: the largest value "
             f"was taken as white; the first is '{min(guessed):.200}'."
         )
 

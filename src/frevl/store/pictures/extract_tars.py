@@ -1,4 +1,4 @@
-"""Extract pictures inside tars, and write the captions next to them as pairs."""
+"""Extract images inside tars, and write the captions next to them as pairs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def extract_tars(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed the pictures inside tars that the store lacks.
+    """Embed the images inside tars that the store lacks.
 
     Every tar is read as a stream: known content is recognised and not embedded again. With a shard, whole tars are
         assigned.
@@ -64,7 +64,7 @@ def extract_tars(
     report.notes += choice.sentences()
     if inside.repeated:
         report.notes.append(
-            f"Pictures that occur twice in their tar with the same content count once: {len(inside.repeated):,}, "
+            f"Images that occur twice in their tar with the same content count once: {len(inside.repeated):,}, "
             f"the first is '{inside.repeated[0]:.200}'."
         )
     tell_guessed(inside.remarks[GUESSED], report)
@@ -72,11 +72,11 @@ def extract_tars(
 
 
 class TarPictures(PicturesToPrepare):
-    """The pictures inside some tars, compared with the images of a store. Several threads may prepare them.
+    """The images inside some tars, compared with the images of a store. Several threads may prepare them.
 
     Attributes:
         read: The names of the tars that were read.
-        repeated: Ids of pictures that stand in their tar twice with the same content.
+        repeated: Ids of images that stand in their tar twice with the same content.
     """
 
     def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
@@ -87,7 +87,7 @@ class TarPictures(PicturesToPrepare):
     def pictures(
         self, tars: Sequence[Tar], choice: Choice, share: Share, captions: Captions
     ) -> Iterator[tuple[Member, str]]:
-        """Read the pictures of each tar in turn with their hashes; captions next to them are passed on."""
+        """Read the images of each tar in turn with their hashes; captions next to them are passed on."""
         for tar in share.own(tars, lambda one: one.name):
             self.read.add(tar.name)
             known: dict[str, str] = {}
@@ -101,7 +101,7 @@ class TarPictures(PicturesToPrepare):
             captions.end_tar()
 
     def _once(self, member: Member, known: dict[str, str], captions: Captions) -> Iterator[tuple[Member, str]]:
-        """Yield a picture with its content hash, unless the tar already had one of this name."""
+        """Yield an image with its content hash, unless the tar already had one of this name."""
         content_hash = hashlib.sha256(member.content).hexdigest()[:32]
         before = known.get(member.id)
         if member.problem:
@@ -113,14 +113,14 @@ class TarPictures(PicturesToPrepare):
         elif before == content_hash:
             self.repeated.append(member.id)
         else:
-            yield Member(member.id, problem="the tar has two different pictures of this name; the first is used"), ""
+            yield Member(member.id, problem="the tar has two different images of this name; the first is used"), ""
 
     def has_read(self, id_: str) -> bool:
         """Return whether a member belongs to one of the tars that were read."""
         return in_a_tar(id_, self.read)
 
     def id_of(self, picture: tuple[Member, str]) -> str:
-        """Return the id of a picture."""
+        """Return the id of an image."""
         return picture[0].id
 
     def bytes_of(self, picture: tuple[Member, str]) -> int:
@@ -138,7 +138,7 @@ class TarPictures(PicturesToPrepare):
         return TarPictures
 
     def prepare(self, picture: tuple[Member, str]) -> tuple[str, PendingItem | Reject | None]:
-        """Decode one picture, unless the store has it unchanged.
+        """Decode one image, unless the store has it unchanged.
 
         Returns:
             Its id, and what has to be done; None for nothing.

@@ -1,4 +1,4 @@
-"""List a folder's picture files and decide what to do with each: nothing, embed it, or reuse embeddings."""
+"""List a folder's image files and decide what to do with each: nothing, embed it, or reuse embeddings."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def list_folder(
     """List the files below a folder, in a fixed order.
 
     Links are followed, and no folder is entered twice. Hidden folders, and hidden files that are not named like a
-    picture, are no part of the images. What cannot be entered is listed with its problem.
+    image, are no part of the images. What cannot be entered is listed with its problem.
 
     Args:
         folder: The folder.
@@ -210,7 +210,7 @@ def _enter(
     except OSError as error:
         return [], f"the folder cannot be read ({error.strerror})"
     if not found and path.lower().endswith(_PICTURE_SUFFIXES):
-        return [], "it is named like a picture but is an empty folder"
+        return [], "it is named like an image but is an empty folder"
     return found, ""
 
 
@@ -234,14 +234,14 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 class PicturesToPrepare:
-    """Common base of all kinds of pictures; see `frevl.store.embedder.Pictures`.
+    """Common base of all kinds of images; see `frevl.store.embedder.Pictures`.
 
     Args:
         towers: Image towers that shall have seen every image.
         stored: The images of the store.
 
     Attributes:
-        in_memory: Yes: the bytes of a picture are there before it is prepared.
+        in_memory: Yes: the bytes of an image are there before it is prepared.
         remarks: See `frevl.store.embedder`.
     """
 
@@ -252,11 +252,11 @@ class PicturesToPrepare:
         self.remarks = remarks()
 
     def is_gone(self, id_: str) -> bool:  # noqa: ARG002
-        """Return False: pictures inside tars or tables have no file."""
+        """Return False: images inside tars or tables have no file."""
         return False
 
     def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
-        """Decode a picture for some towers, each with the pixels that its identity specifies.
+        """Decode an image for some towers, each with the pixels that its identity specifies.
 
         Raises:
             ImageError: It cannot be read.
@@ -358,5 +358,5 @@ class ImageFiles(PicturesToPrepare):
 
 
 def reason_of(error: ImageError) -> str:
-    """Return why a picture cannot be read, without the placeholder name, since the file is named anyway."""
+    """Return why an image cannot be read, without the placeholder name, since the file is named anyway."""
     return str(error).rpartition("the given bytes: ")[2].rstrip(".")

@@ -1,4 +1,4 @@
-"""Pictures inside tables (Hugging Face, img2dataset), and what to do with each."""
+"""Images inside tables (Hugging Face, img2dataset), and what to do with each."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TABLES_WITH_PICTURES = (".parquet", ".arrow", ".feather")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A picture inside a table.
+    """An image inside a table.
 
     Attributes:
         place: The table.
-        id: Of the picture.
-        content: Its bytes; none where the picture stood in a table before.
+        id: Of the image.
+        content: Its bytes; none where the image stood in a table before.
         content_hash: Of its content, once it is known.
     """
 
@@ -38,17 +38,17 @@ class Cell:
 
 
 class TablePictures(PicturesToPrepare):
-    """The pictures inside some tables, compared with the images of a store. Several threads may prepare them."""
+    """The images inside some tables, compared with the images of a store. Several threads may prepare them."""
 
     def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
         super().__init__(towers, stored)
         self._seen: dict[str, str] = {}
 
     def pictures(self, tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> Iterator[Cell]:
-        """Read the pictures in turn, and no column other than theirs and the one that names them.
+        """Read the images in turn, and no column other than theirs and the one that names them.
 
         Args:
-            tables: Tables of pairs; those without pictures inside are passed over.
+            tables: Tables of pairs; those without images inside are passed over.
             columns: Of the fields, as the user named them.
 
         Raises:
@@ -59,7 +59,7 @@ class TablePictures(PicturesToPrepare):
                 yield Cell(table.place, id_, content)
 
     def once(self, cells: Iterable[Cell]) -> Iterator[Cell]:
-        """Hash pictures, dropping the content of those already seen in another table.
+        """Hash images, dropping the content of those already seen in another table.
 
         Raises:
             PairsError: An image of this name has other content, in the store or in another table.
@@ -73,16 +73,16 @@ class TablePictures(PicturesToPrepare):
             if other or (known and not imported and known.content_hash != content_hash):
                 where = "another table" if other else "the store"
                 raise PairsError(
-                    f"{cell.place}: the picture '{cell.id:.80}' has different content from the image of this name "
+                    f"{cell.place}: the image '{cell.id:.80}' has different content from the image of this name "
                     f"in {where}; give a column of unique names, as in --columns image=NAME, use a separate store, "
                     "or remove the former image with frevl store remove"
                 )
             self._seen[cell.id] = content_hash
-            # Two tables of one collection, such as train and test, may share pictures.
+            # Two tables of one collection, such as train and test, may share images.
             yield Cell(cell.place, cell.id, b"" if before else cell.content, "" if before else content_hash)
 
     def id_of(self, cell: Cell) -> str:
-        """Return the id of a picture."""
+        """Return the id of an image."""
         return cell.id
 
     def bytes_of(self, cell: Cell) -> int:
@@ -99,7 +99,7 @@ class TablePictures(PicturesToPrepare):
         return TablePictures
 
     def prepare(self, cell: Cell) -> tuple[str, PendingItem | Reject | None]:
-        """Decode one picture, unless the store has it unchanged.
+        """Decode one image, unless the store has it unchanged.
 
         Returns:
             Its id, and what has to be done; None for nothing.

@@ -1,4 +1,4 @@
-"""Tars: finding them, reading their members even if damaged, and the captions next to pictures."""
+"""Tars: finding them, reading their members even if damaged, and the captions next to images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tar:
     """One tar.
 
     Attributes:
-        name: What the ids of its pictures begin with: its path below the folder of tars, or its own name.
+        name: What the ids of its images begin with: its path below the folder of tars, or its own name.
         path: Where it is.
     """
 
@@ -65,14 +65,14 @@ class Member:
 
 
 def is_picture(name: str) -> bool:
-    """Return whether a name has a picture suffix."""
+    """Return whether a name has an image suffix."""
     return PurePosixPath(name).suffix.lower() in _PICTURES
 
 
 def find_tars(images: Path, *, leave_out: Path, choice: Choice) -> list[Tar] | None:
     """Find the tars with the images: a tar, a folder of tars, or a text file with one tar per line.
 
-    A folder that has pictures is a folder of pictures, whatever else it has.
+    A folder that has images is a folder of images, whatever else it has.
 
     Args:
         images: What the user gave.
@@ -80,7 +80,7 @@ def find_tars(images: Path, *, leave_out: Path, choice: Choice) -> list[Tar] | N
         choice: Which files of a folder count.
 
     Returns:
-        The tars in the order of their names; None if it is a folder of pictures, or not there.
+        The tars in the order of their names; None if it is a folder of images, or not there.
 
     Raises:
         InputError: A tar of a list is missing, or two have one name.
@@ -235,7 +235,7 @@ class Captions:
         texts: The different texts, in their order.
         rejects: What could not be used.
         written: How many pairs were written.
-        without: How many pictures have neither caption nor target.
+        without: How many images have neither caption nor target.
     """
 
     def __init__(self, out: Path | None) -> None:
@@ -260,7 +260,7 @@ class Captions:
         self._lines.close()
 
     def picture(self, id_: str) -> None:
-        """Record a picture of the current tar."""
+        """Record an image of the current tar."""
         if not self.wanted:
             return
         self._pictures.setdefault(_key(id_), []).append(id_)
@@ -336,7 +336,7 @@ class Captions:
             raise InputError(f"{self._out}: the pairs cannot be written ({error.strerror or error})") from error
         notes = [f"Wrote {self.written:,} pairs to {self._out}."]
         if self.without:
-            notes.append(f"Pictures without a caption: {self.without:,}.")
+            notes.append(f"Images without a caption: {self.without:,}.")
         return notes
 
     def _copy(self, target: Path) -> None:

@@ -17,14 +17,14 @@ from frevl.store.reader import Store
 
 __all__ = ["image_problems"]
 
-_LOOKED_AT = 256  # grey pictures of more than 8 bits that are embedded again, at most
+_LOOKED_AT = 256  # grey images of more than 8 bits that are embedded again, at most
 _SAME_PICTURE = 0.99  # cosine
 
 
 def image_problems(store: Store, folder: str | Path) -> list[str]:
     """Read the files of all stored images and report those with changed content.
 
-    Earlier versions of frevl read grey pictures of 10 and 12 bits as nearly black. So some pictures of more than 8 bits
+    Earlier versions of frevl read grey images of 10 and 12 bits as nearly black. So some images of more than 8 bits
     are embedded again, where an encoder of the store can be loaded here, and compared.
 
     Args:

@@ -33,7 +33,7 @@ __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
-"""Examples, or development pictures; with fewer nothing can be compared."""
+"""Examples, or development images; with fewer nothing can be compared."""
 _TOO_LATE = "would take more than the remaining time"
 _ONE_EXAMPLE = (
     "with about one example per class, or one group of examples, none can be held out, so nothing was compared and the "
@@ -41,9 +41,9 @@ _ONE_EXAMPLE = (
     "other data"
 )
 _LEARNED = (
-    "the space of the names has learned from {:,} of the {:,} examples, or from pictures grouped with them, where "
-    "names are right more often than on other pictures, so these cannot be held out; the method and its settings are "
-    "those that did best with one example a class on other data. Give other pictures with --dev to compare on"
+    "the space of the names has learned from {:,} of the {:,} examples, or from images grouped with them, where "
+    "names are right more often than on other images, so these cannot be held out; the method and its settings are "
+    "those that did best with one example a class on other data. Give other images with --dev to compare on"
 )
 
 
@@ -57,10 +57,10 @@ class Choice:
         reason: Why, in words.
         rows: Every candidate with its figures.
         compared_on: What on, in words; empty if nothing was compared.
-        held_out: ``(n, classes)`` calibrated logits of the pictures that were held out, and ``(n,)`` their labels.
+        held_out: ``(n, classes)`` calibrated logits of the images that were held out, and ``(n,)`` their labels.
         notes: Sentences for the user.
         members: What the head is the sum of, each with its two scales.
-        splits: Rows that were fitted on and rows that were held out; empty where development pictures are compared on.
+        splits: Rows that were fitted on and rows that were held out; empty where development images are compared on.
         truth: What was compared on.
     """
 
@@ -104,7 +104,7 @@ class Choice:
         }
 
     def kept_scores(self) -> dict[str, Any] | None:
-        """Return the scores of held-out pictures to keep for prediction sets; None if there are none."""
+        """Return the scores of held-out images to keep for prediction sets; None if there are none."""
         logits, labels = self.held_out
         if self.truth is None or not len(labels):
             return None
@@ -131,11 +131,11 @@ def choose_head(
     if dev is not None and dev.known is not None and bool(dev.known.any()):
         said.append(
             f"The space of the names has learned from {int(dev.known.sum()):,} of the {len(dev):,} development "
-            "pictures, where names are right more often than on other pictures."
+            "images, where names are right more often than on other images."
         )
     if dev is not None and len(dev) < FEWEST_HELD_OUT:
         said.append(
-            f"The {len(dev):,} development pictures were not used for the comparison: at least {FEWEST_HELD_OUT} "
+            f"The {len(dev):,} development images were not used for the comparison: at least {FEWEST_HELD_OUT} "
             "are needed."
         )
     late = sum(row.get("left_out") == _TOO_LATE for row in choice.rows)
@@ -258,7 +258,7 @@ def _uncompared(trials: Trials, method: str, left_out: dict[str, str]) -> Choice
 
 
 def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor]) -> Choice:
-    """Use the names alone, calibrated on development pictures if there are any."""
+    """Use the names alone, calibrated on development images if there are any."""
     reason = "there are no examples"
     if held is None:
         note = "Not calibrated: there are no examples, so the probabilities are those of the encoder's own scale."
@@ -268,7 +268,7 @@ def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor])
     found = calibrated_parts(names, (own, torch.zeros_like(own)), held, 0.0)
     scale = found.members[0][1][0]
     rows = [table_row(found, found, held.clusters)]
-    on = f"{len(held):,} development pictures"
+    on = f"{len(held):,} development images"
     return Choice(head.scaled(scale), "names", reason, rows, on, (found.logits, held.labels), [], truth=held)
 
 

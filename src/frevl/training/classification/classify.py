@@ -86,7 +86,7 @@ def classify(
         template: Sentences with one ``{}`` for the name; none given takes "a photo of a {}.", or "a {}" in a space
             that was trained on captions (`frevl.data.class_files`).
         method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
-        unlabelled: Learn from pictures of the store without labels as well, at most 20,000, where it helps.
+        unlabelled: Learn from images of the store without labels as well, at most 20,000, where it helps.
         unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".
         encoder: Encoders whose image embeddings are concatenated; None takes all in the store.
         group_by: A key of the examples; those with the same value stay together in every split.
@@ -129,7 +129,7 @@ def classify(
     settings_and_data = {**settings, "data": data}
     if _is_finished(folder, settings_and_data):
         return Run.load(folder)
-    # What the names' space has learned from is no fresh picture for the classes either.
+    # What the names' space has learned from is no fresh image for the classes either.
     learned = None if of_run is None or classes is None else of_run.run.train_image_hashes
     with claim_run(folder, settings_and_data):
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
@@ -181,7 +181,7 @@ def classify(
 
 
 def _others(store: Store, towers: Sequence[Tower], hashes: dict[str, str], seed: int) -> Tensor:
-    """Embed pictures of the store that are neither examples nor development pictures, and record their content."""
+    """Embed images of the store that are neither examples nor development images, and record their content."""
     known = set(hashes.values())
     order = np.random.default_rng(seed).permutation(store.count("image"))[: _MOST_UNLABELLED + len(known)]
     content = store.content_hashes(store.ids("image", order))
@@ -241,12 +241,12 @@ def _identity(
     """Return the identity of a classifier's data, none of which may change unnoticed.
 
     Args:
-        store: Where the pictures are.
+        store: Where the images are.
         read: Examples.
-        judged: Development pictures.
-        classes: May name pictures as well.
+        judged: Development images.
+        classes: May name images as well.
         space: The run whose space the names live in.
-        looks: Whether pictures are looked at that none of these names.
+        looks: Whether images are looked at that none of these names.
     """
     images = store.positions("image")
     named = sorted({image for entry in classes.entries for image in entry.examples})

@@ -91,7 +91,7 @@ def collect(
     """Drop examples of no class or of several, find groups, and embed.
 
     What was left out goes into ``notes``; what makes every figure doubtful, such as development images among the
-    examples, into ``doubts``. ``learned``: the sorted `frevl.runs.targets.hash_prefixes` of the pictures that the space
+    examples, into ``doubts``. ``learned``: the sorted `frevl.runs.targets.hash_prefixes` of the images that the space
     of the names has learned from, or None.
 
     Returns:
@@ -166,7 +166,7 @@ def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs 
 
 
 def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> list[Pairs]:
-    """Drop pictures that occur with different classes, under one name or as copies."""
+    """Drop images that occur with different classes, under one name or as copies."""
     classes: dict[str, set[str]] = {}
     hashes: dict[str, str] = {}
     for part in parts:
@@ -185,7 +185,7 @@ def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> lis
     if left_out and not any(map(len, kept)):
         raise PairsError(f"{first}; every example is of several classes, expected one class each")
     if left_out:
-        notes.append(f"Left out: {left_out:,} examples of pictures that occur with several classes ({first}).")
+        notes.append(f"Left out: {left_out:,} examples of images that occur with several classes ({first}).")
     return [part for part in kept if len(part)]
 
 

@@ -127,23 +127,23 @@ def _joined(blocks: Sequence[Features]) -> Features:
 
 
 FEWEST_A_CLASS = 8
-"""Pictures without labels for every class, on average. With two of them ImageNet lost up to 11 points."""
+"""Images without labels for every class, on average. With two of them ImageNet lost up to 11 points."""
 
 
 def with_unlabelled(
     choice: Choice, examples: Labelled, dev: Labelled | None, unlabelled: Features, classes: int, *, names: float
 ) -> Choice:
-    """Average the chosen head with class Gaussians that were also fitted to unlabelled pictures.
+    """Average the chosen head with class Gaussians that were also fitted to unlabelled images.
 
-    It is taken where it makes held-out examples (or development pictures) likelier and no fewer of them right beyond
+    It is taken where it makes held-out examples (or development images) likelier and no fewer of them right beyond
     one standard error. Where nothing could be held out (one example a class) it is taken without names, as it gained 6
     to 12 points there on three sets, and not beside names, where it lost (research/experiments/log.md).
 
     Args:
-        choice: Made from labelled pictures alone.
+        choice: Made from labelled images alone.
         examples: Those.
-        dev: Development pictures, or None.
-        unlabelled: Pictures without labels.
+        dev: Development images, or None.
+        unlabelled: Images without labels.
         classes: How many there are.
         names: Scale of the cosines with the names; 0 without names.
 
@@ -178,7 +178,7 @@ def with_unlabelled(
     before, after = (torch.cat([part[side] for part in parts]) for side in (0, 1))
     truth = choice.truth
     if truth is None:
-        raise ValueError("a choice with held-out pictures knows their labels")
+        raise ValueError("a choice with held-out images knows their labels")
     old, new = (
         calibrated_parts(Candidate(name, None, anchored=True), (logits, torch.zeros_like(logits)), truth, 0.0)
         for name, logits in (("labelled", before), ("unlabelled", after))
@@ -206,10 +206,10 @@ def _head(kept: Labelled, head: Head, unlabelled: Features, classes: int) -> Hea
 
 def _note(count: int) -> str:
     return (
-        f"{count:,} pictures of the store were used without labels; figures on pictures among them do not hold for "
+        f"{count:,} images of the store were used without labels; figures on images among them do not hold for "
         "new ones."
     )
 
 
 def _declined(choice: Choice, why: str) -> Choice:
-    return replace(choice, notes=[*choice.notes, f"Unlabelled pictures were not used: {why}."])
+    return replace(choice, notes=[*choice.notes, f"Unlabelled images were not used: {why}."])

@@ -1,6 +1,6 @@
 """The classifier of `frevl classify`, refitted while people label: first quickly, then with held-out labels.
 
-Only methods whose head is linear are taken, because every picture of the store is scored after every few labels. The
+Only methods whose head is linear are taken, because every image of the store is scored after every few labels. The
 quick fit keeps the method, penalty and scale that held-out labels chose last, and fits those on all labels.
 """
 
@@ -33,7 +33,7 @@ _AT_ONCE = 8_192
 
 @dataclass(frozen=True)
 class Taught:
-    """A linear classifier of pictures.
+    """A linear classifier of images.
 
     Attributes:
         method: What was chosen, with its setting.
@@ -97,12 +97,12 @@ def teach(
     within one standard error, and nothing is taken that is right measurably less often than they are.
 
     Args:
-        vectors: ``(n, dim)`` embeddings of pictures with a label; may be empty with names.
+        vectors: ``(n, dim)`` embeddings of images with a label; may be empty with names.
         labels: ``(n,)`` int64 below `classes`; without names, every class has at least one.
-        clusters: ``(n,)``; pictures of one number are copies, and held out together.
+        clusters: ``(n,)``; images of one number are copies, and held out together.
         classes: How many there are, at least 2.
         before: What was chosen on fewer labels: only its weights are fitted again, and nothing is held out.
-        names: ``(classes, dim)`` unit vectors of the names in the space of the pictures, or None.
+        names: ``(classes, dim)`` unit vectors of the names in the space of the images, or None.
         scale: The logit of a cosine of 1 with a name.
     """
     images = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)

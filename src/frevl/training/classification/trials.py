@@ -23,12 +23,12 @@ _STEADY = 1e-4  # pull of the scales to 1: data that any scale fits leave them t
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures of known classes.
+    """Images of known classes.
 
     Attributes:
-        features: Of ``n`` pictures.
+        features: Of ``n`` images.
         labels: ``(n,)`` int64.
-        clusters: ``(n,)`` int64; pictures of one number are not independent.
+        clusters: ``(n,)`` int64; images of one number are not independent.
         weights: ``(n,)`` above 0, how much each counts; None: all alike.
         known: ``(n,)`` bool, which the space of the names has learned from: names look better there than elsewhere, so
             neither they nor the rest of their clusters are held out. None: none of them.
@@ -49,14 +49,14 @@ class Labelled:
         return torch.ones(len(self)) if self.weights is None else self.weights / self.weights.mean()
 
     def select(self, rows: Tensor) -> Labelled:
-        """Return some of the pictures."""
+        """Return some of the images."""
         weights, known = (None if one is None else one[rows] for one in (self.weights, self.known))
         return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights, known)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A candidate with its calibrated logits of held-out pictures."""
+    """A candidate with its calibrated logits of held-out images."""
 
     name: str
     members: tuple[tuple[Candidate, tuple[float, float]], ...]
@@ -68,7 +68,7 @@ class Compared:
 
 
 class Trials:
-    """Fit candidates on folds (or on all examples if there are development pictures), and predict the rest."""
+    """Fit candidates on folds (or on all examples if there are development images), and predict the rest."""
 
     def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
         self.examples, self.held, self.classes, self.names = examples, held, classes, names
@@ -80,7 +80,7 @@ class Trials:
                 self.splits.append(((folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]))
                 out += len(self.splits[-1][1])
         self.truth = held if held is not None else examples.select(torch.cat([rows for _, rows in self.splits]))
-        self.compared_on = f"{len(self.truth):,} development pictures" if held is not None else (
+        self.compared_on = f"{len(self.truth):,} development images" if held is not None else (
             f"{len(self.truth):,} held-out examples in {len(self.splits)} folds"
         )  # fmt: skip
 
@@ -96,7 +96,7 @@ class Trials:
         return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
 
     def compare(self, settings: Sequence[Candidate]) -> list[Compared]:
-        """Predict held-out pictures with every setting of a method, or with the one preferred by the first fold."""
+        """Predict held-out images with every setting of a method, or with the one preferred by the first fold."""
         begun = time.monotonic()
         first = [self._predict(one, 0) for one in settings]
         each = (time.monotonic() - begun) / max(1, len(settings))
@@ -116,7 +116,7 @@ class Trials:
         return found
 
     def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
-        """Return the ``(n, classes)`` logits of held-out pictures in two parts: of the names, and of the rest."""
+        """Return the ``(n, classes)`` logits of held-out images in two parts: of the names, and of the rest."""
         kept, out = self._parts(number)
         head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
         return _in_parts(head, candidate, out.features, kept.features)
@@ -143,7 +143,7 @@ def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Featur
 
 
 def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> Compared:
-    """Fit the scales of both parts by maximum likelihood on held-out pictures: at most two numbers.
+    """Fit the scales of both parts by maximum likelihood on held-out images: at most two numbers.
 
     The scale of a head also says how far the examples are to be trusted beside the names.
     """

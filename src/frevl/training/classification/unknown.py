@@ -1,4 +1,4 @@
-"""``--unknown``: the score below which a picture belongs to none of the classes."""
+"""``--unknown``: the score below which an image belongs to none of the classes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from frevl.training.classification.choose import Choice
 
 __all__ = ["unknown_threshold"]
 
-_SAMPLE = 2_000  # pictures of the store, where no labelled ones were held out
+_SAMPLE = 2_000  # images of the store, where no labelled ones were held out
 
 
 def unknown_threshold(
     choice: Choice, network: ClassNetwork, store: Store, towers: Sequence[Tower], *, share: float | None, seed: int
 ) -> tuple[dict[str, float] | None, list[str]]:
-    """Choose a threshold for the largest logit of a picture.
+    """Choose a threshold for the largest logit of an image.
 
     Not the largest probability: that compares the classes with each other, and something has to be the likeliest. With
-    half of the classes taken away, CLIP's names told the pictures of the others by logit with an AUROC of 0.94, by
+    half of the classes taken away, CLIP's names told the images of the others by logit with an AUROC of 0.94, by
     probability with 0.76 (research/experiments/log.md).
 
     Args:
-        choice: Has the calibrated logits of held-out pictures, if there are any.
+        choice: Has the calibrated logits of held-out images, if there are any.
         network: As it will be used.
-        store: Its own pictures stand in where none were held out.
+        store: Its own images stand in where none were held out.
         towers: Of the images.
-        share: Of pictures that keep their label; None sets no threshold.
+        share: Of images that keep their label; None sets no threshold.
         seed: Of the sample.
 
     Returns:
@@ -43,14 +43,14 @@ def unknown_threshold(
         return None, []
     logits = choice.held_out[0]
     if len(logits):
-        source = f"{len(logits):,} held-out pictures keep their label"
+        source = f"{len(logits):,} held-out images keep their label"
     else:
         chosen = np.random.default_rng(seed).permutation(store.count("image"))[:_SAMPLE]
         values, mask = store.read("image", store.ids("image", np.sort(chosen)), towers)
         logits = _logits(network, mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask)))
-        source = f"{len(logits):,} pictures of the store keep their label, whatever they show, as none were held out"
+        source = f"{len(logits):,} images of the store keep their label, whatever they show, as none were held out"
     below = float(logits.max(dim=1).values.quantile(1 - share))
-    note = f"Unknown: a picture whose largest logit is below {below:.3g}; {100 * share:g} % of {source}."
+    note = f"Unknown: an image whose largest logit is below {below:.3g}; {100 * share:g} % of {source}."
     return {"below": below, "share": share}, [note]
 
 

@@ -185,7 +185,7 @@ def _calibrated(
     kept = former.results
     said = [*notes, f"Made from {former.path} by frevl debias; recalibrated on {len(logits):,} development pairs."]
     if "unknown" in kept and kept["unknown"] is not None:
-        said.append("The former run's threshold for unknown pictures was dropped.")
+        said.append("The former run's threshold for unknown images was dropped.")
     warnings = list(kept.get("warnings", []))
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
@@ -207,7 +207,7 @@ def _as_before(former: Run, notes: list[str], seconds: float) -> tuple[dict[str,
     said = [
         *notes,
         f"Made from {former.path} by frevl debias. The calibration is unchanged, measured with the former names; "
-        "prediction sets and the threshold for unknown pictures were dropped: calibrate sets with --calibrate.",
+        "prediction sets and the threshold for unknown images were dropped: calibrate sets with --calibrate.",
     ]
     gone = ("prediction_sets", "unknown")
     results = {name: value for name, value in former.results.items() if name not in gone}

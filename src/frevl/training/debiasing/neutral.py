@@ -104,7 +104,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
 
 
 def _vectors_of(run: Run, store: Store) -> Callable[[Sequence[str]], Tensor]:
-    """Return the function from sentences to the vectors that the run compares with pictures."""
+    """Return the function from sentences to the vectors that the run compares with images."""
     if run.task == "matching":
         scorer = Scorer(run, store)
         return lambda texts: torch.from_numpy(scorer.text_vectors(list(texts)))

@@ -1,1 +1,1 @@
-"""The classifiers of `frevl.estimators`, for arrays. Loads no store and reads no pictures."""
+"""The classifiers of `frevl.estimators`, for arrays. Loads no store and reads no images."""

@@ -204,7 +204,7 @@ def _fit_kernel(
     network, solved = fit(examples, outputs, options)
     held_out, clusters = None, None
     if dev_is_spare and isinstance(examples.truth, Answers):
-        # Exact leave-one-image-out scores serve as development where that part was learnt from.
+        # Exact leave-one-image-out scores serve as development where that part was learned from.
         known = solved.known if solved.rows is None else solved.rows[solved.known]
         held_out = solved.held_out[solved.known], examples.truth.select(known)
         clusters = examples.clusters[known]

@@ -1,6 +1,6 @@
 """Fine-tuning: initialise a fusion from one trained on captions or synthetic data.
 
-A few thousand labelled pairs are too few to learn which words belong to which pictures; captions of other photos, or
+A few thousand labelled pairs are too few to learn which words belong to which images; captions of other photos, or
 statements whose truth is known, can teach this, and training on the task then starts from there (numbers in
 research/experiments/log.md). Ours.
 """
@@ -39,7 +39,7 @@ class Pretrained:
         network: The trained fusion; takes plain embeddings.
         rows: ``(outputs,)`` int64, for every class of the new task the output of the same class here; None if the
             classes are others.
-        seen: How many images of the new pairs it has learnt from.
+        seen: How many images of the new pairs it has learned from.
     """
 
     network: Fusion

@@ -20,7 +20,7 @@ epoch over ten million pairs that ends with a tenth of them would spend minutes 
 _MOST_LOST = 0.2
 """Share of the pairs of a held-out cluster whose classes nothing else shows.
 
-A labelled picture is its cluster, so one that stands alone for its class is never held out. A picture with fifty
+A labelled image is its cluster, so one that stands alone for its class is never held out. An image with fifty
 questions mostly has an answer that no other has; it is held out all the same, or nothing could be.
 """
 

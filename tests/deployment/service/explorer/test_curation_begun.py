@@ -149,7 +149,7 @@ def test_what_cannot_be_begun_says_what_is_missing(world, made):
     with opened(world) as at:
         refused(begin(at, "pairs"), 422, "invalid", "with --pairs FILE")
         at.http.post("/explore/label", json={"by": "ada", "labels": [{"image": "0.png", "label": None}]})
-        refused(begin(at), 422, "invalid", "label pictures first")
+        refused(begin(at), 422, "invalid", "label images first")
 
 
 def test_a_file_whose_name_is_not_utf_8_can_be_judged_and_asked_for(world, made, tmp_path):

@@ -61,11 +61,11 @@ def teach_colours(taught, count, by="ada"):
 def test_nothing_is_taught_without_two_classes_and_words_say_so(taught):
     assert (
         settled(taught)["problem"]
-        == "Label at least one picture of each of two classes; then the classifier learns them."
+        == "Label at least one image of each of two classes; then the classifier learns them."
     )
     label(taught, ("0.png", "red"), ("1.png", "red"))
     assert settled(taught)["ready"] is False
-    refused(taught.http.get("/explore/images?order=doubt"), 409, "not_taught", "Label at least one picture of each")
+    refused(taught.http.get("/explore/images?order=doubt"), 409, "not_taught", "Label at least one image of each")
 
 
 def test_labels_bring_an_order_and_an_accuracy_with_its_interval(taught):

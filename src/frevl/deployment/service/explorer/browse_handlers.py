@@ -94,9 +94,9 @@ def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
 def _notes(explorer: Explorer, rows: Rows) -> list[str]:
     notes = []
     if explorer.thumbnails.pictures is None:
-        notes.append("The pictures cannot be shown because their folder is unknown; start with --images DIR.")
+        notes.append("The images cannot be shown because their folder is unknown; start with --images DIR.")
     if not len(rows):
-        notes.append("There are no pictures in this store yet.")
+        notes.append("There are no images in this store yet.")
     encoder = explorer.encoder
     if any(model.searches for model in explorer.service.models.values()):
         return notes  # a run reads the words of a search
@@ -108,7 +108,7 @@ def _notes(explorer: Explorer, rows: Rows) -> list[str]:
     elif encoder.text is None:
         notes.append(
             f"Text search with the encoder {encoder.name} is not possible, because it has no common space of texts "
-            "and pictures; serve a matching run (--run), or use an encoder such as CLIP."
+            "and images; serve a matching run (--run), or use an encoder such as CLIP."
         )
     return notes
 
@@ -148,7 +148,7 @@ async def images(
     order: Order = "store",
     of: str | None = None,
 ) -> dict[str, Any]:
-    """Return a page of pictures, in store order or in an order given by the classifier."""
+    """Return a page of images, in store order or in an order given by the classifier."""
     if of is not None:  # a link from before the class was renamed
         given = of
         of = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.name_of(given))) or of
@@ -204,7 +204,7 @@ async def _lesson(explorer: Explorer, rows: Rows, order: Order, of: str | None) 
 
 
 def guess_of(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
-    """Return the classifier's prediction for a picture; None without a classifier or a prediction."""
+    """Return the classifier's prediction for an image; None without a classifier or a prediction."""
     if lesson is None or lesson.material.key != rows.key or lesson.best[row] < 0:
         return None
     if of is not None and lesson.kept is not None and of in lesson.material.names:
@@ -248,7 +248,7 @@ def _where(rows: Rows, where: str) -> np.ndarray:
 
 
 def _rows_of(rows: Rows, ids: Sequence[str]) -> np.ndarray:
-    """Return the rows of pictures, ascending, in one lookup: a million one by one would take minutes."""
+    """Return the rows of images, ascending, in one lookup: a million one by one would take minutes."""
     found = find_rows(rows.positions, ids)
     return np.sort(found[found >= 0])
 
@@ -267,7 +267,7 @@ def _labelled(rows: Rows, book: LabelBook, shown: Shown, label: str | None) -> n
 
 
 async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upload]) -> dict[str, Any]:
-    """Find similar pictures."""
+    """Find similar images."""
     service, encoder = explorer.service, explorer.encoder
     if asked.upload is not None and asked.upload not in uploads:
         raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} is not in the request.")
@@ -292,7 +292,7 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
             allowed = np.zeros(len(rows), bool)
             allowed[explorer.once((rows.key, "where", where), lambda: _where(rows, where))] = True
             allowed &= rows.usable
-        # More than requested, because copies are merged and the picture itself is not a hit.
+        # More than requested, because copies are merged and the image itself is not a hit.
         found, likeness = nearest_rows([rows.vectors], query, 2 * asked.k + 10, allowed=allowed)
         return _answer(explorer, rows, asked, [rows.ids[row] for row in found.tolist()], likeness, int(allowed.sum()))
 
@@ -312,7 +312,7 @@ def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | 
     if content is not None:
         if not encoder.embeds_pictures:
             raise RefusedError(
-                409, "cannot_embed", "The vectors of this store were imported, so other pictures cannot be embedded; "
+                409, "cannot_embed", "The vectors of this store were imported, so other images cannot be embedded; "
                     "search with one of its own.",
             )  # fmt: skip
         return encoder.of_picture(content, max_pixels=explorer.service.limits.pixels)

@@ -51,22 +51,22 @@ class OverviewResponse(Body):
     name: str = Field(description="Name of the store's folder.")
     images: int
     texts: int
-    without_embedding: int = Field(description="Pictures not embedded by the explorer's encoder.")
-    copies: int = Field(description="Pictures whose content also exists under another id.")
+    without_embedding: int = Field(description="Images not embedded by the explorer's encoder.")
+    copies: int = Field(description="Images whose content also exists under another id.")
     encoders: list[EncoderRecord]
     rejects: int
     reasons: list[RejectsRecord]
     picture_bytes: int
     store_bytes: dict[str, int] = Field(description="Size of each part of the store on disk.")
     growth: list[GrowthRecord] = Field(
-        description="Number of pictures after each known commit, oldest first; compacting forgets earlier ones."
+        description="Number of images after each known commit, oldest first; compacting forgets earlier ones."
     )
     text_growth: list[GrowthRecord]
     columns: dict[str, str] = Field(description="Metadata columns that filters can name, with their types.")
-    pictures: bool = Field(description="Whether the service has access to the picture files.")
+    pictures: bool = Field(description="Whether the service has access to the image files.")
     writable: bool = Field(description="Whether it accepts labels.")
     searches_text: bool
-    searches_pictures: bool = Field(description="Whether an uploaded picture can be used for search.")
+    searches_pictures: bool = Field(description="Whether an uploaded image can be used for search.")
     searching_models: list[str] = Field(
         description="Served runs that can search; text search needs one if the encoder cannot do it."
     )
@@ -74,14 +74,14 @@ class OverviewResponse(Body):
 
 
 class GuessRecord(Body):
-    """A picture's likeliest class with its calibrated probability."""
+    """An image's likeliest class with its calibrated probability."""
 
     label: str
     probability: float
 
 
 class ShownImage(Body):
-    """A picture and what is known about it."""
+    """An image and what is known about it."""
 
     id: str
     labels: dict[str, str] = Field(description="Label of each labeller.")
@@ -89,7 +89,7 @@ class ShownImage(Body):
 
 
 class ImagesResponse(Body):
-    """A page of pictures, in order."""
+    """A page of images, in order."""
 
     total: int
     start: int
@@ -97,7 +97,7 @@ class ImagesResponse(Body):
 
 
 class FindRequest(Body):
-    """What to search for: a text, a picture of the store, or an uploaded one."""
+    """What to search for: a text, an image of the store, or an uploaded one."""
 
     text: Annotated[Text | None, Field(max_length=2000)] = None
     image: ImageId | None = None
@@ -108,7 +108,7 @@ class FindRequest(Body):
     filters: Annotated[list[Filter], Field(max_length=MOST_FILTERS, description="All must hold.")] = Field(
         default_factory=list
     )
-    fold: Annotated[bool, Field(description="Show pictures with the same content only once.")] = True
+    fold: Annotated[bool, Field(description="Show images with the same content only once.")] = True
 
     @model_validator(mode="after")
     def _one(self) -> FindRequest:
@@ -126,7 +126,7 @@ class FoundImage(ShownImage):
 
 
 class FindResponse(Body):
-    """The most similar pictures first."""
+    """The most similar images first."""
 
     searched: int
     by: Literal["encoder", "run"]

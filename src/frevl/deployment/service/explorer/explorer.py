@@ -1,4 +1,4 @@
-"""The state of a service's explorer: the service with its store, the labels, and the pictures as rows."""
+"""The state of a service's explorer: the service with its store, the labels, and the images as rows."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Explorer:
 
     Args:
         service: Service with the store.
-        images: Folder of the pictures, or None.
+        images: Folder of the images, or None.
         encoder: Encoder whose embeddings are searched and learned from; None takes the first with a common space of
-            texts and pictures, or else the first one.
+            texts and images, or else the first one.
         writable: Whether labels are accepted.
         fit: Fits the taught classifier; None disables teaching.
         device: Device for runs trained from the page.
@@ -48,7 +48,7 @@ class Explorer:
         device: Device on which runs compute.
         trainings: Runs trained from here.
         neighbours: Maps that keep neighbours together.
-        thumbnails: Thumbnails of its pictures.
+        thumbnails: Thumbnails of its images.
         teacher: Fits the classifier, or None.
 
     Raises:
@@ -82,7 +82,7 @@ class Explorer:
         self._guard = threading.Lock()
 
     async def rows(self) -> Rows:
-        """Return the pictures in the newest version of the store.
+        """Return the images in the newest version of the store.
 
         Raises:
             RefusedError: The store cannot be read.
@@ -169,7 +169,7 @@ class Explorer:
             raise RefusedError(422, "invalid", self.scrubbed(str(error))) from None
         except ImageError as error:
             reason = str(error).rpartition("the given bytes: ")[2]
-            raise RefusedError(422, "bad_image", f"The picture cannot be read: {reason}") from None
+            raise RefusedError(422, "bad_image", f"The image cannot be read: {reason}") from None
         except StoreError as error:
             raise RefusedError(503, "store", self.scrubbed(str(error)), retry_after=10) from None
         except FrevlError as error:

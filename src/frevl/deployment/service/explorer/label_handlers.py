@@ -30,11 +30,11 @@ __all__ = ["define", "exported", "label", "read_sent", "rename", "summary", "tak
 
 
 async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
-    """Write labels for pictures of the store."""
+    """Write labels for images of the store."""
     explorer.check_writable()
     service = explorer.service
     service.check_size([], len(asked.labels))
-    await service.newest_store()  # a picture just removed gets no label
+    await service.newest_store()  # an image just removed gets no label
     await service.check_images([one.image for one in asked.labels])
     labels = [(one.image, one.label) for one in asked.labels]
     written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
@@ -126,7 +126,7 @@ def _summary(explorer: Explorer, book: LabelBook) -> dict[str, Any]:
 
 
 async def exported(explorer: Explorer, form: str, by: str | None) -> bytes:
-    """Return the labels as a pairs file: one line per picture, without those on which labellers are split.
+    """Return the labels as a pairs file: one line per image, without those on which labellers are split.
 
     Args:
         explorer: Explorer with the labels.
@@ -161,7 +161,7 @@ async def take_file(explorer: Explorer, asked: ImportRequest, uploads: Mapping[s
         raise RefusedError(422, "invalid", f"An import takes one uploaded file, found {len(uploads)}.")
     (name, upload), *_ = uploads.items()
     content = decoded(name, upload)
-    await explorer.service.newest_store()  # a picture just added gets its label, one just removed does not
+    await explorer.service.newest_store()  # an image just added gets its label, one just removed does not
     images = explorer.service.images
     labels, left_out, notes = await explorer.ask(lambda: _usable(read_sent(content, asked.format), images))
     if not labels:
@@ -192,7 +192,7 @@ def _usable(read: Pairs, images: Mapping[str, int]) -> tuple[list[tuple[str, str
     for image, target, place in zip(read.images, read.targets, read.places, strict=True):
         problem = ""
         if image not in images:
-            problem = "name a picture that is not in the store"
+            problem = "name an image that is not in the store"
         elif not isinstance(target, str):
             problem = "have no target" if target is None else "have several targets"
         else:

@@ -39,7 +39,7 @@ _ClassName = Annotated[_Name, Field(description="Name of a class.", examples=["c
 
 
 class ImageLabel(Body):
-    """A picture and its class."""
+    """An image and its class."""
 
     image: Annotated[ImageId, Field(examples=["0.png"])]
     label: Annotated[_ClassName | None, Field(description="The class; null withdraws one's own label.")]
@@ -103,7 +103,7 @@ class UndoneResponse(Body):
 
     id: str
     version: int
-    images: dict[str, dict[str, str]] = Field(description="Current labels of these pictures, by labeller.")
+    images: dict[str, dict[str, str]] = Field(description="Current labels of these images, by labeller.")
 
 
 class ImportResponse(Body):
@@ -124,7 +124,7 @@ class ClassRecord(Body):
 
 
 class AgreementRecord(Body):
-    """Agreement of two labellers on the pictures that both labelled."""
+    """Agreement of two labellers on the images that both labelled."""
 
     first: str
     second: str
@@ -140,8 +140,8 @@ class LabelsResponse(Body):
         description="Increases with every entry; differs between files, and is the same in every process."
     )
     writable: bool = Field(description="Whether this service accepts labels.")
-    images: int = Field(description="Pictures with a class given by all or most labellers.")
-    disputed: int = Field(description="Pictures with a tie between classes.")
+    images: int = Field(description="Images with a class given by all or most labellers.")
+    disputed: int = Field(description="Images with a tie between classes.")
     classes: list[ClassRecord]
     renamed: dict[str, str] = Field(description="Former class names, with their current names.")
     labellers: dict[str, int]

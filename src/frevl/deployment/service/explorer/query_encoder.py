@@ -1,4 +1,4 @@
-"""Embed texts and pictures that are not in the store, comparable with its vectors."""
+"""Embed texts and images that are not in the store, comparable with its vectors."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class QueryEncoder:
 
     @property
     def shares_space(self) -> bool:
-        """Return whether its texts and pictures have a common space, even if the store has no texts."""
+        """Return whether its texts and images have a common space, even if the store has no texts."""
         return self.image.identity.get(_SPACE) is not None
 
     @property
     def embeds_pictures(self) -> bool:
-        """Return whether a picture outside the store can be embedded."""
+        """Return whether an image outside the store can be embedded."""
         return not self.image.imported
 
     def reads_text(self, store: Store, text: str) -> bool:
@@ -102,7 +102,7 @@ class QueryEncoder:
         return np.stack(list(found.values())), []
 
     def of_picture(self, content: bytes, *, max_pixels: int) -> np.ndarray:
-        """Return the ``(dim,)`` unit vector of a picture.
+        """Return the ``(dim,)`` unit vector of an image.
 
         Raises:
             ImageError: It cannot be read.

@@ -79,7 +79,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         start: Annotated[int, Query(ge=0, le=2**40)] = 0,
         count: Annotated[int, Query(ge=1, le=browse_handlers.MOST_SHOWN)] = 100,
         shown: Annotated[browse_handlers.Shown, Query()] = "all",
-        label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only pictures of this class.")] = None,
+        label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only images of this class.")] = None,
         where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
         filters: Annotated[
             str | None, Query(max_length=8000, description="JSON list of filters on columns, as in `/explore/find`.")
@@ -89,7 +89,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         ] = "store",
         of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Class, with order=class.")] = None,
     ) -> Response:
-        """List pictures, in store order or as ranked by the classifier.
+        """List images, in store order or as ranked by the classifier.
 
         ``next``: those whose labels would teach most; ``doubt``: least certain first; ``wrong``: labels that the
             classifier contradicts; ``class``: likeliest members of a class first.
@@ -126,7 +126,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         image: Annotated[str, Query(min_length=1, max_length=4096)],
         side: Annotated[Literal["160", "320", "960"], Query(description="Pixels of the longer side.")] = "320",
     ) -> Response:
-        """Return a small version of a picture of the store."""
+        """Return a small version of an image of the store."""
         await explorer.service.check_images([image])
         made = await explorer.ask(lambda: explorer.thumbnails.read(image, int(side)))
         headers = {"Cache-Control": "private, max-age=600", "Cross-Origin-Resource-Policy": "same-origin"}
@@ -134,7 +134,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @posts("/explore/find", FindRequest, FindResponse, writes=False)
     async def find(asked: FindRequest, uploads: Sent) -> dict[str, Any]:
-        """Find similar pictures for a text, a picture of the store, or an uploaded one."""
+        """Find similar images for a text, an image of the store, or an uploaded one."""
         return await browse_handlers.find(explorer, asked, uploads)
 
 
@@ -162,7 +162,7 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
         form: Annotated[Literal["jsonl", "csv"], Query(alias="format")] = "jsonl",
         by: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this labeller.")] = None,
     ) -> Response:
-        """Return the labels as a pairs file, without the pictures on which labellers are split."""
+        """Return the labels as a pairs file, without the images on which labellers are split."""
         kind = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}[form]
         headers = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
         return Response(await label_handlers.exported(explorer, form, by), media_type=kind, headers=headers)

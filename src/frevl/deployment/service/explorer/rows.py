@@ -1,4 +1,4 @@
-"""The pictures of one version of a store as rows: ids, metadata and memory-mapped vectors."""
+"""The images of one version of a store as rows: ids, metadata and memory-mapped vectors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AT_ONCE = 16_384
 
 
 class Rows:
-    """All pictures of a version of a store, in store order.
+    """All images of a version of a store, in store order.
 
     Args:
         store: The store.
@@ -30,8 +30,8 @@ class Rows:
         keep: Cache the vectors in ``STORE/explore``, to be mapped at the next start.
 
     Attributes:
-        ids: Ids of the pictures.
-        usable: ``(n,)`` bool, False for pictures without an embedding by this tower.
+        ids: Ids of the images.
+        usable: ``(n,)`` bool, False for images without an embedding by this tower.
         key: Changes whenever a vector or a row can change.
     """
 
@@ -54,7 +54,7 @@ class Rows:
 
     @cached_property
     def copies(self) -> dict[str, str]:
-        """Map every picture whose content has several ids to the first of them."""
+        """Map every image whose content has several ids to the first of them."""
         return self.store.copies("image")
 
     @property
@@ -72,7 +72,7 @@ class Rows:
             if found.shape == shape and found.dtype == np.float16:
                 return found
         if self._keep:
-            with contextlib.suppress(OSError, ValueError):  # disk full, or a store without pictures
+            with contextlib.suppress(OSError, ValueError):  # disk full, or a store without images
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, lambda temporary: self._write(temporary, shape))
                 self._sweep(path)

@@ -1,4 +1,4 @@
-"""Thumbnails of a store's pictures, each made once and cached on disk."""
+"""Thumbnails of a store's images, each made once and cached on disk."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Thumbnails:
 
     Args:
         store: Folder of the store.
-        pictures: Folder of the pictures, or None if unknown.
-        max_pixels: Maximum size of a picture to decode.
+        pictures: Folder of the images, or None if unknown.
+        max_pixels: Maximum size of an image to decode.
         keep: False writes nothing to disk.
     """
 
@@ -39,25 +39,25 @@ class Thumbnails:
         """Return a thumbnail as a JPEG.
 
         Args:
-            image: Id of a picture of the store.
+            image: Id of an image of the store.
             side: One of `SIDES`.
 
         Raises:
-            RefusedError: The picture no longer exists, or cannot be read.
+            RefusedError: The image no longer exists, or cannot be read.
         """
         path = PurePosixPath(image)
         if self.pictures is None:
             raise RefusedError(
-                404, "no_pictures", "The folder of the pictures is unknown; start the service with --images DIR."
+                404, "no_pictures", "The folder of the images is unknown; start the service with --images DIR."
             )
         if path.is_absolute() or ".." in path.parts:
-            raise RefusedError(404, "no_picture", "This picture is not in the folder of the pictures.")
+            raise RefusedError(404, "no_picture", "This image is not in the folder of the images.")
         source = self.pictures / path
         try:
             status = source.stat()
         except (OSError, ValueError):
             raise RefusedError(
-                404, "no_picture", f"The file of {image[:80]!r} is not in the folder of the pictures; was it moved?"
+                404, "no_picture", f"The file of {image[:80]!r} is not in the folder of the images; was it moved?"
             ) from None
         known = f"{image}\n{status.st_mtime_ns}\n{status.st_size}\n{side}"
         name = hashlib.sha256(known.encode("utf-8", "surrogatepass")).hexdigest()
@@ -68,7 +68,7 @@ class Thumbnails:
             made = thumbnail(source, side, max_pixels=self._max_pixels)
         except ImageError as error:
             reason = str(error).rpartition(": ")[2]
-            raise RefusedError(422, "bad_image", f"The picture {image[:80]!r} cannot be read: {reason}") from None
+            raise RefusedError(422, "bad_image", f"The image {image[:80]!r} cannot be read: {reason}") from None
         if self._keep:
             with contextlib.suppress(OSError):  # it is shown anyway
                 self._write(kept, made)

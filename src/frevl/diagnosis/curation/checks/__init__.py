@@ -1,1 +1,1 @@
-"""Checks of a text or a picture on its own, regardless of what it is paired with."""
+"""Checks of a text or an image on its own, regardless of what it is paired with."""

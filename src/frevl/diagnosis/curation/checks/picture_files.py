@@ -1,4 +1,4 @@
-"""Read pictures of a folder for curation: their size and 96 x 96 grey values."""
+"""Read images of a folder for curation: their size and 96 x 96 grey values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def check_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
-        raise UsageError(f"--images {folder}: expected the folder of the pictures, found {found}")
+        raise UsageError(f"--images {folder}: expected the folder of the images, found {found}")
 
 
 def read_picture(folder: Path, image: str, *, target: int | None = None) -> Image.Image | None:
-    """Read one picture; None if it is missing or cannot be decoded.
+    """Read one image; None if it is missing or cannot be decoded.
 
     Args:
-        folder: Folder of the pictures.
+        folder: Folder of the images.
         image: Its id: the path below the folder.
         target: As in `frevl.encoders.images.read_image`.
     """
@@ -43,7 +43,7 @@ def read_picture(folder: Path, image: str, *, target: int | None = None) -> Imag
 
 
 def size_of(folder: Path, image: str) -> tuple[int, int] | None:
-    """Return the width and height stored in a picture's file; None as in `read_picture`."""
+    """Return the width and height stored in an image's file; None as in `read_picture`."""
     if not _inside(image) or not (folder / image).is_file():
         return None
     try:
@@ -55,7 +55,7 @@ def size_of(folder: Path, image: str) -> tuple[int, int] | None:
 
 
 def read_grey(folder: Path, image: str) -> NDArray[np.uint8] | None:
-    """Return the ``(96, 96)`` grey values of a picture; None as in `read_picture`."""
+    """Return the ``(96, 96)`` grey values of an image; None as in `read_picture`."""
     picture = read_picture(folder, image, target=SIDE)
     if picture is None:
         return None

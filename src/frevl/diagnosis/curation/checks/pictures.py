@@ -1,4 +1,4 @@
-"""The filter ``image``: pictures that show nothing, being tiny, flat, strips or blurred."""
+"""The filter ``image``: images that show nothing, being tiny, flat, strips or blurred."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from frevl.terminal import ProgressLine
 __all__ = ["LEAST_SIDE", "MOST_ASPECT", "Look", "image_filter", "look_at"]
 
 LEAST_SIDE = 64
-"""Shorter side in pixels below which a picture counts as small."""
+"""Shorter side in pixels below which an image counts as small."""
 
 MOST_ASPECT = 4.0
-"""Aspect ratio from which a picture counts as a strip."""
+"""Aspect ratio from which an image counts as a strip."""
 
 _FLAT = 12  # levels between the darkest and the lightest half percent, for every colour
 _AT_ONCE = 512
@@ -31,7 +31,7 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured on a picture.
+    """What was measured on an image.
 
     Attributes:
         width: Pixels.
@@ -47,9 +47,9 @@ class Look:
 
 
 def image_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
-    """Flag lines whose pictures are small, flat, strips, or unusually blurred for the set.
+    """Flag lines whose images are small, flat, strips, or unusually blurred for the set.
 
-    With a folder of the pictures all four are checked; without one only the sizes, if the store has them (columns
+    With a folder of the images all four are checked; without one only the sizes, if the store has them (columns
     ``width`` and ``height`` of an import).
     """
     pairs = lines.pairs
@@ -63,13 +63,13 @@ def image_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
         looks = _look_at_all(lines.images, images, progress=lines.session.progress)
         lacking = sum(look is None for look in looks)
         if lacking:
-            notes.append(f"{lacking:,} of {len(images):,} pictures cannot be read below {lines.images}.")
+            notes.append(f"{lacking:,} of {len(images):,} images cannot be read below {lines.images}.")
     else:
         looks = _stored_sizes(lines, images)
         if all(look is None for look in looks):
-            note = "Pictures were not checked: give --images DIR."
+            note = "Images were not checked: give --images DIR."
             return Found(nothing, np.zeros(len(lines), bool), notes=(note,))
-        notes.append("Only the picture sizes in the store were checked; --images DIR also checks the pixels.")
+        notes.append("Only the image sizes in the store were checked; --images DIR also checks the pixels.")
     reasons = _reasons(looks, notes)
     by_image = dict(zip(images, reasons, strict=True))
     counts = Counter(reason for own in reasons for reason in own or ())
@@ -82,7 +82,7 @@ def image_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
 
 
 def look_at(folder: Path, image: str) -> Look | None:
-    """Measure one picture of a folder; None if it cannot be read."""
+    """Measure one image of a folder; None if it cannot be read."""
     size = size_of(folder, image)
     picture = read_picture(folder, image, target=FINE_SIDE)
     if size is None or picture is None:
@@ -96,7 +96,7 @@ def look_at(folder: Path, image: str) -> Look | None:
         grey = grey.resize(sides, Image.Resampling.BOX)
     flat = bool((high - low <= _FLAT).all())
     values = np.asarray(grey, np.float32)
-    # A strip has no coarse detail to compare with; a flat picture has no detail at all.
+    # A strip has no coarse detail to compare with; a flat image has no detail at all.
     sharp = None if flat or min(values.shape) < LEAST_SIDE else sharpness(values)
     return Look(*size, flat, sharp)
 
@@ -104,7 +104,7 @@ def look_at(folder: Path, image: str) -> Look | None:
 def _look_at_all(folder: Path, images: Sequence[str], *, progress: bool) -> list[Look | None]:
     looks: list[Look | None] = []
     with (
-        ProgressLine("checking pictures", len(images), enabled=progress) as line,
+        ProgressLine("checking images", len(images), enabled=progress) as line,
         ThreadPoolExecutor(processors()) as pool,
     ):
         for start in range(0, len(images), _AT_ONCE):
@@ -125,14 +125,14 @@ def _stored_sizes(lines: Lines, images: Sequence[str]) -> list[Look | None]:
 
 
 def _reasons(looks: Sequence[Look | None], notes: list[str]) -> list[list[str] | None]:
-    """Return the reasons for every picture; None if it was not checked."""
+    """Return the reasons for every image; None if it was not checked."""
     sharp = [number for number, look in enumerate(looks) if look is not None and look.sharpness is not None]
     soft: set[int] = set()
     if sharp:
         found = blurred(np.array([looks[number].sharpness for number in sharp]))  # type: ignore[union-attr]
         soft = {number for number, flag in zip(sharp, found.tolist(), strict=True) if flag}
         if len(sharp) < FEWEST:
-            notes.append(f"Blur was not checked: at least {FEWEST} pictures are needed to know what is usual.")
+            notes.append(f"Blur was not checked: at least {FEWEST} images are needed to know what is usual.")
     reasons: list[list[str] | None] = []
     for number, look in enumerate(looks):
         if look is None:

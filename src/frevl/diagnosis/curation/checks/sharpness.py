@@ -1,9 +1,9 @@
-"""Measure how sharp pictures are, and find those unusually blurred for their set. Pure numpy.
+"""Measure how sharp images are, and find those unusually blurred for their set. Pure numpy.
 
-Sharp pictures have both fine and coarse detail; blur removes only the fine. So the energy of the Laplacian at 256
-pixels is compared with that at 64 and at 16: a picture of sky or sand has little of each, a blurred one little of only
-the first. A picture counts as blurred if the logarithm of either ratio is 4 standard deviations below the set's median.
-The deviation is estimated from the sharper half, which blurred pictures do not affect, or from the absolute deviations,
+Sharp images have both fine and coarse detail; blur removes only the fine. So the energy of the Laplacian at 256
+pixels is compared with that at 64 and at 16: an image of sky or sand has little of each, a blurred one little of only
+the first. An image counts as blurred if the logarithm of either ratio is 4 standard deviations below the set's median.
+The deviation is estimated from the sharper half, which blurred images do not affect, or from the absolute deviations,
 whichever is larger (ours; measured in research/experiments/log.md).
 """
 
@@ -18,7 +18,7 @@ FINE_SIDE = 256
 """Longer side in pixels at which detail is measured."""
 
 FEWEST = 50
-"""Minimum pictures in a set to know what is usual."""
+"""Minimum images in a set to know what is usual."""
 
 _DEVIATIONS = 4.0
 _LEAST = 0.05  # order of magnitude of the energy left by rounding to 8 bits
@@ -42,13 +42,13 @@ def sharpness(grey: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def blurred(measured: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Return which pictures are unusually blurred for their set.
+    """Return which images are unusually blurred for their set.
 
     Args:
         measured: ``(n, 2)`` from `sharpness`.
 
     Returns:
-        ``(n,)`` bool; all False for fewer than `FEWEST` pictures.
+        ``(n,)`` bool; all False for fewer than `FEWEST` images.
     """
     flags = np.zeros(len(measured), bool)
     if len(measured) < FEWEST:

@@ -1,4 +1,4 @@
-"""The filter ``text``: texts that cannot describe any picture."""
+"""The filter ``text``: texts that cannot describe any image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SCRIPT_SHARE = 0.95
 """Share of texts in one script from which texts in another script count as out of place."""
 
 FEWEST_PICTURES = 5
-"""Minimum distinct pictures with a text for it to be checked as boilerplate."""
+"""Minimum distinct images with a text for it to be checked as boilerplate."""
 
-_DRAWS = 400  # random sets with the same number of pictures
-_LEVEL = 0.99  # share of the random sets that must be less alike than the pictures of a normal text
-_MOST_OF_A_TEXT = 200  # pictures compared
+_DRAWS = 400  # random sets with the same number of images
+_LEVEL = 0.99  # share of the random sets that must be less alike than the images of a normal text
+_MOST_OF_A_TEXT = 200  # images compared
 
 _NAMES = (
     r".*[^\s.]\.(jpe?g|png|gif|webp|bmp|tiff?|hei[cf]|avif|svg|mp4|mov|pdf)",
@@ -44,7 +44,7 @@ _WORD = re.compile(r"[^\W\d_]")
 def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
     """Flag texts without words, file names, texts in an unusual script, and boilerplate.
 
-    Boilerplate is checked only for captions: one question may rightly go with many pictures.
+    Boilerplate is checked only for captions: one question may rightly go with many images.
     """
     pairs = lines.pairs
     if "text" not in pairs.sides:
@@ -63,7 +63,7 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
     notes: list[str] = []
     if lines.task == "matching" and lines.image_towers:
         for row in np.flatnonzero(_boilerplate_lines(lines, notes)).tolist():
-            reasons[row].append("on many different pictures")
+            reasons[row].append("on many different images")
     if script is None and others:
         notes.append(f"The texts use several scripts ({others}), so none is out of place.")
     counts = Counter(reason for own in reasons for reason in own)
@@ -125,12 +125,12 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     for text, number in zip(texts, numbers.tolist(), strict=True):
         pictures.setdefault(text, {})[number] = None
     asked = {text: list(own) for text, own in pictures.items() if len(own) >= FEWEST_PICTURES}
-    # Random sets would hold nearly the same pictures, which says nothing about the text.
+    # Random sets would hold nearly the same images, which says nothing about the text.
     usual = [text for text, own in asked.items() if 2 * len(own) > len(number_of)]
     for text in usual:
         count = len(asked.pop(text))
         notes.append(
-            f"'{text[:60]}' goes with {count:,} of {len(number_of):,} distinct pictures; above half, boilerplate "
+            f"'{text[:60]}' goes with {count:,} of {len(number_of):,} distinct images; above half, boilerplate "
             "cannot be detected, so it was not checked."
         )
     if not asked:
@@ -145,21 +145,21 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
 
 
 def boilerplate(vectors: NDArray[np.floating], groups: Sequence[Sequence[int]], *, seed: int = 0) -> NDArray[np.bool_]:
-    """Return for every text whether its pictures are no more alike than random ones.
+    """Return for every text whether its images are no more alike than random ones.
 
-    A descriptive text goes with similar pictures; "image not found" goes with any. The mean cosine of a text's pictures
+    A descriptive text goes with similar images; "image not found" goes with any. The mean cosine of a text's images
     is compared with that of random sets of the same size (ours).
 
     Args:
-        vectors: ``(n, d)`` of unit length, one per picture.
-        groups: For every text, the rows of its pictures, at least two.
+        vectors: ``(n, d)`` of unit length, one per image.
+        groups: For every text, the rows of its images, at least two.
         seed: Random seed for the sets.
 
     Returns:
         ``(texts,)`` bool.
     """
     random = np.random.default_rng(seed)
-    centre = vectors.mean(axis=0, dtype=np.float32)  # what all pictures share is not similarity
+    centre = vectors.mean(axis=0, dtype=np.float32)  # what all images share is not similarity
     flags = np.zeros(len(groups), bool)
     bounds: dict[int, float] = {}
     for number, rows in enumerate(groups):

@@ -1,1 +1,1 @@
-"""Pictures that occur more than once in a set: identical content or near duplicates."""
+"""Images that occur more than once in a set: identical content or near duplicates."""

@@ -1,4 +1,4 @@
-"""The filter ``duplicate``: lines of duplicate pictures, and repeated lines."""
+"""The filter ``duplicate``: lines of duplicate images, and repeated lines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["duplicate_filter", "groups_without_a_line"]
 
 
 def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
-    """Flag the lines of every picture that copies another one, and every repeated line.
+    """Flag the lines of every image that copies another one, and every repeated line.
 
-    Pictures are copies if their files have the same hash, or if they are nearly the same by their embeddings or, given
-    a folder, by their pixels. One picture of each group is kept: one with a line that no other filter flags, then the
+    Images are copies if their files have the same hash, or if they are nearly the same by their embeddings or, given
+    a folder, by their pixels. One image of each group is kept: one with a line that no other filter flags, then the
     one whose lines match best, then the largest file, then the first. If there are only texts, equal texts are copies.
 
     Args:
@@ -49,7 +49,7 @@ def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
 
 
 def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple[int, int]], list[str], dict[str, Any]]:
-    """Return links between pictures of different content, notes, and figures for the JSON."""
+    """Return links between images of different content, notes, and figures for the JSON."""
     if "image" not in lines.pairs.sides or not lines.image_towers:
         return [], [], {}
     ids = [units[number] for number in chosen]
@@ -71,8 +71,8 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
         figures["agreement"] = enough
         if enough > TELLS:
             notes.append(
-                "Near copies were found by embeddings alone: in this set the pixels of unrelated pictures agree "
-                f"as much as those of copies ({enough:.2f}), or many pictures occur five or more times."
+                "Near copies were found by embeddings alone: in this set the pixels of unrelated images agree "
+                f"as much as those of copies ({enough:.2f}), or many images occur five or more times."
             )
         else:
             # The pixels decide if both can be read; otherwise the embeddings do.
@@ -83,12 +83,12 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
         lacking = int((~readable).sum())
         if lacking:
             notes.append(
-                f"{lacking:,} of {len(ids):,} pictures cannot be read below {folder} and were compared by "
+                f"{lacking:,} of {len(ids):,} images cannot be read below {folder} and were compared by "
                 "embeddings alone."
             )
     elif np.isnan(by_embedding.gap):
         notes.append(
-            f"Near copies were not searched for (distinct pictures: {len(ids):,}): there are too few to know the "
+            f"Near copies were not searched for (distinct images: {len(ids):,}): there are too few to know the "
             "usual distances, or no scale to judge them by; --images DIR compares the pixels."
         )
     else:
@@ -124,7 +124,7 @@ def groups_without_a_line(units: Sequence[str], found: Found, why: Sequence[Sequ
     """Count the groups of copies of which no line is kept.
 
     Args:
-        units: ``(n,)`` picture (text) of every line.
+        units: ``(n,)`` image (text) of every line.
         found: Findings of this filter.
         why: For every line, the filters that drop it.
     """
@@ -152,7 +152,7 @@ def _found(
     if groups.cut:
         notes.append(
             f"{groups.cut:,} {'group was' if groups.cut == 1 else 'groups were'} held together by chains of "
-            f"pictures (up to {groups.longest:,}, as in a film) and split up: each dropped picture is nearly the "
+            f"images (up to {groups.longest:,}, as in a film) and split up: each dropped image is nearly the "
             "same as the one kept for it."
         )
     figures = {

@@ -1,4 +1,4 @@
-"""Find near-duplicate pictures by their embeddings, and by their pixels if available."""
+"""Find near-duplicate images by their embeddings, and by their pixels if available."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from frevl.terminal import ProgressLine
 __all__ = ["AGREES", "TELLS", "confirmed_links", "embedding_links"]
 
 AGREES = 0.7
-"""Agreement (`frevl.diagnosis.curation.copies.picture_match.agreement`) from which two pictures may be the same."""
+"""Agreement (`frevl.diagnosis.curation.copies.picture_match.agreement`) from which two images may be the same."""
 
 TELLS = 0.97
-"""If unrelated pictures reach this agreement, pixels cannot identify copies, which have 0.98 or more."""
+"""If unrelated images reach this agreement, pixels cannot identify copies, which have 0.98 or more."""
 
-_ORDINARY = 0.005  # share of pictures whose more distant neighbours may agree as much as required of copies
+_ORDINARY = 0.005  # share of images whose more distant neighbours may agree as much as required of copies
 _FURTHER = slice(4, 8)  # ranks of neighbours that are rarely copies
-_MEASURED = 1_000  # pictures used for this measurement
+_MEASURED = 1_000  # images used for this measurement
 
 _CANDIDATES = 8  # nearest neighbours by embedding with compared pixels
 _BLOCK = 1_024
-_EDGES_KEPT = 4_096  # pictures in memory; 35 kB each
+_EDGES_KEPT = 4_096  # images in memory; 35 kB each
 
 Grey = Callable[[int], NDArray[np.uint8] | None]
 
@@ -44,7 +44,7 @@ def embedding_links(
         progress: Show progress.
 
     Returns:
-        The links, and above 200,000 pictures the graph built for them.
+        The links, and above 200,000 images the graph built for them.
     """
     if len(vectors) <= MOST_COMPARED:
         return find_near_copies(vectors, seed=seed), None
@@ -62,18 +62,18 @@ def confirmed_links(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], float]:
     """Find near copies among the nearest neighbours by embedding by comparing pixels.
 
-    The required agreement is measured on the set itself: at most one picture in two hundred agrees that much with its
+    The required agreement is measured on the set itself: at most one image in two hundred agrees that much with its
         fifth to eighth neighbour. Shirts on white agree more than photos do.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.
-        grey: Returns the ``(96, 96)`` grey values of a picture, or None if it cannot be read.
+        grey: Returns the ``(96, 96)`` grey values of an image, or None if it cannot be read.
         seed: Random seed for the sample of this measurement.
         index: The graph of these vectors, for large sets.
         progress: Show progress.
 
     Returns:
-        ``(l, 2)`` links, the smaller row first; ``(n,)`` whether the picture could be read; and the required agreement.
+        ``(l, 2)`` links, the smaller row first; ``(n,)`` whether the image could be read; and the required agreement.
         Above `TELLS` there are no links, as pixels cannot identify copies.
     """
     n = len(vectors)
@@ -84,7 +84,7 @@ def confirmed_links(
     if enough > TELLS:
         return np.zeros((0, 2), np.int64), readable, enough
     pairs = _candidates(vectors, index)
-    with ProgressLine("comparing pictures", len(pairs), enabled=progress) as line:
+    with ProgressLine("comparing images", len(pairs), enabled=progress) as line:
         for start in range(0, len(pairs), _BLOCK):
             block = pairs[start : start + _BLOCK].tolist()
             for one, other in block:
@@ -102,7 +102,7 @@ def _enough(
     index: AllNeighbours | None,
     seed: int,
 ) -> float:
-    """Return the agreement that unrelated pictures hardly ever reach, at least `AGREES`."""
+    """Return the agreement that unrelated images hardly ever reach, at least `AGREES`."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         return AGREES
@@ -119,7 +119,7 @@ def _enough(
 
 
 def _candidates(vectors: NDArray[np.floating], index: AllNeighbours | None) -> NDArray[np.int64]:
-    """Return ``(c, 2)`` pairs of pictures, one being among the other's nearest, each pair once, in order."""
+    """Return ``(c, 2)`` pairs of images, one being among the other's nearest, each pair once, in order."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         one, other = np.triu_indices(n, 1)

@@ -1,8 +1,8 @@
-"""Match pictures by their edges, even if mirrored, resized, recoloured or cropped.
+"""Match images by their edges, even if mirrored, resized, recoloured or cropped.
 
-A picture is read as 96 x 96 grey values. Whole, and cropped by 5, 10 or 20 % to the middle, the sides and the corners,
+An image is read as 96 x 96 grey values. Whole, and cropped by 5, 10 or 20 % to the middle, the sides and the corners,
 it is resized to 24 x 24 and its 5 x 5 local mean subtracted, so that lighting, contrast and broad areas (sky, sea)
-count little. The agreement of two pictures is the highest correlation between the whole of one and a crop of the other,
+count little. The agreement of two images is the highest correlation between the whole of one and a crop of the other,
 mirrored or not. Pure numpy; ours, measured in research/experiments/log.md.
 """
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 __all__ = ["SIDE", "agreement", "edges_of"]
 
 SIDE = 96
-"""Grey values a side that a picture is read with."""
+"""Grey values a side that an image is read with."""
 
 _GRID = 24
-_FLAT = 24.0  # length of the edges of a picture below which it shows nothing: one grey value a cell
+_FLAT = 24.0  # length of the edges of an image below which it shows nothing: one grey value a cell
 _BLUR = 2  # cells on each side of the mean that is taken off
 
 
@@ -52,13 +52,13 @@ _MEAN = _local_mean()
 
 
 def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Return the edges of a picture and of its cuts.
+    """Return the edges of an image and of its cuts.
 
     Args:
         grey: ``(96, 96)`` grey values.
 
     Returns:
-        ``(cuts, 576)`` of unit length, the whole picture first; zeros if flat.
+        ``(cuts, 576)`` of unit length, the whole image first; zeros if flat.
     """
     cells = _ROWS @ grey.astype(np.float32) @ _COLUMNS
     edges = cells - _MEAN @ cells @ _MEAN.T
@@ -70,11 +70,11 @@ def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
 
 
 def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
-    """Return the agreement of two pictures, in [-1, 1]; 0 if one of them is flat.
+    """Return the agreement of two images, in [-1, 1]; 0 if one of them is flat.
 
     Args:
         one: ``(cuts, 576)`` from `edges_of`.
-        other: The same for the other picture.
+        other: The same for the other image.
     """
     a, b = one.astype(np.float32), other.astype(np.float32)
     mirrored = b.reshape(-1, _GRID, _GRID)[:, :, ::-1].reshape(len(b), -1)

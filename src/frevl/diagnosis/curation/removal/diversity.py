@@ -1,4 +1,4 @@
-"""Variety of pictures before and after removal, compared with removing as many at random."""
+"""Variety of images before and after removal, compared with removing as many at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frevl.diagnosis.embeddings.geometry import effective_rank
 __all__ = ["MOST_MEASURED", "Variety", "varieties", "vendi_score"]
 
 MOST_MEASURED = 600
-"""Maximum pictures on which variety is measured; larger sets are sampled."""
+"""Maximum images on which variety is measured; larger sets are sampled."""
 
 _DRAWS = 20
 
@@ -24,9 +24,9 @@ class Variety:
 
     Attributes:
         name: ``vendi`` or ``effective_rank``.
-        before: Of all pictures.
-        after: For the remaining pictures.
-        low: 2.5th percentile under random removal of as many pictures (normal approximation).
+        before: Of all images.
+        after: For the remaining images.
+        low: 2.5th percentile under random removal of as many images (normal approximation).
         high: 97.5th percentile.
     """
 
@@ -48,7 +48,7 @@ def vendi_score(vectors: NDArray[np.floating]) -> float:
         vectors: ``(n, d)`` of unit length; the similarity is their cosine.
 
     Returns:
-        The effective number of distinct pictures, from 1 (all equal) to n (all orthogonal).
+        The effective number of distinct images, from 1 (all equal) to n (all orthogonal).
     """
     wide = vectors.astype(np.float64)
     product = wide @ wide.T if len(wide) <= wide.shape[1] else wide.T @ wide
@@ -58,7 +58,7 @@ def vendi_score(vectors: NDArray[np.floating]) -> float:
 
 
 def varieties(vectors: NDArray[np.floating], left: NDArray[np.bool_], *, seed: int = 0) -> list[Variety]:
-    """Return the Vendi score and the effective rank before and after pictures are removed.
+    """Return the Vendi score and the effective rank before and after images are removed.
 
     Args:
         vectors: ``(n, d)`` of unit length.
@@ -66,7 +66,7 @@ def varieties(vectors: NDArray[np.floating], left: NDArray[np.bool_], *, seed: i
         seed: Random seed for the sample and the removals.
 
     Returns:
-        Both measures on the same sample; empty if fewer than two of its pictures remain, or none is removed.
+        Both measures on the same sample; empty if fewer than two of its images remain, or none is removed.
     """
     random = np.random.default_rng(seed)
     sample = np.sort(random.permutation(len(vectors))[:MOST_MEASURED])

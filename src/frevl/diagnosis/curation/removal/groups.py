@@ -104,8 +104,8 @@ def shares_kept(
 ) -> list[GroupShare]:
     """Return how much of every group is kept, and how much would be if as many lines were removed at random.
 
-    Random removals follow the filter's pattern over clusters (pictures): the share removed from one cluster is applied
-    to a random other. So a filter that removes whole pictures is compared with removing whole pictures, and one that
+    Random removals follow the filter's pattern over clusters (images): the share removed from one cluster is applied
+    to a random other. So a filter that removes whole images is compared with removing whole images, and one that
     removes single lines with single lines.
 
     Args:

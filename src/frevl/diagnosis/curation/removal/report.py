@@ -1,4 +1,4 @@
-"""Report what was removed from a pairs file by key, text length and picture cluster, and the loss of variety."""
+"""Report what was removed from a pairs file by key, text length and image cluster, and the loss of variety."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from frevl.store.towers import Tower
 __all__ = ["CLUSTERS", "Removed", "removed_of_lines", "what_is_removed"]
 
 CLUSTERS = 20
-"""Number of image clusters; fewer for fewer than 400 pictures."""
+"""Number of image clusters; fewer for fewer than 400 images."""
 
 _PICTURES_A_CLUSTER = 20
 _WORDS = "words in the text"
@@ -42,7 +42,7 @@ class Removed:
     Attributes:
         kept: Share of all lines kept, in [0, 1].
         groups: What is kept of every group, hardest hit first.
-        variety: Vendi score and effective rank of the pictures, before and after.
+        variety: Vendi score and effective rank of the images, before and after.
         notes: What could not be examined.
         asked: Keys, tower and seed, so that the same can be looked at again.
     """
@@ -74,7 +74,7 @@ class Removed:
             if one.name == "vendi" and not one.low <= one.after <= one.high:
                 less = "less" if one.after < one.low else "more"
                 said.append(
-                    f"The remaining pictures have {less} variety than after random removal of as many (Vendi score "
+                    f"The remaining images have {less} variety than after random removal of as many (Vendi score "
                     f"{one.after:.1f}; {one.low:.1f} to {one.high:.1f}; before {one.before:.1f})."
                 )
         return " ".join([*said, *self.notes])
@@ -142,7 +142,7 @@ def what_is_removed(
             if names and asked is None:
                 columns[_LIKE] = [names[number] for number in numbers.tolist()]
         except MissingExtraError as error:
-            notes.append(f"Clusters of pictures were not examined: {error}")
+            notes.append(f"Clusters of images were not examined: {error}")
     tower = min(towers, key=lambda one: one.dim).name if towers else None
     again = {"keys": None if keys is None else list(keys), "tower": tower, "seed": seed}
     return Removed(float(kept.mean()), shares_kept(kept, columns, numbers, seed=seed), variety, notes, again)
@@ -177,7 +177,7 @@ def removed_of_lines(
     lost = ""
     if towers and not (find_rows(store.positions("image"), images) >= 0).all():
         towers = []
-        lost = "Variety and clusters were not looked at: some of these pictures are not in the store."
+        lost = "Variety and clusters were not looked at: some of these images are not in the store."
     found = what_is_removed(
         store, pairs, kept, towers, task=task, keys=asked.get("keys"), seed=int(asked.get("seed") or 0)
     )
@@ -187,7 +187,7 @@ def removed_of_lines(
 
 
 def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:
-    """Return for every picture the central one of its cluster; empty if there are too few for two clusters."""
+    """Return for every image the central one of its cluster; empty if there are too few for two clusters."""
     count = min(CLUSTERS, len(units) // _PICTURES_A_CLUSTER)
     if count < 2:
         return []
@@ -196,7 +196,7 @@ def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) ->
 
     means = MiniBatchKMeans(count, random_state=seed, n_init=3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer distinct pictures than clusters, or out of memory on some systems
+        warnings.simplefilter("ignore")  # fewer distinct images than clusters, or out of memory on some systems
         labels = means.fit_predict(vectors.astype(np.float32))
     distances = np.linalg.norm(vectors - means.cluster_centers_[labels], axis=1)
     middle = {}
@@ -209,5 +209,5 @@ def _named(group: GroupShare) -> str:
     if group.key == _WORDS:
         return f"the lines with {group.value} words"
     if group.key == _LIKE:
-        return f"the lines of pictures like '{group.value}'"
+        return f"the lines of images like '{group.value}'"
     return f"the lines with '{group.key}' = '{group.value}'"

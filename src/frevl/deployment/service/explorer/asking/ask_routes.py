@@ -31,9 +31,9 @@ def add_ask_routes(
     Args:
         app: The application.
         service: Service with the runs.
-        explorer: Shows the pictures, or None.
+        explorer: Shows the images, or None.
         reports: Reports of the runs.
-        opens_explorer: The page opens on the pictures even if runs can be queried.
+        opens_explorer: The page opens on the images even if runs can be queried.
     """
 
     @app.get("/explore/parts", response_model=PartsResponse, tags=[_TAG], responses=errors(*_READ))

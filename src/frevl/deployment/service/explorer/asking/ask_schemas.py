@@ -16,8 +16,8 @@ class PartsResponse(ModelsResponse):
 
     name: str = Field(description="Name of the store's folder.")
     opens: Literal["ask", "pictures"] = Field(description="Which part the page opens on.")
-    explorer: bool = Field(description="Whether the pictures of the store can be browsed; false if it has none.")
-    pictures: bool = Field(description="Whether the service has access to the picture files.")
+    explorer: bool = Field(description="Whether the images of the store can be browsed; false if it has none.")
+    pictures: bool = Field(description="Whether the service has access to the image files.")
     reports: int = Field(description="Number of reports.")
 
 

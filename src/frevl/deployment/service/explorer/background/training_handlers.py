@@ -43,7 +43,7 @@ async def start(explorer: Explorer, asked: TrainRequest, uploads: Mapping[str, U
                 422, "invalid", "Labels are for classification; for matching, upload a file of image-text pairs.",
             )  # fmt: skip
         if not pairs:
-            raise RefusedError(409, "no_labels", "There are no labels to train on yet; label some pictures first.")
+            raise RefusedError(409, "no_labels", "There are no labels to train on yet; label some images first.")
 
     job = await explorer.ask(
         lambda: explorer.trainings.start(

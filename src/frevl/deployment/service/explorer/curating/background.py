@@ -103,7 +103,7 @@ class Job:
         folder: ``STORE/curation``.
         store: Folder of the store.
         pairs: The pairs file that may be curated, or None.
-        images: Folder of the pictures, or None.
+        images: Folder of the images, or None.
         command: Command that runs ``frevl``; empty disables starting.
     """
 
@@ -121,7 +121,7 @@ class Job:
         return bool(self._command)
 
     def start(self, labels: Mapping[str, str] | None) -> None:
-        """Start curating the pairs file, or the labels of pictures.
+        """Start curating the pairs file, or the labels of images.
 
         Raises:
             RefusedError: One is running, there is nothing to curate, or the disk cannot be written.
@@ -137,7 +137,7 @@ class Job:
                     422, "invalid", "There is no pairs file to curate: start frevl explore with --pairs FILE."
                 )
             if labels is not None and not labels:
-                raise RefusedError(422, "invalid", "There are no labels to curate: label pictures first.")
+                raise RefusedError(422, "invalid", "There are no labels to curate: label images first.")
             try:
                 self._begin(labels)
             except OSError as error:

@@ -48,7 +48,7 @@ Shown = Literal["flagged", "undecided", "decided", "all"]
 MOST_SHOWN = 200
 _TEXTS = 3  # texts shown for a copy
 _COPIES = 40  # copies shown for a group
-_LOOKED_FOR = 100  # pictures checked to tell whether the curation is of another store
+_LOOKED_FOR = 100  # images checked to tell whether the curation is of another store
 
 
 async def curations(explorer: Explorer) -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
 
 
 def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
-    """Return a warning if none of the first pictures is in this store."""
+    """Return a warning if none of the first images is in this store."""
     result = opened.result
     rows = list(range(min(len(result), _LOOKED_FOR)))
     key = ("strangers", opened.stamp)
@@ -104,8 +104,8 @@ def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
     if not images or any(image in explorer.service.images for image in images):
         return []
     return [
-        f"None of the first {len(images):,} pictures of this curation is in this store: is it a curation of "
-        "another store? Its pictures cannot be shown."
+        f"None of the first {len(images):,} images of this curation is in this store: is it a curation of "
+        "another store? Its images cannot be shown."
     ]
 
 
@@ -260,7 +260,7 @@ def _items(result: CurationResult, one: Decision) -> list[tuple[str, str | None]
         return [(_item_of_line(result, one), one.say)]
     if one.picture is not None and (group := result.group_of.get(one.picture)) != (one.group or group or ""):
         where = "no group of copies" if one.group is None else f"no group {one.group[:80]!r}"
-        raise RefusedError(404, "no_copy", f"The picture {one.picture[:80]!r} is in {where}.")
+        raise RefusedError(404, "no_copy", f"The image {one.picture[:80]!r} is in {where}.")
     if one.group is None:
         return [(item_of_picture(one.picture or ""), one.say)]
     if one.group not in result.groups:

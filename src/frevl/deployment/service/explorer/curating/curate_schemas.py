@@ -135,7 +135,7 @@ class CopyRecord(Body):
 
 
 class GroupRecord(Body):
-    """Pictures that are copies of one another."""
+    """Images that are copies of one another."""
 
     group: str
     decided: bool
@@ -152,13 +152,13 @@ class DuplicatesResponse(Body):
 
 
 class Decision(Body):
-    """A decision on one judgement of a line, or on a picture that is one of several copies."""
+    """A decision on one judgement of a line, or on an image that is one of several copies."""
 
     line: Annotated[str | None, Field(pattern="^[0-9a-f]{16}$", description="Key of the line; requires a filter.")] = (
         None
     )
     filter: LineFilter | None = None
-    picture: Annotated[str | None, Field(min_length=1, description="Picture in a group of copies.")] = None
+    picture: Annotated[str | None, Field(min_length=1, description="Image in a group of copies.")] = None
     group: Annotated[
         str | None,
         Field(

@@ -58,7 +58,7 @@ class Curations:
         writable: Whether decisions are accepted.
         given: The result given at the start, or None.
         pairs: A pairs file that may be curated from the page, or None.
-        images: Folder of the pictures, or None.
+        images: Folder of the images, or None.
         command: Command that runs ``frevl``; empty disables starting curations.
         removal: Compares what goes after all decisions with random removal; None knows what ``frevl curate`` wrote.
 

@@ -20,7 +20,7 @@ __all__ = ["FIX", "KEEP", "SAYS", "Standing", "decided_lines", "decisions_beside
 
 DROP, KEEP, FIX = "drop", "keep", "fix"
 SAYS = (DROP, KEEP, FIX)
-"""Possible decisions: drop the line (or the picture with its lines), keep it, or give it the likelier label."""
+"""Possible decisions: drop the line (or the image with its lines), keep it, or give it the likelier label."""
 
 _LONGEST = 4000  # characters of an id; a label file takes 4,096
 
@@ -36,7 +36,7 @@ def item_of_line(name: str, key: int) -> str:
 
 
 def item_of_picture(picture: str) -> str:
-    """Return the item by which a decision refers to a picture in a group of copies."""
+    """Return the item by which a decision refers to an image in a group of copies."""
     if len(picture) > _LONGEST:
         picture = hashlib.sha256(picture.encode("utf-8", "surrogatepass")).hexdigest()
     return f"copy {picture}"
@@ -52,7 +52,7 @@ class Standing:
         disputed: Judgements on which people are evenly split; ``frevl curate``'s own verdict then stands.
         why: For each line with a decision, why it is dropped; empty if it stays.
         decided: The decision for each line and filter.
-        pictures: Decisions on pictures in groups of copies.
+        pictures: Decisions on images in groups of copies.
     """
 
     version: int

@@ -31,11 +31,11 @@ _OVER = "curate again with --out KEPT --dropped DROPPED --json RESULT"
 
 @dataclass
 class Group:
-    """Pictures (or texts, if there are only texts) that are copies of one another.
+    """Images (or texts, if there are only texts) that are copies of one another.
 
     Attributes:
         kept: The one that ``frevl curate`` keeps.
-        rows: Lines of every picture of the group, without repeated lines.
+        rows: Lines of every image of the group, without repeated lines.
     """
 
     kept: str
@@ -59,8 +59,8 @@ class CurationResult:
             away.
         flags: For each filter, ``(n,)`` bool, lines dropped because of it.
         seen: For each filter (and `REPEATED`), ``(n,)`` bool, lines that it checked individually.
-        groups: Copies, by the kept picture.
-        group_of: Maps every picture in a group to the group's name.
+        groups: Copies, by the kept image.
+        group_of: Maps every image in a group to the group's name.
     """
 
     record: dict[str, Any]

@@ -1,1 +1,1 @@
-"""The map: the pictures of a store as points in the plane."""
+"""The map: the images of a store as points in the plane."""

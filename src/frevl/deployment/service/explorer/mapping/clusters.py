@@ -1,4 +1,4 @@
-"""Clusters of similar pictures, used to colour the map."""
+"""Clusters of similar images, used to colour the map."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["cluster_numbers"]
 
 _AT_ONCE = 8_192
 _ROUNDS = 15
-_SEEN = 10_000  # pictures on which the centres are fitted
+_SEEN = 10_000  # images on which the centres are fitted
 
 
 def cluster_numbers(vectors: np.ndarray, drawn: np.ndarray, most: int) -> np.ndarray:
-    """Return the cluster of each picture by spherical k-means (Dhillon and Modha 2001), largest first.
+    """Return the cluster of each image by spherical k-means (Dhillon and Modha 2001), largest first.
 
     Centres start at the farthest uncovered points (Gonzalez 1985) and are updated on a sample of 10,000.
 

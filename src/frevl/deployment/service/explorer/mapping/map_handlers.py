@@ -77,7 +77,7 @@ async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapM
                 (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
             )
             counts: list[int] = np.bincount(numbers).tolist()
-            names = [f"cluster {number + 1}: {count:,} pictures" for number, count in enumerate(counts)]
+            names = [f"cluster {number + 1}: {count:,} images" for number, count in enumerate(counts)]
             return {"key": rows.key, "names": names, "values": numbers.tolist()}
         names = lesson.material.names
         if by == "guess":
@@ -108,7 +108,7 @@ def _by_label(explorer: Explorer, rows: Rows, drawn: np.ndarray) -> dict[str, An
 
 
 async def pictures(explorer: Explorer, asked: PointsRequest) -> dict[str, Any]:
-    """Return the pictures at some points."""
+    """Return the images at some points."""
     rows = await explorer.rows()
     if asked.key != rows.key:
         raise RefusedError(409, "store_changed", "The store has changed since this map was drawn; reload the map.")

@@ -31,9 +31,9 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @app.get("/explore/map", response_model=MapResponse, tags=["explore"], responses=errors(*_READ))
     async def whole_map(request: Request, method: Annotated[MapMethod, Query()] = "components") -> Response:
-        """Return pictures as points in the plane, computed once and cached.
+        """Return images as points in the plane, computed once and cached.
 
-        ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps similar pictures together; it
+        ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps similar images together; it
             takes about a minute, during which the answer says that it is being computed. It is refused to pages of
             other sites.
         """
@@ -59,7 +59,7 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
         openapi_extra=body_of(PointsRequest),
     )
     async def pictures(request: Request) -> Response:
-        """Return the pictures at some points."""
+        """Return the images at some points."""
         asked, _ = await read_body(request, PointsRequest, explorer.service.limits)
         _check(request, asked.method)
         return await respond(request, map_handlers.pictures(explorer, asked))

@@ -18,10 +18,10 @@ MapMethod = Literal["components", "neighbours"]
 
 
 class MapResponse(Body):
-    """Pictures as points in the plane."""
+    """Images as points in the plane."""
 
     key: str = Field(description="Version of the store; points of another version are refused.")
-    total: int = Field(description="Number of pictures with an embedding.")
+    total: int = Field(description="Number of images with an embedding.")
     count: int = Field(description="Number of points; at most 100,000, sampled at random.")
     points: str = Field(description="Base64 of little-endian float32: x and y of each point, in [-1, 1].")
     explained: list[float] = Field(description="Share of variance along x and y; zeros for neighbours.")
@@ -42,7 +42,7 @@ class ColoursResponse(Body):
 
 
 class PointsRequest(Body):
-    """Points whose pictures are requested."""
+    """Points whose images are requested."""
 
     key: Annotated[str, Field(max_length=64)]
     method: MapMethod = "components"
@@ -50,6 +50,6 @@ class PointsRequest(Body):
 
 
 class PointsResponse(Body):
-    """The pictures at these points, in the same order."""
+    """The images at these points, in the same order."""
 
     images: list[ShownImage]

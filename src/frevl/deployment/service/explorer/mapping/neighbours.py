@@ -22,7 +22,7 @@ from frevl.deployment.service.explorer.rows import Rows
 __all__ = ["MOST_NEIGHBOURS", "NeighbourMaps"]
 
 MOST_NEIGHBOURS = 20_000
-"""Above this number, pictures are sampled at random: about a minute on two cores."""
+"""Above this number, images are sampled at random: about a minute on two cores."""
 _FEWEST = 10
 _FAILED_SECONDS = 30.0  # seconds for which a failure is reported before a request retries
 
@@ -66,7 +66,7 @@ class NeighbourMaps:
                 if not self.offered:
                     self._problem = "This map needs the library PaCMAP: pip install 'frevl[map]', then restart."
                 elif len(drawn) < _FEWEST:
-                    self._problem = f"This map needs at least {_FEWEST} pictures."
+                    self._problem = f"This map needs at least {_FEWEST} images."
                 else:
                     work = threading.Thread(target=self._compute, args=(rows, drawn, path), daemon=True)
                     work.start()

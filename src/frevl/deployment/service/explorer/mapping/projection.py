@@ -1,4 +1,4 @@
-"""Project every picture on the two directions in which embeddings vary most."""
+"""Project every image on the two directions in which embeddings vary most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from frevl.files import replace_file
 __all__ = ["MOST_POINTS", "Projection", "principal_plane", "projection_of", "read_projection", "write_projection"]
 
 MOST_POINTS = 100_000
-"""Above this number, pictures are sampled at random."""
+"""Above this number, images are sampled at random."""
 _AT_ONCE = 8_192
 _WIDEST = 2_048  # embedding width up to which the full covariance is decomposed
 _EXTRA, _PASSES = 8, 12
@@ -28,7 +28,7 @@ class Projection:
     """A map.
 
     Attributes:
-        rows: ``(n,)`` int64, rows of the drawn pictures, ascending.
+        rows: ``(n,)`` int64, rows of the drawn images, ascending.
         points: ``(n, 2)`` float32 in [-1, 1].
         explained: Share of the variance along each direction, 0 to 1.
     """
@@ -39,7 +39,7 @@ class Projection:
 
 
 def projection_of(rows: Rows, *, keep: bool) -> Projection:
-    """Return the map of all pictures, computed once per version of the store and cached next to its vectors."""
+    """Return the map of all images, computed once per version of the store and cached next to its vectors."""
     path = rows.kept("map", ".npz")
     kept = read_projection(path, len(rows))
     if kept is not None:
@@ -58,7 +58,7 @@ def read_projection(path: Path, count: int) -> Projection | None:
 
     Args:
         path: The file.
-        count: Number of pictures in the store.
+        count: Number of images in the store.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:

@@ -1,1 +1,1 @@
-"""Narrowing a search by column filters, and explaining why a picture was found."""
+"""Narrowing a search by column filters, and explaining why an image was found."""

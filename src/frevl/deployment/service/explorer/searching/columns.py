@@ -14,7 +14,7 @@ from frevl.deployment.service.explorer.searching.times import shown_time, zone_o
 
 __all__ = ["columns"]
 
-_LOOKED_AT = 20_000  # pictures sampled evenly over the store
+_LOOKED_AT = 20_000  # images sampled evenly over the store
 _SHOWN, _LONGEST = 30, 200
 
 
@@ -38,7 +38,7 @@ def _columns(rows: Rows) -> dict[str, Any]:
             for value, count in counts.most_common(_SHOWN)
             if kind in ("text", "flag", "number") and len(str(value)) <= _LONGEST
         ]
-        # Values that are nearly unique to each picture are no help in a filter.
+        # Values that are nearly unique to each image are no help in a filter.
         helpful = kind != "other" and name != "id" and len(counts) <= max(1, len(found) // 2)
         times = sorted(filter(None, map(shown_time, counts))) if kind in ("date", "time") else []
         records.append(

@@ -72,7 +72,7 @@ def read_filters(given: str | None) -> list[Filter]:
 
 
 def columns_of(store: Store) -> dict[str, pa.DataType]:
-    """Return the picture columns that can be filtered, with their types."""
+    """Return the image columns that can be filtered, with their types."""
     return {"id": pa.string(), "bytes": pa.int64(), **store.metadata("image")}
 
 

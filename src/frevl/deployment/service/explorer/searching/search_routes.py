@@ -33,5 +33,5 @@ def add_search_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @posts("/explore/why", WhyRequest, WhyResponse, writes=False)
     async def of_why(asked: WhyRequest, _: Sent) -> dict[str, Any]:
-        """Explain why a picture was found: the store's nearest captions, and the contribution of each query word."""
+        """Explain why an image was found: the store's nearest captions, and the contribution of each query word."""
         return await why(explorer, asked)

@@ -12,7 +12,7 @@ __all__ = ["ColumnsResponse", "WhyRequest", "WhyResponse"]
 
 
 class ValueRecord(Body):
-    """A value of a column, and how many of the sampled pictures have it."""
+    """A value of a column, and how many of the sampled images have it."""
 
     value: str | bool | int | float
     count: int
@@ -35,20 +35,20 @@ class ColumnRecord(Body):
 class ColumnsResponse(Body):
     """Columns available for filters."""
 
-    looked_at: int = Field(description="Number of pictures whose values were counted, sampled evenly over the store.")
+    looked_at: int = Field(description="Number of images whose values were counted, sampled evenly over the store.")
     pictures: int
     columns: list[ColumnRecord]
 
 
 class WhyRequest(Body):
-    """A picture and the text for which it was found."""
+    """An image and the text for which it was found."""
 
     image: ImageId
     text: Annotated[Text | None, Field(max_length=2000)] = None
 
 
 class CaptionRecord(Body):
-    """A text of the store that is near a picture."""
+    """A text of the store that is near an image."""
 
     text: str
     similarity: float = Field(description="Cosine, -1 to 1.")
@@ -65,7 +65,7 @@ class WordRecord(Body):
 
 
 class WhyResponse(Body):
-    """Why a picture was found. Words are left out one at a time, so their contributions need not add up."""
+    """Why an image was found. Words are left out one at a time, so their contributions need not add up."""
 
     by: Literal["encoder", "run"]
     of: str = Field(description="Name of the encoder or run.")

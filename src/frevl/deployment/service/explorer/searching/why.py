@@ -1,4 +1,4 @@
-"""Explain why a picture was found: the nearest captions in the store, and the contribution of each query word."""
+"""Explain why an image was found: the nearest captions in the store, and the contribution of each query word."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AT_ONCE = 8_192
 
 
 async def why(explorer: Explorer, asked: WhyRequest) -> dict[str, Any]:
-    """Explain why a picture was found, using the encoder or a served run."""
+    """Explain why an image was found, using the encoder or a served run."""
     service = explorer.service
     await service.check_images([asked.image])
     rows = await explorer.rows()

@@ -1,1 +1,1 @@
-"""A classifier refitted while people label, and its predictions for every picture."""
+"""A classifier refitted while people label, and its predictions for every image."""

@@ -1,4 +1,4 @@
-"""One fit's predictions for all pictures of a store: likely classes, doubtful pictures, contradicted labels."""
+"""One fit's predictions for all images of a store: likely classes, doubtful images, contradicted labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt", "wilson_interval
 
 _MOST_KEPT = 32_000_000  # cached probabilities; above this, those of a class are computed on request
 _BLOCK = 65_536
-_POOL = 4_096  # least certain pictures, among which the next are chosen
+_POOL = 4_096  # least certain images, among which the next are chosen
 _NEXT = 60
 _CONFUSIONS = 100
 _numbers = itertools.count()
@@ -71,10 +71,10 @@ class Material:
     Attributes:
         version: Version of the labels.
         key: Key of the store's rows.
-        rows: ``(n,)`` int64, the labelled pictures.
+        rows: ``(n,)`` int64, the labelled images.
         labels: ``(n,)`` int64, indices into the names.
-        clusters: ``(n,)``, one number for all copies of a picture.
-        names: Names of the classes; those without a picture are represented by the vector of their name.
+        clusters: ``(n,)``, one number for all copies of an image.
+        names: Names of the classes; those without an image are represented by the vector of their name.
         told: ``(names, dim)`` unit vectors of the names, or None if they are not used.
         notes: Sentences for the user.
     """
@@ -96,11 +96,11 @@ class Lesson:
     Attributes:
         material: The training data.
         classifier: The fit.
-        best: ``(pictures,)`` int32, the likeliest class of each; -1 without an embedding.
-        likely: ``(pictures,)`` float32, its probability.
-        margin: ``(pictures,)`` float32, its lead over the second likeliest; 2 without an embedding.
+        best: ``(images,)`` int32, the likeliest class of each; -1 without an embedding.
+        likely: ``(images,)`` float32, its probability.
+        margin: ``(images,)`` float32, its lead over the second likeliest; 2 without an embedding.
         seconds: ``fit`` and ``score``.
-        kept: ``(pictures, classes)`` float32, or None if that is too large.
+        kept: ``(images, classes)`` float32, or None if that is too large.
         number: Number unique within this process, used as a cache key.
     """
 
@@ -140,7 +140,7 @@ class Lesson:
         self.wrong = self.material.rows[rows[wrong[np.argsort(own[wrong], kind="stable")]]]
 
     def of_class(self, name: str, vectors: np.ndarray) -> np.ndarray:
-        """Return ``(pictures,)`` float32: each picture's probability of a class; -1 without an embedding."""
+        """Return ``(images,)`` float32: each image's probability of a class; -1 without an embedding."""
         number = self.material.names.index(name)
         if self.kept is not None:
             found: np.ndarray = self.kept[:, number]
@@ -152,13 +152,13 @@ class Lesson:
         return np.where(self.best >= 0, found, np.float32(-1))
 
     def next(self, vectors: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-        """Return the pictures whose labels would teach most: uncertain, and unlike the labelled ones and each other.
+        """Return the images whose labels would teach most: uncertain, and unlike the labelled ones and each other.
 
         That is `frevl.runs.labelling.strategies.choose` with ``mixed``, among the least sure.
 
         Args:
-            vectors: ``(pictures, dim)``.
-            among: Rows of the pictures to choose from; None for all.
+            vectors: ``(images, dim)``.
+            among: Rows of the images to choose from; None for all.
         """
         open_ = np.full(len(vectors), among is None)
         if among is not None:
@@ -193,7 +193,7 @@ def _unit(vectors: np.ndarray) -> torch.Tensor:
 def learnt(
     material: Material, classifier: Classifier, vectors: np.ndarray, usable: np.ndarray, stop: Callable[[], bool]
 ) -> Lesson | None:
-    """Apply a classifier to all pictures; None if stopped."""
+    """Apply a classifier to all images; None if stopped."""
     n, classes = len(vectors), len(material.names)
     best, likely = np.full(n, -1, np.int32), np.zeros(n, np.float32)
     margin = np.full(n, 2, np.float32)

@@ -10,7 +10,7 @@ __all__ = ["TeachResponse"]
 
 
 class AccuracyRecord(Body):
-    """Accuracy on held-out labels, with its 95 % interval by picture."""
+    """Accuracy on held-out labels, with its 95 % interval by image."""
 
     value: float
     low: float | None
@@ -19,7 +19,7 @@ class AccuracyRecord(Body):
 
 
 class ConfusionRecord(Body):
-    """Labelled pictures of one class that the classifier assigns to another."""
+    """Labelled images of one class that the classifier assigns to another."""
 
     label: str
     said: str
@@ -33,12 +33,12 @@ class TeachResponse(Body):
     ready: bool
     problem: str = Field(description="Why there is no classifier.")
     version: int | None = Field(None, description="Version of the labels it was fitted to.")
-    pictures: int | None = Field(None, description="Number of labelled pictures it was fitted to.")
+    pictures: int | None = Field(None, description="Number of labelled images it was fitted to.")
     classes: list[str] | None = None
     method: str | None = None
     accuracy: AccuracyRecord | None = Field(
         None,
-        description="Accuracy on held-out labels. If these were chosen for being doubtful, other pictures are easier.",
+        description="Accuracy on held-out labels. If these were chosen for being doubtful, other images are easier.",
     )
     confusion: list[ConfusionRecord] | None = None
     wrong: int | None = Field(None, description="Labels that the classifier contradicts when they are held out.")

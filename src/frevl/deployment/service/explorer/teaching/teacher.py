@@ -27,15 +27,15 @@ _MOST_NAMED = 1_000  # maximum number of classes whose names are used
 class Teacher:
     """Keeps a classifier up to date with the labels.
 
-    A change of labels first triggers a quick fit with the known settings, so that the order of the pictures follows
+    A change of labels first triggers a quick fit with the known settings, so that the order of the images follows
     within a second; then a fit with held-out labels, which gives accuracy and settings. If labels change in between,
     the next quick fit comes first.
 
     Args:
         labels: The labels.
-        rows: Returns the pictures; called in the teaching thread.
+        rows: Returns the images; called in the teaching thread.
         fit: Fits a classifier.
-        encoder: Embeds class names, if it has a common space of texts and pictures.
+        encoder: Embeds class names, if it has a common space of texts and images.
     """
 
     def __init__(self, labels: LabelsFile, rows: Callable[[], Rows], fit: Fit, encoder: QueryEncoder) -> None:
@@ -51,7 +51,7 @@ class Teacher:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Check whether labels or pictures have changed; called after each label and on every request. Blocks."""
+        """Check whether labels or images have changed; called after each label and on every request. Blocks."""
         now = self._labels.book().version, self._rows().key
         with self._changed:
             if self._closed or now == self._seen:
@@ -118,10 +118,10 @@ class Teacher:
         material = _material(self._labels, rows, self._encoder)
         if len(material.names) < 2:
             self.lesson, self._before = None, None
-            self.problem = "Label at least one picture of each of two classes; then the classifier learns them."
+            self.problem = "Label at least one image of each of two classes; then the classifier learns them."
             if self._encoder.text is not None:
                 self.problem = (
-                    "Name at least two classes, and it guesses from their names; then label pictures, and it "
+                    "Name at least two classes, and it guesses from their names; then label images, and it "
                     "learns from them."
                 )
             return
@@ -136,7 +136,7 @@ class Teacher:
                 return
             former = self.lesson
             # Kept until the new ones are known, with what they were measured on; in another store, rows are different
-            # pictures.
+            # images.
             if former is not None and former.material.key == material.key:
                 lesson.accuracy, lesson.confusion, lesson.wrong = former.accuracy, former.confusion, former.wrong
             self.lesson = lesson
@@ -166,7 +166,7 @@ def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material
     told: np.ndarray | None = None
     notes: list[str] = []
     if len(named) > _MOST_NAMED:
-        named = names  # do not wait until all are embedded and scored for every picture
+        named = names  # do not wait until all are embedded and scored for every image
     if 2 <= len(named) <= _MOST_NAMED:
         told, notes = encoder.of_names(rows.store, named)
     if told is None:
