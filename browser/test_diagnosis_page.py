@@ -46,7 +46,7 @@ def test_the_verdict_comes_first_and_is_that_of_the_json(files, visit):
 
 def test_every_section_and_finding_is_there_and_can_be_reached(files, visit):
     page = visit(files[0].as_uri()).page
-    assert page.locator("main h2").all_inner_texts() == [*SECTIONS.values(), "Telling cases"]
+    assert page.locator("main h2").all_inner_texts() == [*SECTIONS.values(), "Example cases"]
     for id_, heading in SECTIONS.items():
         page.get_by_role("navigation").get_by_role("link", name=heading, exact=True).click()
         assert page.url.endswith(f"#{id_}")

@@ -182,7 +182,7 @@ def test_the_page_about_curating_works(tmp_path, made, frevl, monkeypatch, capfd
     lines = len(json_lines("captions.jsonl"))
     assert re.search(rf"Kept \d+ of {lines} lines into kept.jsonl", said[1])
     assert {"match", "label", "kept", "why"} < json_lines("kept.jsonl")[0]["curate"].keys()
-    assert "Lines that go" in (tmp_path / "report.html").read_text()
+    assert "Dropped lines" in (tmp_path / "report.html").read_text()
     assert "'why'" in said[2]
 
 

@@ -64,8 +64,8 @@ def verdict_of(world, truth, folder, *, seed=0, models=FAST, images=200):
     ("truth", "kind", "words"),
     [
         ("nothing", "chance", "Everything is at chance"),
-        ("text", "text", "The image adds nothing that can be measured on 200 pairs"),
-        ("image", "image", "The text adds nothing that can be measured on 200 pairs"),
+        ("text", "text", "The image adds nothing measurable on 200 pairs"),
+        ("image", "image", "The text adds nothing measurable on 200 pairs"),
     ],
 )
 def test_the_verdict_says_what_the_labels_were_made_from(world, tmp_path, truth, kind, words):
@@ -202,7 +202,7 @@ def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
     assert diagnosis.verdict["sentence"].startswith(
         "Not reliable for new images, as most test images are among the training or development pairs: Too few"
     )
-    assert of_name(diagnosis, "wrong-image").claim == "What wrong images cost cannot be told from 1 test image."
+    assert of_name(diagnosis, "wrong-image").claim == "The cost of wrong images cannot be measured with 1 test image."
     assert of_name(diagnosis, "solvable-blind").value is None
     json.dumps(diagnosis.record(), allow_nan=False)
 
@@ -213,7 +213,7 @@ def test_a_test_set_of_one_class_tells_nothing(world):
     diagnosis = diagnose(world.store, train, test, task="classification", models=FASTEST, probes=False, dev=dev)
     assert diagnosis.verdict["kind"] == "single"
     assert diagnosis.verdict["sentence"] == (
-        "Nothing can be told from test pairs of a single class: all 80 have the answer 'yes', so always giving "
+        "Test pairs of a single class show nothing: all 80 have the answer 'yes', so always giving "
         "that answer is right every time. Give test pairs of every class."
     )
     assert of_name(diagnosis, "single-class-test").claim.startswith("All 80 test pairs have the one answer 'yes': ")
@@ -437,7 +437,7 @@ def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
         ({"task": "ranking"}, "There is no task 'ranking'"),
         ({"precision": 1.5}, "--precision must lie between 0 and 1, found 1.5"),
         ({"time_limit": 0}, "--time-limit must be a number of seconds above 0, found 0"),
-        ({"models": ["kernle"]}, r"compares no model 'kernle'. Did you mean 'kernel'\?"),
+        ({"models": ["kernle"]}, r"has no model 'kernle'. Did you mean 'kernel'\?"),
         ({"models": ["kernel", "text", "image", "majority"]}, "found none for: baseline"),
         ({"encoder": ["toy9"]}, "has no embeddings by the encoder 'toy9'"),
     ],

@@ -66,7 +66,7 @@ def test_the_same_items_on_both_sides_are_a_leak(one_side):
 def test_what_cannot_be_diagnosed_is_said(one_side, made):
     with pytest.raises(PairsError, match=f"train.jsonl:1, field '{one_side.other}': expected .* matching needs both"):
         diagnose(one_side.store, one_side.train_file, one_side.dev_file, task="matching")
-    with pytest.raises(UsageError, match="compares no model 'tiny'"):
+    with pytest.raises(UsageError, match="has no model 'tiny'"):
         diagnose(one_side.store, one_side.train_file, one_side.dev_file, task="classification", models=["tiny"])
     with pytest.raises(UsageError, match="found none for: side"):
         diagnose(one_side.store, one_side.train_file, one_side.dev_file, task="classification", models=["majority"])

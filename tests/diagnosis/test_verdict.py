@@ -183,13 +183,13 @@ def test_the_fusion_wins():
     ("right", "exchanged", "kind", "words", "recommended"),
     [
         ({"linear": 60, "mlp": 90, "kernel": 90}, BLIND, "mlp",
-         "best of all are the mlp model (90.0 % right) and the fusion (kernel) (90.0 % right), which cannot be told "
-         "apart: use the mlp model, the simplest of them.", "mlp"),
+         "best of all are the mlp model (90.0 % right) and the fusion (kernel) (90.0 % right), which are "
+         "indistinguishable: use the mlp model, the simplest of them.", "mlp"),
         ({"linear": 89, "mlp": 70, "kernel": 90}, BLIND, "simple",
-         "best of all are the fusion (kernel) (90.0 % right) and the linear probe (89.0 % right), which cannot be told "
-         "apart: use the linear probe, the simplest of them.", "linear"),
+         "best of all are the fusion (kernel) (90.0 % right) and the linear probe (89.0 % right), which are "
+         "indistinguishable: use the linear probe, the simplest of them.", "linear"),
         ({"linear": 86, "mlp": 70, "kernel": 90}, BLIND, "simple",
-         "use the fusion (kernel), but whether it is worth its cost cannot be told from 100 pairs.", "kernel"),
+         "use the fusion (kernel), but 100 pairs are too few to tell whether it is worth its cost.", "kernel"),
         ({"linear": 60, "mlp": 98, "kernel": 80}, BLIND, "baseline",
          "best of all is the mlp model with 98.0 % right", "mlp"),
         ({"linear": 60, "mlp": 98, "kernel": 80}, BLIND, "baseline", "above the fusion (kernel): use the mlp model",
@@ -198,7 +198,7 @@ def test_the_fusion_wins():
          ", and the fusion (kernel) is worse than the linear probe by 16.0 points (", "linear"),
         ({"linear": 70, "mlp": 60, "kernel": 52}, BLIND, "baseline", "use the linear probe", "linear"),
         ({"text": 89, "linear": 70, "mlp": 70, "kernel": 90}, BLIND, "text",
-         "The image adds nothing that can be measured on 100 pairs (kernel, which sees both, against text, which sees "
+         "The image adds nothing measurable on 100 pairs (kernel, which sees both, against text, which sees "
          "only the text: +1.0 points", "text"),
         ({"text": 95, "linear": 70, "mlp": 70, "kernel": 80}, BLIND, "text",
          "best of all is the text model with 95.0 % right", "text"),
@@ -206,20 +206,20 @@ def test_the_fusion_wins():
          "use the text model, or try another image encoder.", "text"),
         ({"image": 89, "linear": 70, "mlp": 70, "kernel": 90}, BLIND, "image", "The text adds nothing", "image"),
         ({"image": 89, "linear": 96, "mlp": 70, "kernel": 90}, BLIND, "baseline", "use the linear probe", "linear"),
-        ({"text": 89, "image": 89, "linear": 70, "mlp": 70, "kernel": 90}, BLIND, "either", "nothing to each other",
-         "text"),
+        ({"text": 89, "image": 89, "linear": 70, "mlp": 70, "kernel": 90}, BLIND, "either",
+         "nothing measurable to each other", "text"),
         ({"text": 41, "image": 41, "linear": 41, "mlp": 42, "kernel": 42}, BLIND, "chance", "Everything is at chance",
          None),
         ({"text": 39, "image": 39, "linear": 46, "mlp": 40, "kernel": 40}, BLIND, "chance",
-         "Nothing is surely better than chance: the best model, linear, answers 46.0 % right and always giving the most"
-         " frequent answer 40.0 % (+6.0 points", None),
+         "Nothing is reliably better than chance: the best model, linear, answers 46.0 % right and always giving the "
+         "most frequent answer 40.0 % (+6.0 points", None),
         ({"text": 29, "image": 28, "linear": 30, "mlp": 29, "kernel": 30}, BLIND, "chance",
          "Nothing is as good as always giving the most frequent answer: the best model, linear", None),
         # The fusion is at chance; the best model of all is not.
         ({"linear": 41, "mlp": 80, "kernel": 42}, BLIND, "baseline", "best of all is the mlp model", "mlp"),
         # Better than the text alone, but just as good with wrong images: not the image earns it.
         ({"linear": 60, "mlp": 60, "kernel": 90}, {"image": hits(89), "text": hits(40)}, "text",
-         "but with wrong images kernel loses nothing that can be measured (+1.0 points", "kernel"),
+         "but with wrong images kernel loses nothing measurable (+1.0 points", "kernel"),
         ({"linear": 60, "mlp": 60, "kernel": 90}, {"image": hits(99), "text": hits(40)}, "text",
          "but with wrong images kernel is even better, by 9.0 points", "kernel"),
         # The image alone is worth something, though no model that sees both makes use of it.
@@ -245,7 +245,7 @@ def test_the_text_alone_is_best_although_a_poor_fusion_lost_to_a_baseline():
     assert said["kind"] == "text"
     assert said["fusion"] == "kernel"  # the development pairs liked the other one
     assert said["sentence"].startswith(
-        "The image adds nothing that can be measured on 100 pairs (kernel, which sees both, against text kernel, which "
+        "The image adds nothing measurable on 100 pairs (kernel, which sees both, against text kernel, which "
         "sees only the text: -6.0 points"
     )
     assert "best of all is the text kernel model with 70.0 % right" in said["sentence"]
@@ -294,7 +294,7 @@ def p_of(finding):
 
 ADVICE = {
     ("majority", 1): "has learned something",
-    ("majority", 0): "has learned nothing that can be measured",
+    ("majority", 0): "has learned nothing measurable",
     ("majority", -1): "worse than no model at all",
     ("text", 1): "is better than x, which sees only the text",
     ("text", 0): "The image is not worth its cost in this model",
@@ -306,7 +306,7 @@ ADVICE = {
     ("baseline", 0): "does about as well",
     ("baseline", -1): "This simpler model is better",
     ("fusion", 1): "The better of the two fusions was chosen",
-    ("fusion", 0): "The two fusions cannot be told apart",
+    ("fusion", 0): "The two fusions are indistinguishable",
     ("fusion", -1): "x is the better of the two fusions",
 }
 
@@ -343,18 +343,16 @@ def test_a_lead_that_cannot_be_told_from_few_pairs_is_said_to_be_so():
     assert said["kind"] == "simple"
     assert said["recommended"] == "kernel"
     assert "best of all are the fusion (kernel) (" in said["sentence"]
-    assert "and the linear probe (83.0 % right), which cannot be told apart" in said["sentence"]
+    assert "and the linear probe (83.0 % right), which are indistinguishable" in said["sentence"]
     assert said["sentence"].endswith(
-        "use the fusion (kernel), but whether it is worth its cost cannot be told from 100 pairs."
+        "use the fusion (kernel), but 100 pairs are too few to tell whether it is worth its cost."
     )
 
 
 def test_a_single_class_is_no_evidence():
     said = reached(models(majority=100, text=100, image=45, linear=60, kernel=90), only="yes")[0]
     assert said["kind"] == "single"
-    assert said["sentence"].startswith(
-        "Nothing can be told from test pairs of a single class: all 100 have the answer 'yes'"
-    )
+    assert said["sentence"].startswith("Test pairs of a single class show nothing: all 100 have the answer 'yes'")
     assert said["detail"] == []
     assert said["recommended"] is None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["SECTIONS", "Finding", "chart", "counted", "sections_of", "series"]
 
-# The sections of the page, in its order, with their headings.
+# The sections of the page, in order, with their headings.
 SECTIONS = {
     "verdict": "Is the fusion worth it?",
     "image": "Does the image matter?",
@@ -27,7 +27,7 @@ def sections_of(verdict: Mapping[str, Any]) -> dict[str, str]:
     """Return the sections of a diagnosis with their headings.
 
     Args:
-        verdict: Of the diagnosis. Without a fusion, since the pairs have one side, nothing is known about the other.
+        verdict: The verdict of the diagnosis. Without a fusion, since the pairs have one side, modality use is unknown.
     """
     if verdict.get("fusion", "") is not None:
         return SECTIONS
@@ -40,15 +40,15 @@ class Finding:
     """One diagnosed fact (design, "Other JSON").
 
     Attributes:
-        name: Of the finding, unique in a diagnosis, for example ``fusion-against-linear``.
+        name: Name of the finding, unique in a diagnosis, for example ``fusion-against-linear``.
         section: One of `SECTIONS`.
         claim: One sentence in plain words, with its number.
-        value: The number of the claim, in the unit that `how` names; None where there is none.
-        ci95: Its 95 % interval, ``[low, high]``; None where it cannot be told.
+        value: The number of the claim, in the unit stated by `how`; None if there is none.
+        ci95: Its 95 % interval, ``[low, high]``; None if unknown.
         how: How it was computed, in one or two sentences: data, method, unit.
         advice: What to do about it.
         table: Rows of the evidence, every row with the same keys; values are strings, numbers or None.
-        plot: What the page draws, as `chart` makes it, with every plotted number. Empty: no plot.
+        plot: Data of the plot on the page, from `chart`, with every plotted number; empty for no plot.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Finding:
     plot: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Return what the JSON holds of it."""
+        """Return the JSON record."""
         return dict(vars(self))
 
 

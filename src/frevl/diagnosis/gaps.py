@@ -17,14 +17,14 @@ from frevl.evaluation.intervals import paired_difference, paired_test
 __all__ = ["FEWEST_IMAGES", "HOW_COMPARED", "Gap", "compare", "edges", "span"]
 
 FEWEST_IMAGES = 20
-"""Test images below which nothing is concluded: a bootstrap over fewer is too narrow to be believed."""
+"""Test images below which nothing is concluded: a bootstrap over fewer is too narrow to be trusted."""
 
 HOW_COMPARED = (
     "95 % percentile bootstrap over images; called better or worse only if the paired sign-flip permutation test over "
     "images agrees (p < 0.05)."
 )
 _P = 0.05
-_NORMAL = 1.96  # standard errors from the middle to an end of a 95 % interval
+_NORMAL = 1.96  # standard errors from the centre to an end of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Gap:
 
     Attributes:
         value: First minus second, in points (percentages subtracted).
-        low: Lower end of the interval; NaN where it cannot be told.
-        high: Upper end.
+        low: Lower end of the interval; NaN if unknown.
+        high: Upper end of the interval; NaN if unknown.
         p: Two-sided p-value of the sign-flip test, in (0, 1].
     """
 
@@ -55,17 +55,17 @@ class Gap:
 
     @property
     def sign(self) -> int:
-        """1 where the first is measurably better, -1 where it is measurably worse, 0 where neither can be told."""
+        """1 if the first is measurably better, -1 if it is measurably worse, 0 if neither."""
         return int(self.up) - int(self.down)
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the difference in points, from the width of the interval; NaN where that is unknown."""
+        """Standard error of the difference in points, from the width of the interval; NaN if that is unknown."""
         return (self.high - self.low) / (2 * _NORMAL)
 
     @property
     def ci95(self) -> list[float] | None:
-        """The interval, None where it cannot be told."""
+        """The 95 % interval; None if unknown."""
         return None if np.isnan(self.low) else [self.low, self.high]
 
     def better_at(self, level: float) -> bool:
@@ -77,17 +77,17 @@ class Gap:
         return Gap(-self.value, -self.high, -self.low, self.p)
 
     def __str__(self) -> str:
-        # Where interval and test disagree, nothing is claimed, and the reader must see why.
+        # If interval and test disagree, nothing is claimed, and the reader must see why.
         differ = self.sign == 0 and (self.low > 0 or self.high < 0)
         return f"{self.value:+.1f} points, {span(self.ci95)}" + (f", p = {self.p:.2f}" if differ else "")
 
     def size(self) -> str:
-        """Return how large it is, whatever its sign: ``2.8 points (0.5 to 5.4)``."""
+        """Return its magnitude, whatever its sign: ``2.8 points (0.5 to 5.4)``."""
         positive = self if self.value >= 0 else -self
         return f"{positive.value:.1f} points ({span(positive.ci95)})"
 
     def record(self) -> dict[str, Any]:
-        """Return what the JSON holds."""
+        """Return the JSON record."""
         return {"difference": self.value, "ci95": self.ci95, "p": self.p}
 
 
@@ -95,8 +95,8 @@ def compare(a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Gap:
     """Compare two models on the same pairs.
 
     Args:
-        a: ``(n,)`` hits of the first in [0, 1].
-        b: ``(n,)`` hits of the second.
+        a: ``(n,)`` hits of the first model, in [0, 1].
+        b: ``(n,)`` hits of the second model.
         clusters: ``(n,)`` image of every pair.
     """
     gap = paired_difference(a, b, clusters)
@@ -104,10 +104,10 @@ def compare(a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Gap:
 
 
 def span(bounds: list[float] | None) -> str:
-    """Return ``1.2 to 3.4``, or what to say without an interval."""
+    """Return ``1.2 to 3.4``, or the wording for a missing interval."""
     return "no interval" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
 
 
 def edges(bounds: list[float] | None) -> tuple[float | None, float | None]:
-    """Return low and high for a table, None twice where there is no interval."""
+    """Return low and high for a table; None twice if there is no interval."""
     return (None, None) if bounds is None else (bounds[0], bounds[1])

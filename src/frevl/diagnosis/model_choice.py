@@ -1,8 +1,8 @@
 """Decide which model is best in its role and overall, which to recommend, and what image and text contribute.
 
 The best of each kind is chosen by cross-validation over the images of the training pairs, or on the development pairs
-where there was none. No model is called one of the best, or recommended, that another one measurably beats on the test
-pairs. The rule is ours.
+if there was none. No model is called one of the best, or recommended, if another measurably beats it on the test pairs.
+The rule is ours.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from frevl.diagnosis.gaps import Gap, compare
 __all__ = ["SMALL_GAIN", "ModelChoice", "ModelResult", "title"]
 
 SMALL_GAIN = 1.0
-"""Points; a gain below this is not called worth its cost, however certain it is."""
+"""Points; a smaller gain is not called worth its cost, however certain it is."""
 
 _OTHER = {"image": "text", "text": "image"}
-_FIRST_P = 0.01  # of the first claim, on which all others rest: for the one model that was chosen before
-_FURTHER_P = 0.01 / 3  # the same for the best of each of three kinds, which are three more chances to be wrong
-_SIMPLEST = {"text": 0, "image": 0, "baseline": 2, "side": 2, "fusion": 3}  # one encoder less is the largest saving
+_FIRST_P = 0.01  # level of the first claim, on which all others rest, for the one model chosen beforehand
+_FURTHER_P = 0.01 / 3  # the same for the best of each of three kinds: three more chances to be wrong
+_SIMPLEST = {"text": 0, "image": 0, "baseline": 2, "side": 2, "fusion": 3}  # doing without an encoder saves most
 _PLAIN = ("cosine", "linear")  # simpler than the other baselines
 
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """What a verdict needs of a model.
+    """What a verdict needs to know about a model.
 
     Attributes:
-        name: In the report.
-        role: As in `frevl.diagnosis.model_specs.ModelSpec`.
-        hits: ``(n,)`` in [0, 1] on the test pairs.
+        name: Name of the model in the report.
+        role: Role of the model, as in `frevl.diagnosis.model_specs.ModelSpec`.
+        hits: ``(n,)`` in [0, 1], share of a right answer on each test pair.
         dev: Share of right answers on the development pairs, in [0, 1].
-        held_out: ``(m,)`` in [0, 1] on the training pairs, answered by models that have not learned from the image;
-            None where this was not measured.
-        parameters: Number of its parameters.
-        seconds: Time of its training.
+        held_out: ``(m,)`` in [0, 1] on the training pairs, answered by models that were not trained on the image; None
+            if not measured.
+        parameters: Number of parameters.
+        seconds: Training time in seconds.
     """
 
     name: str
@@ -57,32 +57,31 @@ class ModelResult:
 
     @property
     def cross_validated(self) -> float | None:
-        """Share of right answers on held-out training pairs, in [0, 1]; None where this was not measured."""
+        """Share of right answers on held-out training pairs, in [0, 1]; None if not measured."""
         return None if self.held_out is None else float(self.held_out.mean())
 
     @property
     def title(self) -> str:
-        """What it is called in a sentence."""
+        """Name of the model in a sentence."""
         return title(self.name, self.role)
 
     @property
     def simplicity(self) -> int:
-        """A rank, 0 for the simplest: one side alone, a linear model, another baseline, a fusion."""
+        """Rank of simplicity, 0 for the simplest: one side alone, a linear model, another baseline, a fusion."""
         return 1 if self.name in _PLAIN else _SIMPLEST.get(self.role, 0)
 
 
 class ModelChoice:
-    """Compared models and what follows from their paired differences.
+    """Compared models and the conclusions from their paired differences.
 
     Args:
-        models: At least one of each role: ``majority``, ``text``, ``image``, ``baseline``, ``fusion``; or ``majority``
-            and ``side``, where the pairs have one side only.
+        models: At least one per role: ``majority``, ``text``, ``image``, ``baseline``, ``fusion``; or ``majority`` and
+            ``side`` if the pairs have one side only.
         clusters: ``(n,)`` image of every test pair.
-        held_out_clusters: ``(m,)`` image of every pair that `ModelResult.held_out` is about; other images than those of
-            the test pairs.
-        exchanged: By name of a model its ``(n,)`` hits with its ``image``, and with its ``text``, exchanged among the
-            test pairs; `both` needs one. None credits a side without this.
-        unit: What the clusters are: ``image``, or ``text`` where there are texts alone.
+        held_out_clusters: ``(m,)`` image of every pair in `ModelResult.held_out`; none of them is a test image.
+        exchanged: For each model name, ``(n,)`` hits with ``image`` and with ``text`` exchanged among the test pairs;
+            needed for `both`. None credits a side without this check.
+        unit: What the clusters are: ``image``, or ``text`` if there are only texts.
     """
 
     def __init__(
@@ -111,39 +110,39 @@ class ModelChoice:
         return self._gaps[a.name, b.name]
 
     def lost(self, model: ModelResult) -> dict[str, Gap]:
-        """Return what wrong images, and what wrong texts, cost a model; nothing where they were not exchanged."""
+        """Return the loss of a model with wrong images and with wrong texts; empty if they were not exchanged."""
         exchanged = (self._exchanged or {}).get(model.name, {})
         return {side: compare(model.hits, hits, self.clusters) for side, hits in exchanged.items()}
 
     # ---- the best of a kind
 
     def best(self, role: str) -> ModelResult:
-        """Return the best model of a role: the cross-validation's choice of those that no other model beats surely.
+        """Return the best model of a role: the cross-validation's choice among those that no other reliably beats.
 
-        Where all of the role are beaten, the choice is among all of them.
+        If all of the role are beaten, the choice is among all of them.
         """
         return self._best_of([model for model in self.models if model.role == role])
 
     @property
     def majority(self) -> ModelResult:
-        """Always giving the most frequent answer."""
+        """The baseline that always gives the most frequent answer."""
         return self.best("majority")
 
     @property
     def one_side(self) -> bool:
-        """Return whether the pairs have images alone, or texts alone."""
+        """Return whether the pairs have only images, or only texts."""
         return any(model.role == "side" for model in self.models)
 
     @cached_property
     def both(self) -> ModelResult:
-        """The best model that sees image and text; of all models, where the pairs have one side only."""
+        """The best model that sees image and text; the best of all models if the pairs have one side only."""
         return self._best_of([model for model in self.models if model.role in ("baseline", "fusion", "side")])
 
     # ---- what image and text add
 
     @cached_property
     def learnt(self) -> bool:
-        """Return whether anything is surely better than always giving the most frequent answer."""
+        """Return whether any model is reliably better than always giving the most frequent answer."""
         kinds = (self.both,) if self.one_side else (self.best("text"), self.best("image"), self.both)
         return self.gap(self.chosen, self.majority).better_at(_FIRST_P) or any(
             self.gap(model, self.majority).better_at(_FURTHER_P) for model in kinds
@@ -152,7 +151,7 @@ class ModelChoice:
     def adds(self, side: str) -> bool:
         """Return whether ``image`` or ``text`` adds anything measurable to the other side."""
         if not any(model.role == _OTHER[side] for model in self.models):
-            return True  # no model of the other side alone was compared, so it cannot be enough
+            return True  # no model of the other side alone was compared, so that side cannot be enough
         without = self.best(_OTHER[side])
         needed = self._exchanged is None or self.lost(self.both)[side].up
         return (self.gap(self.both, without).up and needed) or self.gap(self.best(side), without).up
@@ -161,15 +160,15 @@ class ModelChoice:
 
     @cached_property
     def chosen(self) -> ModelResult:
-        """The cross-validation's choice of all models, whatever the test pairs say: for a claim that must not fish."""
+        """The cross-validation's choice among all models, whatever the test pairs say: avoids selection bias."""
         return _first_choice(self._pool)
 
     @cached_property
     def leaders(self) -> list[ModelResult]:
-        """The best models of all, those that see one side only included; the best on the test pairs comes first.
+        """The best models overall, including those that see one side only; the best on the test pairs comes first.
 
-        No other model measurably beats one of them on the test pairs, nor on test pairs and held-out training pairs
-        together; but where image or text adds nothing, the latter does not rule out models of the other side alone.
+        No other model measurably beats any of them on the test pairs, or on test pairs and held-out training pairs
+        together; but if image or text adds nothing, the latter does not rule out models of the other side alone.
         """
         enough = {_OTHER[side] for side in _OTHER if not self.adds(side)}
         leading = [model for model in self._unbeaten if model in self._sure or model.role in enough]
@@ -177,14 +176,14 @@ class ModelChoice:
 
     @property
     def overall(self) -> ModelResult:
-        """The leader that is best on the test pairs."""
+        """The best leader on the test pairs."""
         return self.leaders[0]
 
     @cached_property
     def runner_up(self) -> ModelResult:
-        """The best on the test pairs of another role than `overall`: what the lead of a single leader is over.
+        """The best model on the test pairs in another role than `overall`, with which a single leader is compared.
 
-        Where there is one role only, the best of the other models.
+        If there is one role only, the best of the other models.
         """
         others = [model for model in self._pool if model.role != self.overall.role]
         others = others or [model for model in self._pool if model is not self.overall] or [self.majority]
@@ -192,11 +191,11 @@ class ModelChoice:
 
     @cached_property
     def recommended(self) -> ModelResult:
-        """The model to use.
+        """The recommended model.
 
-        Where image or text adds nothing, the best leader that does without it. Otherwise the simplest leader that is
-        about as good as the best of them: behind by one standard error of the difference, or by `SMALL_GAIN`, whichever
-        is more. Of equally simple ones the cross-validation's choice.
+        If image or text adds nothing, the best leader that does without it. Otherwise the simplest leader that is about
+        as good as the best of them: behind by at most one standard error of the difference or `SMALL_GAIN`, whichever
+        is larger. Among equally simple ones, the cross-validation's choice.
         """
         enough = {_OTHER[side] for side in _OTHER if not self.adds(side)}
         alone = [model for model in self.leaders if model.role in enough]
@@ -210,12 +209,12 @@ class ModelChoice:
 
     @cached_property
     def _pool(self) -> list[ModelResult]:
-        """All models but that of the most frequent answer."""
+        """All models except the majority baseline."""
         return [model for model in self.models if model.role != "majority"]
 
     @cached_property
     def _unbeaten(self) -> list[ModelResult]:
-        """The models that no other one measurably beats on the test pairs; at least the best there."""
+        """The models that no other measurably beats on the test pairs; at least the best of them."""
         return [
             model
             for model in self._pool
@@ -224,7 +223,7 @@ class ModelChoice:
 
     @cached_property
     def _sure(self) -> list[ModelResult]:
-        """Those of them that none beats on test and held-out training pairs together either; at least one."""
+        """Those of them that none beats on test and held-out training pairs combined; at least one."""
         sure = [model for model in self._unbeaten if not any(self._beats_on_all(one, model) for one in self._pool)]
         return sure or self._unbeaten
 
@@ -243,9 +242,9 @@ class ModelChoice:
 
 
 def _first_choice(pool: Sequence[ModelResult]) -> ModelResult:
-    """Return the best by cross-validation, of equals by the test pairs, of equals the first.
+    """Return the best by cross-validation; ties are broken by the test pairs, then by order.
 
-    Models without a cross-validation only count where none of the pool has one; then the development pairs choose.
+    Models without cross-validation count only if none of the pool has one; then the development pairs decide.
     """
     measured = [model for model in pool if model.held_out is not None]
     if measured:
@@ -254,7 +253,7 @@ def _first_choice(pool: Sequence[ModelResult]) -> ModelResult:
 
 
 def title(name: str, role: str) -> str:
-    """Return what a model is called in a sentence."""
+    """Return the name of a model in a sentence."""
     if role == "fusion":
         return f"the fusion ({name})"
     if role == "majority":

@@ -1,4 +1,4 @@
-"""Compare all models on the same pairs: trained by `frevl.train`, scored by `Scorer`, tested on the same pairs."""
+"""Compare all models on the same pairs: trained by `frevl.train`, scored by `Scorer`, tested on the same test pairs."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ __all__ = [
 
 _PAIRS_AT_ONCE = 16_384
 _NETWORKS = ("text", "image", "mlp", "tiny")  # trained by gradient descent
-# Matching learns from three wrong pairs beside every right one, so at first a network calls every pair wrong and gets
-# half of the development pairs right; the patience of `frevl.train` (5) ended the training of small sets at that point.
+# Matching trains on three wrong pairs per right one, so at first a network calls every pair wrong and gets half of the
+# development pairs right; the default patience of `frevl.train` (5) ended training on small sets at that point.
 _PATIENCE = 20
-# A fusion needs steps: on 1,125 captions it stayed at 50 % with batches of 256, reached 71 % with 64 and 76 % with 32.
-_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256  # a pass
+# A fusion needs enough steps: on 1,125 captions it stayed at 50 % with batches of 256, reached 71 % with 64 and 76 %
+# with 32.
+_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256  # steps per pass
 _PASSES, _MANY = 20, 32_000
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answered to some pairs, and whether it was right.
+    """A model's answers to some pairs, and whether they are right.
 
     Attributes:
-        predicted: ``(n,)`` int64, number of the predicted class in `labels`.
+        predicted: ``(n,)`` int64, index of the predicted class in `labels`.
         labels: Names of the classes.
-        hits: ``(n,)`` in [0, 1]: weight of the predicted answer, 1 where it is right.
+        hits: ``(n,)`` in [0, 1]: weight of the predicted answer, 1 if it is right.
         confidence: ``(n,)`` in [0, 1]: calibrated probability of the predicted class.
-        raw: ``(n,)`` the same before calibration.
+        raw: ``(n,)`` in [0, 1]: the same before calibration.
     """
 
     predicted: np.ndarray
@@ -70,13 +71,13 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """A model trained several times, each time without a part of the images of the training pairs.
+    """A model trained several times, each time without some of the images of the training pairs.
 
     Attributes:
-        parts: Every part of the training pairs, with the model that has not learned from its images. In matching with
-            one drawn wrong pair beside every right one.
-        hits: ``(n,)`` in [0, 1] on the pairs of all parts, in their order.
-        seconds: Time of all trainings.
+        parts: Every part of the training pairs, with the model that was not trained on its images. In matching, each
+            right pair has one drawn wrong pair.
+        hits: ``(n,)`` in [0, 1] on the pairs of all parts, in order.
+        seconds: Total training time in seconds.
     """
 
     parts: list[tuple[Pairs, Scorer]]
@@ -103,8 +104,8 @@ class ComparedModel:
         scorer: The trained run.
         test: Predictions on the test pairs.
         dev: Predictions on the development pairs.
-        seconds: Time of the training.
-        crossed: Its cross-validation; None where there was none.
+        seconds: Training time in seconds.
+        crossed: Its cross-validation; None if there was none.
     """
 
     spec: ModelSpec
@@ -121,7 +122,7 @@ class ComparedModel:
 
     @property
     def title(self) -> str:
-        """What it is called in a sentence."""
+        """Name of the model in a sentence."""
         return title(self.spec.name, self.spec.role)
 
 
@@ -131,8 +132,8 @@ class ModelComparison:
 
     Attributes:
         splits: The pairs.
-        models: The models in the order of `MODEL_SPECS`, the simplest first.
-        exchanged: By name of a model its hits with ``image`` and ``text`` exchanged among the test pairs (from
+        models: The models in the order of `MODEL_SPECS`, simplest first.
+        exchanged: For each model name, its hits with ``image`` and ``text`` exchanged among the test pairs (from
             `frevl.diagnosis.performance.modality_use.exchanged_hits`); None before that was measured.
     """
 
@@ -142,7 +143,7 @@ class ModelComparison:
 
     @cached_property
     def choice(self) -> ModelChoice:
-        """Which of the models is best, of its kind and of all."""
+        """Which of the models is best, by kind and overall."""
         results = [
             ModelResult(
                 name=model.name,
@@ -165,7 +166,7 @@ class ModelComparison:
 
     @property
     def both(self) -> ComparedModel:
-        """The best model that sees image and text; of all models, where the pairs have one side only."""
+        """The best model that sees image and text; the best of all models if the pairs have one side only."""
         return self._named(self.choice.both.name)
 
     @property
@@ -185,25 +186,25 @@ class ModelComparison:
 def compare_models(
     splits: Splits, *, folder: Path, time_limit: float, models: Sequence[str] | None = None, progress: bool = False
 ) -> ModelComparison:
-    """Train all models that fit task and size on the training pairs, and let them answer the test pairs.
+    """Train all models that suit task and size on the training pairs, and let them answer the test pairs.
 
     Args:
         splits: The pairs.
         folder: Folder for the runs.
-        time_limit: Seconds; every training may take its share of them.
-        models: Names of `MODEL_SPECS` to take; None takes all that fit.
+        time_limit: Total seconds, of which every training may use its share.
+        models: Names from `MODEL_SPECS` to compare; None takes all that are suitable.
         progress: Show progress.
 
     Raises:
-        UsageError: An unknown model, or one of the roles is not filled.
-        FrevlError: As `frevl.train`.
+        UsageError: A model is unknown, or a role is not filled.
+        FrevlError: As in `frevl.train`.
     """
     sides = splits.train.sides
     specs = specs_for(sides)
     known = [spec.name for spec in specs]
     for name in models or ():
         if name not in known:
-            raise UsageError(f"A diagnosis compares no model '{name}'. {nearest(name, known)}")
+            raise UsageError(f"A diagnosis has no model '{name}'. {nearest(name, known)}")
     size = "small" if len(splits.train) <= SMALL else "large"
     towers = [splits.store.select_towers(modality, splits.encoders_of(modality)) for modality in MODALITIES]
     chosen = [
@@ -233,8 +234,8 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
     Args:
         splits: The pairs; development pairs stop and calibrate every training.
         spec: The model.
-        folder: Of the run.
-        time_limit: Seconds.
+        folder: Folder for the run.
+        time_limit: Training time limit in seconds.
         pairs: Training pairs; None takes those of the splits.
     """
     shown = seen_by(spec, splits.train if pairs is None else pairs, splits)
@@ -261,28 +262,28 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
             time_limit=max(time_limit, 1.0),
             options={**spec.changes, **passes, **patient},
             find_groups=False,  # done once for all models, in `read_splits`
-            workers=1,  # whatever a launcher has set: its processes share no diagnosis
+            workers=1,  # whatever a launcher has set: its processes do not share a diagnosis
         )
     return Scorer(run, splits.store)
 
 
 def most_passes(many: int, pairs: int) -> int:
-    """Return the number of passes over the training pairs: `many`, up to 20 where the pairs are fewer than 32,000.
+    """Return the number of passes over the training pairs: `many`, or up to 20 for fewer than 32,000 pairs.
 
-    A network needs a number of steps, and `many` passes over 32,000 pairs make enough of them.
+    A network needs a certain number of steps, and `many` passes over 32,000 pairs provide enough of them.
     """
     return max(many, min(_PASSES, many * _MANY // pairs))
 
 
 @contextmanager
 def quick_products(*, wanted: bool = True) -> Iterator[None]:
-    """Let matrix products round their factors to bfloat16 where the processor has instructions for it.
+    """Let matrix products round their factors to bfloat16 if the CPU has instructions for it.
 
-    Sums and weights stay float32, and so does everything elsewhere. For gradient descent only: what is solved needs all
-    digits.
+    Sums and weights stay float32, as does everything else. For gradient descent only: closed-form solutions need full
+    precision.
 
     Args:
-        wanted: False changes nothing.
+        wanted: False leaves the precision unchanged.
     """
     before = torch.get_float32_matmul_precision()
     if wanted:
@@ -294,7 +295,7 @@ def quick_products(*, wanted: bool = True) -> Iterator[None]:
 
 
 def seen_by(spec: ModelSpec, pairs: Pairs, splits: Splits) -> Pairs:
-    """Return pairs as the model sees them: the side that it must do without is the same for all."""
+    """Return pairs as the model sees them: a side that it must do without is the same for all."""
     if spec.without == "image":
         return constant(pairs, image=splits.train.images[0])
     if spec.without == "text":
@@ -305,17 +306,17 @@ def seen_by(spec: ModelSpec, pairs: Pairs, splits: Splits) -> Pairs:
 def predict_all(
     scorer: Scorer, pairs: Pairs, *, images: Sequence[str] | None = None, texts: Sequence[str] | None = None
 ) -> Predictions:
-    """Answer pairs, and mark every answer right or wrong.
+    """Answer pairs, and score every answer as right or wrong.
 
     Args:
         scorer: The run.
         pairs: Pairs with targets.
-        images: Other images to show in place of those of the pairs.
-        texts: Other texts in place of those of the pairs.
+        images: Images to use in place of those of the pairs.
+        texts: Texts to use in place of those of the pairs.
     """
     shown = list(zip(images or pairs.images, texts or pairs.texts, strict=True))
     parts = []
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores of thousands of classes would fill memory
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores for thousands of classes would fill memory
         rows = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
         parts.append(predictions_of(scorer, scorer.score(shown[start : start + _PAIRS_AT_ONCE]), pairs.select(rows)))
     joined = {
@@ -326,7 +327,7 @@ def predict_all(
 
 
 def predictions_of(scorer: Scorer, scores: np.ndarray, pairs: Pairs) -> Predictions:
-    """Return the predictions that scores, as `Scorer.score` gives them, make on pairs with targets."""
+    """Return the predictions from scores of `Scorer.score` on pairs with targets."""
     logits = torch.from_numpy(scores)
     none = {"scale": 1.0, "offset": 0.0}
     if scorer.run.task == "matching":

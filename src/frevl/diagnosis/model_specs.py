@@ -1,4 +1,4 @@
-"""The models that a diagnosis compares, and how each is trained."""
+"""The models compared by a diagnosis, and how each is trained."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 __all__ = ["MODEL_SPECS", "SMALL", "ModelSpec", "specs_for"]
 
 SMALL = 8_000
-"""Training pairs up to which a kernel takes seconds, and a network needs more regularisation."""
+"""Maximum number of training pairs for which a kernel takes seconds, and a network needs more regularisation."""
 
 _REGULARISED = {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model that a diagnosis compares, and how it is trained.
+    """A model compared by a diagnosis, and how it is trained.
 
     Attributes:
-        name: In the report.
-        model: What `frevl.train` trains.
-        role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``; ``side`` where pairs
-            have one side only.
-        share: Of the time limit that its training may take, in (0, 1).
+        name: Name of the model in the report.
+        model: Kind of model, as for `frevl.train`.
+        role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``; ``side`` if pairs have
+            one side only.
+        share: Share of the time limit for its training, in (0, 1).
         changes: Options of the model that differ from the defaults.
-        epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and a model
-            of one side has learned what it can much earlier than the fusion. None leaves the default of `frevl.train`.
-        without: ``image`` or ``text``: that side is the same for all pairs, so the model cannot use it.
-        sizes: ``small``, ``large`` or ``any``: for how many training pairs it is meant (the border is `SMALL`).
-        tasks: The tasks that it can do.
+        epochs: Maximum passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and a
+            one-sided model converges much earlier than the fusion. None leaves the default of `frevl.train`.
+        without: ``image`` or ``text``: that side is made the same for all pairs, so the model cannot use it.
+        sizes: ``small``, ``large`` or ``any``: the numbers of training pairs it is meant for (the limit is `SMALL`).
+        tasks: The tasks that it supports.
     """
 
     name: str
@@ -44,8 +44,8 @@ class ModelSpec:
 
 
 _CLASSES, _PAIRS = ("classification",), ("matching",)
-# The kernel of one side alone is what the kernel fusion must be compared with: on small sets a kernel learns more from
-# a text than a network does, and that difference must not be credited to the image.
+# The fusion must be compared with the kernel of one side alone: on small sets a kernel learns more from a text than a
+# network does, and that difference must not be credited to the image.
 MODEL_SPECS = (
     ModelSpec("majority", "majority", "majority", 0.01),
     ModelSpec("text", "text", "text", 0.06, epochs=4),
@@ -63,10 +63,10 @@ MODEL_SPECS = (
 
 
 def specs_for(sides: Sequence[str]) -> tuple[ModelSpec, ...]:
-    """Return the models to compare on pairs that have these sides, the simplest first.
+    """Return the models to compare on pairs with these sides, simplest first.
 
     Args:
-        sides: ``image`` and ``text``, or the only one of them that the pairs have.
+        sides: ``image`` and ``text``, or the only side that the pairs have.
     """
     if len(sides) == 2:
         return MODEL_SPECS

@@ -31,30 +31,30 @@ __all__ = [
 ]
 
 MATCH_LABELS = ["no match", "match"]
-# They also decide temperature and thresholds, so they are somewhat more than early stopping needs.
+# They also determine temperature and thresholds, so there are more of them than early stopping needs.
 DEV_SHARE = 0.15
 _DRAWS = 16
 
 MOST_LEARNT = 20_000
-"""Pairs that one model learns from at most where several folds are learned, so that a training has an end."""
+"""Maximum training pairs for one model if several folds are trained, so that training takes a bounded time."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Pairs that every model of a diagnosis is trained, tuned and compared on.
+    """The pairs on which every model of a diagnosis is trained, tuned and compared.
 
     Attributes:
-        store: Holds the embeddings.
+        store: The store with the embeddings.
         task: ``matching`` or ``classification``.
         train: Training pairs; no cluster (image) of them is in `dev`.
         dev: Development pairs, for early stopping, temperature, thresholds and, in large sets, the choice of models. In
-            matching with wrong pairs.
+            matching they include wrong pairs.
         test: Test pairs. In matching, one wrong text was drawn for every right pair if the file had no wrong ones.
-        encoder: Names of encoders; None is all in the store.
+        encoder: Names of the encoders; None uses all in the store.
         seed: Random seed.
-        notes: Sentences that a reader of the numbers should know.
-        image_encoder: Names of those whose image towers are used; None where `encoder` says it.
-        text_encoder: Names of those whose text towers are used; None where `encoder` says it.
+        notes: Caveats for readers of the numbers.
+        image_encoder: Names of the encoders whose image towers are used; None: see `encoder`.
+        text_encoder: Names of the encoders whose text towers are used; None: see `encoder`.
     """
 
     store: Store
@@ -70,11 +70,11 @@ class Splits:
 
     @property
     def unit(self) -> Side:
-        """What a pair is counted by: its image, or its text where there are texts alone."""
+        """The unit of counting: the image, or the text if there are only texts."""
         return self.train.sides[0]
 
     def encoders_of(self, modality: Modality) -> list[str] | None:
-        """Return the names of the encoders of a modality; None is all in the store."""
+        """Return the names of the encoders of a modality; None means all in the store."""
         own = self.image_encoder if modality == "image" else self.text_encoder
         return self.encoder if own is None else own
 
@@ -129,15 +129,15 @@ def read_splits(
         None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()
     ]
-    notes = list(dict.fromkeys(notes))  # what holds for several files is said once
+    notes = list(dict.fromkeys(notes))  # a note on several files is given once
     return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes, *own)
 
 
 def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
-    """Put one wrong pair, with target ``false``, beside every right pair; a file with wrong pairs stays as it is.
+    """Add one wrong pair, with target ``false``, for every right pair; a file with wrong pairs is left unchanged.
 
-    A wrong text belongs to another image, and to no pair of this image. Where all texts are right for an image, it
-    gets none.
+    A wrong text belongs to another image, and to no pair of this image. An image for which all texts are right gets
+    none.
 
     Raises:
         PairsError: No wrong text can be drawn.
@@ -173,7 +173,7 @@ def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
 
 
 def constant(pairs: Pairs, *, image: str | None = None, text: str | None = None) -> Pairs:
-    """Give every pair the same image or the same text, which then says nothing; clusters stay what they were."""
+    """Give every pair the same image or the same text, which then carries no information; clusters are unchanged."""
     extras = [{**extra, "cluster": name} for extra, name in zip(pairs.extras, pairs.clusters, strict=True)]
     images = pairs.images if image is None else [image] * len(pairs)
     texts = pairs.texts if text is None else [text] * len(pairs)
@@ -181,7 +181,7 @@ def constant(pairs: Pairs, *, image: str | None = None, text: str | None = None)
 
 
 def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
-    """Return the pairs of a share of the clusters (images); a smaller share is part of a larger one."""
+    """Return the pairs of a share of the clusters (images); a smaller share is a subset of a larger one."""
     names = sorted(set(pairs.clusters))
     order = np.random.default_rng(seed).permutation(len(names))
     kept = {names[i] for i in order[: max(1, round(share * len(names)))]}
@@ -189,12 +189,12 @@ def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
 
 
 def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return ``(n,)`` the fold of every line; a cluster is in one fold, and folds have as many, give or take one.
+    """Return the ``(n,)`` fold of every line; clusters are not split, and their numbers per fold differ by at most one.
 
     Args:
         clusters: ``(n,)`` name of the cluster (image, group) of every line.
-        folds: How many.
-        seed: Of the dealing.
+        folds: Number of folds.
+        seed: Random seed for the assignment.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     place = np.random.default_rng(seed).permutation(len(names))
@@ -202,12 +202,12 @@ def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int
 
 
 def few_enough(pairs: Pairs, *, seed: int) -> Pairs:
-    """Return the pairs, or of more than `MOST_LEARNT` those of a share of the clusters."""
+    """Return the pairs, or those of a share of the clusters if there are more than `MOST_LEARNT`."""
     return share_of_clusters(pairs, MOST_LEARNT / len(pairs), seed=seed) if len(pairs) > MOST_LEARNT else pairs
 
 
 def answers_of(target: Target | None, task: str) -> set[str]:
-    """Return the answers that a target names; in matching one of `MATCH_LABELS`."""
+    """Return the answers that a target contains; in matching one of `MATCH_LABELS`."""
     if task == "matching":
         one = Pairs([""], [""], [target], [{}], ["pair"])
         return {MATCH_LABELS[int(match_truth(one)[0] > 0.5)]}
@@ -217,7 +217,7 @@ def answers_of(target: Target | None, task: str) -> set[str]:
 
 
 def _check_sides(parts: Sequence[Pairs], task: str) -> None:
-    """Refuse parts of which some have a side that others lack, and one side alone for matching."""
+    """Refuse parts with different sides, and matching with one side alone."""
     sides = parts[0].sides
     for part in parts:
         lacking = [side for side in MODALITIES if side not in part.sides]

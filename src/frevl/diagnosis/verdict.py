@@ -1,10 +1,10 @@
 """The verdict: a plain statement of what to use.
 
-The first sentence answers in this order: is anything better than always giving the most frequent answer; does the
-image, does the text, add anything; which model is best of all, those that see one side only included, and by how much;
-and only then whether the fusion is worth it. The claims are nested, so that chance alone makes few of them: nothing is
+The first sentence answers these questions in order: is anything better than always giving the most frequent answer;
+does the image, and does the text, add anything; which model is best overall, including those that see one side only,
+and by how much; and only then whether the fusion is worth it. The claims are nested to limit false claims: nothing is
 claimed before something beats the most frequent answer at the 99 % level, and a side is credited only if the best model
-that sees it beats the best one without it and, where it sees both, loses when that side is exchanged. The rule is
+that sees it beats the best one without it and, if that model sees both, loses when the side is exchanged. The rule is
 ours.
 """
 
@@ -24,12 +24,12 @@ _BEATS = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}
 
 
 def comparison_findings(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> list[Finding]:
-    """Return ``accuracy`` and ``fusion-against-NAME`` for every other model; where there is no fusion, the former.
+    """Return ``accuracy`` and ``fusion-against-NAME`` for every other model; only the former if there is no fusion.
 
     Args:
         choice: All models on the same test pairs.
-        scores: By model ``value``, ``ci95``, ``development`` and ``cross_validated`` in percent.
-        sentence: The verdict's, which is what to do about the table.
+        scores: For each model ``value``, ``ci95``, ``development`` and ``cross_validated`` in percent.
+        sentence: The verdict's sentence, used as advice on the table.
     """
     if choice.one_side:
         return [_accuracy(choice, scores, sentence)]
@@ -91,14 +91,14 @@ def _accuracy(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> Fin
 
 
 def model_sentence(choice: ModelChoice, one: ModelResult, other: ModelResult) -> str:
-    """Return ``The linear probe beats the kernel model: +2.0 points, 1.0 to 3.0.``, or what else is the case."""
+    """Return ``The linear probe beats the kernel model: +2.0 points, 1.0 to 3.0.``, or whatever holds."""
     gap = choice.gap(one, other)
     sentence = f"{one.title} {_BEATS[gap.sign]} {other.title}: {gap}."
     return sentence[0].upper() + sentence[1:]
 
 
 def fusion_sentence(choice: ModelChoice, model: ModelResult) -> str:
-    """Return ``The fusion (tiny) beats the linear probe: +2.0 points, 1.0 to 3.0.``, or what else is the case."""
+    """Return ``The fusion (tiny) beats the linear probe: +2.0 points, 1.0 to 3.0.``, or whatever holds."""
     gap = choice.gap(choice.best("fusion"), model)
     return f"The fusion ({choice.best('fusion').name}) {_BEATS[gap.sign]} {model.title}: {gap}."
 
@@ -121,9 +121,9 @@ def _against(choice: ModelChoice, model: ModelResult) -> Finding:
 
 
 def fusion_advice(model: ModelResult, sign: int) -> str:
-    """Return what follows for the fusion from beating a model (1), losing to it (-1), or neither (0).
+    """Return what follows from the fusion beating a model (1), losing to it (-1), or neither (0).
 
-    None of it recommends a model: only the first sentence of the verdict does, because it has seen all of them.
+    It never recommends a model: only the first sentence of the verdict does, because it considers all of them.
     """
     return _ADVICE[model.role][sign].format(name=model.name)
 
@@ -131,14 +131,14 @@ def fusion_advice(model: ModelResult, sign: int) -> str:
 _ADVICE = {
     "majority": {
         1: "The fusion has learned something; read on.",
-        0: "The fusion has learned nothing that can be measured: look at targets and pairs first, then at the encoder.",
+        0: "The fusion has learned nothing measurable: look at targets and pairs first, then at the encoder.",
         -1: (
             "The fusion is worse than no model at all: look at the classes, and at whether training and test pairs "
             "were labelled alike."
         ),
     },
     "text": {
-        1: "The fusion is better than {name}, which sees only the text; whether the image earns it, says its section.",
+        1: "The fusion is better than {name}, which sees only the text; the section on the image says why.",
         0: "The image is not worth its cost in this model: the text alone, with {name}, does about as well.",
         -1: "Adding the image makes this model worse than {name}, which sees only the text.",
     },
@@ -148,13 +148,13 @@ _ADVICE = {
         -1: "Adding the text makes this model worse than {name}, which sees only the image.",
     },
     "baseline": {
-        1: "The fusion is better than this simpler model; whether it is the best of all, says the first sentence.",
+        1: "The fusion is better than this simpler model; see the first sentence for whether it is the best of all.",
         0: "This simpler model does about as well: against it the fusion is not worth its cost.",
         -1: "This simpler model is better: against it the fusion is not worth its cost.",
     },
     "fusion": {
         1: "The better of the two fusions was chosen.",
-        0: "The two fusions cannot be told apart here; the cross-validation, or the development pairs, chose.",
+        0: "The two fusions are indistinguishable here; cross-validation, or the development pairs, chose.",
         -1: "{name} is the better of the two fusions here.",
     },
 }
@@ -162,7 +162,7 @@ _ADVICE = {
 
 KINDS = ("few", "single", "chance", "side", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
 _MOST_NAMED = 4  # models in one sentence
-_UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learned about the others
+_UNEVEN = 80.0  # percent of one answer above which accuracy hides what is learned about the others
 _OTHER = {"image": "text", "text": "image"}
 
 
@@ -170,13 +170,14 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
     """Reach the verdict.
 
     Args:
-        choice: All models on the same test pairs; the best fusion, and the best model that sees both, with wrong images
-            and texts too.
-        only: The answer that all test pairs have, if they have one and the same.
+        choice: All models on the same test pairs; the best fusion, and the best model that sees both, also with wrong
+            images and texts.
+        only: The answer that all test pairs have, if there is only one.
 
     Returns:
-        The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings. Where the pairs
-        have one side only there is no fusion, and the differences are those of the best model.
+        The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings. If the pairs
+        have one
+            side only there is no fusion, and the differences are those of the best model.
     """
     fusion, clusters = choice.both if choice.one_side else choice.best("fusion"), choice.clusters
     scores = {model.name: _score(model, clusters) for model in choice.models}
@@ -190,7 +191,7 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
     elif only is not None:
         kind = "single"
         sentence = (
-            f"Nothing can be told from test pairs of a single class: all {n:,} have the answer '{only}', so always "
+            f"Test pairs of a single class show nothing: all {n:,} have the answer '{only}', so always "
             "giving that answer is right every time. Give test pairs of every class."
         )
     elif not choice.learnt:
@@ -223,7 +224,7 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
 
 
 def _best_of_each_kind(choice: ModelChoice) -> dict[str, str | None]:
-    """Return the name of the best model of each kind; None where the pairs have one side only."""
+    """Return the name of the best model of each kind; None if the pairs have one side only."""
     if choice.one_side:
         return {**dict.fromkeys(("fusion", "text", "image", "both")), choice.unit: choice.both.name}
     kinds: dict[str, str | None] = {kind: choice.best(kind).name for kind in ("fusion", "text", "image")}
@@ -231,12 +232,12 @@ def _best_of_each_kind(choice: ModelChoice) -> dict[str, str | None]:
 
 
 def _at_chance(choice: ModelChoice) -> str:
-    """Say that nothing is surely better than the most frequent answer."""
+    """Report that nothing is reliably better than the most frequent answer."""
     best, majority = choice.chosen, choice.majority
     gap = choice.gap(best, majority)
     share = 100 * majority.accuracy
     start = {
-        1: "Nothing is surely better than chance",
+        1: "Nothing is reliably better than chance",
         0: "Everything is at chance",
         -1: "Nothing is as good as always giving the most frequent answer",
     }[gap.sign]
@@ -249,7 +250,7 @@ def _at_chance(choice: ModelChoice) -> str:
 
 
 def _learnt(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
-    """Return kind and sentence where something beats the most frequent answer."""
+    """Return kind and sentence if something beats the most frequent answer."""
     image, text = choice.adds("image"), choice.adds("text")
     if image and text:
         return _both_needed(choice, scores)
@@ -261,33 +262,33 @@ def _learnt(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
 
 def _one_adds_nothing(choice: ModelChoice, idle: str, scores: dict[str, Any]) -> str:
     n = len(choice.clusters)
-    start = f"The {idle} adds nothing that can be measured on {n:,} pairs ({_not_added(choice, idle)})"
+    start = f"The {idle} adds nothing measurable on {n:,} pairs ({_not_added(choice, idle)})"
     other = f", or try another {idle} encoder" if choice.recommended.role == _OTHER[idle] else ""
     return f"{start}; {_best_of_all(choice, scores)}: {_use(choice)}{other}."
 
 
 def _not_added(choice: ModelChoice, idle: str) -> str:
-    """Say which of the conditions for crediting a side fails."""
+    """Report which condition for crediting a side fails."""
     both, alone = choice.both, choice.best(_OTHER[idle])
     gap = choice.gap(both, alone)
     told = f"{both.name}, which sees both, against {alone.name}, which sees only the {_OTHER[idle]}: {gap}"
     if not gap.up:
         return told
     lost = choice.lost(both)[idle]
-    word = f"is even better, by {lost.size()}" if lost.down else f"loses nothing that can be measured ({lost})"
+    word = f"is even better, by {lost.size()}" if lost.down else f"loses nothing measurable ({lost})"
     return f"{told}, but with wrong {idle}s {both.name} {word}"
 
 
 def _neither_adds(choice: ModelChoice, scores: dict[str, Any]) -> str:
     return (
-        f"Image and text add nothing to each other that can be measured on {len(choice.clusters):,} pairs "
+        f"Image and text add nothing measurable to each other on {len(choice.clusters):,} pairs "
         f"({_not_added(choice, 'image')}; {_not_added(choice, 'text')}); {_best_of_all(choice, scores)}: "
         f"{_use(choice)}."
     )
 
 
 def _both_needed(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
-    """Both sides earn their place: only now the question is whether the fusion is worth it."""
+    """Both sides are needed: only now does the question arise whether the fusion is worth it."""
     fusion, use = choice.best("fusion"), choice.recommended
     baselines = [model for model in choice.models if model.role == "baseline"]
     start = f"Image and text are both needed; {_best_of_all(choice, scores)}"
@@ -304,7 +305,7 @@ def _both_needed(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]
         gap = choice.gap(fusion, rival)
         told = f", and {fusion.title} does not measurably beat {rival.title} ({gap})"
         doubt = (
-            f", but whether it is worth its cost cannot be told from {len(choice.clusters):,} pairs"
+            f", but {len(choice.clusters):,} pairs are too few to tell whether it is worth its cost"
             if use.role == "fusion"
             else ""
         )
@@ -319,17 +320,17 @@ def _both_needed(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]
 
 
 def _best_of_all(choice: ModelChoice, scores: dict[str, Any]) -> str:
-    """Say which model is best of all and by how much, or which ones are and cannot be told apart."""
+    """Report which model is best overall and by how much, or which ones are indistinguishably best."""
     best, leaders = choice.overall, choice.leaders
     if len(leaders) == 1:
         gap = choice.gap(best, choice.runner_up)
         start = f"best of all is {best.title} with {_right(scores, best)}"
         if gap.up:
             return f"{start}, {gap.size()} above {choice.runner_up.title}"
-        return f"{start}, before {choice.runner_up.title} ({gap})"
+        return f"{start}, ahead of {choice.runner_up.title} ({gap})"
     shown = [f"{model.title} ({scores[model.name]['value']:.1f} % right)" for model in leaders[:_MOST_NAMED]]
     shown += [counted(len(leaders) - _MOST_NAMED, "other")] if len(leaders) > _MOST_NAMED else []
-    return f"best of all are {', '.join(shown[:-1])} and {shown[-1]}, which cannot be told apart"
+    return f"best of all are {', '.join(shown[:-1])} and {shown[-1]}, which are indistinguishable"
 
 
 def _told(choice: ModelChoice, model: ModelResult) -> bool:
@@ -352,9 +353,9 @@ def _right(scores: dict[str, Any], model: ModelResult) -> str:
 
 
 def _detail(choice: ModelChoice, scores: dict[str, Any]) -> list[str]:
-    """Say how good the fusion is at all, and how it does against every baseline, whatever the first sentence said.
+    """Report how good the fusion is in itself and compared with every baseline, whatever the first sentence says.
 
-    Where the pairs have one side only, how the recommended model does against every other.
+    If the pairs have one side only, compare the recommended model with every other.
     """
     if choice.one_side:
         use = choice.recommended

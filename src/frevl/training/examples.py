@@ -34,7 +34,7 @@ __all__ = [
     "with_wrong_texts",
 ]
 
-_DRAWS = 16  # tries to find a wrong text; only where nearly all pairs share an image or text is one missing after that
+_DRAWS = 16  # attempts to find a wrong text; these fail only if nearly all pairs share an image or text
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Examples:
     """Pairs with their right answers.
 
     Attributes:
-        pairs: Embedded pairs.
-        truth: Answers of a classification; for matching ``(n,)`` float32, 1 where image and text belong together.
-        clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are not independent.
+        pairs: The embedded pairs.
+        truth: Answers in classification; in matching ``(n,)`` float32, 1 if image and text belong together.
+        clusters: ``(n,)`` int64; pairs with the same number (mostly: the same image) are not independent.
     """
 
     pairs: EmbeddedPairs
@@ -71,18 +71,18 @@ class Prepared:
 
     Attributes:
         train: Training examples.
-        dev: Development examples; for matching every right pair comes with a wrong one.
-        labels: Classes, the most frequent first; empty for matching.
-        image_towers: Towers that are concatenated, in their order; none where the pairs are texts alone.
-        text_towers: The same for texts; none where the pairs are images alone.
-        encoders: Names of the encoders that these are of, in the order in which they were asked for.
-        image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts, or of the texts where they are
+        dev: Development examples; in matching every right pair comes with a wrong one.
+        labels: Classes, most frequent first; empty for matching.
+        image_towers: Image towers to concatenate, in order; none if the pairs are texts alone.
+        text_towers: Text towers to concatenate, in order; none if the pairs are images alone.
+        encoders: Names of the encoders of these towers, in the requested order.
+        image_hashes: ``(n,)`` uint64, sorted: content hashes of the images of both parts, or of the texts if they are
             texts alone.
         notes: Sentences that the user should read.
-        dev_is_spare: Development examples were set aside from the training pairs, not given.
-        dev_is_seen: Nothing could be set aside without taking classes away, so they are training examples too: a
-            figure on them says nothing.
-        doubts: Those of the notes that come before every figure.
+        dev_is_spare: Whether the development examples were set aside from the training pairs, not given.
+        dev_is_seen: Whether the development examples are also training examples, because setting them aside would have
+            removed classes: a figure on them is meaningless.
+        doubts: The notes that are shown before every figure.
     """
 
     train: Examples
@@ -133,9 +133,10 @@ def dev_metric(logits: Tensor, truth: Answers | Tensor, class_weights: Tensor | 
     """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions.
 
     Args:
-        logits: ``(n, outputs)``.
-        truth: ``(n,)`` of a matching, or the answers of a classification.
-        class_weights: ``(outputs,)`` by which a pair counts, the mean of its answers' weights; None is 1 for each.
+        logits: ``(n, outputs)`` logits.
+        truth: ``(n,)`` for matching, or the answers of a classification.
+        class_weights: ``(outputs,)`` weights of the classes; a pair counts by the mean weight of its answers. None:
+        equal weights.
     """
     if isinstance(truth, Tensor):
         return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
@@ -155,13 +156,13 @@ def sample_negatives(
     Args:
         pairs: Embedded pairs.
         rows: ``(n,)`` rows of right pairs.
-        count: Wrong texts per image.
-        generator: Of the random choice.
-        pool: Pairs of the same items to draw texts from; None takes the chosen pairs themselves.
+        count: Number of wrong texts per image.
+        generator: Random generator.
+        pool: Pairs with the same items to draw texts from; None uses the chosen pairs themselves.
 
     Returns:
-        Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is
-        never a negative; where several draws find nothing else, the pair gets none.
+        Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is never a
+        negative; if several draws find nothing else, the pair gets none.
     """
     source = pairs.select(rows) if pool is None else pool
     image, text = pairs.image_rows[rows], pairs.text_rows[rows]
@@ -217,8 +218,8 @@ def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, s
         seed: Of the choice.
 
     Returns:
-        Training pairs, development pairs, and whether the latter are training pairs too: where every class would be
-        taken away.
+        Training pairs, development pairs, and whether the latter are training pairs too, because setting them aside
+        would remove every class.
 
     Raises:
         PairsError: There are too few pairs, or targets are missing.
@@ -248,17 +249,17 @@ def examples_of(
         parts: Training and development pairs.
         embedded: The same pairs with their embeddings, which share their items.
         task: ``matching`` or ``classification``.
-        min_answer_count: Answers named by fewer training pairs are not classes.
-        seed: Of the wrong texts.
-        dev_is_spare: Development pairs were set aside from the training pairs.
-        dev_is_seen: They are training pairs too.
-        notes: What the user should read is added to it.
+        min_answer_count: Answers of fewer training pairs than this are not classes.
+        seed: Random seed for drawing wrong texts.
+        dev_is_spare: Whether the development pairs were set aside from the training pairs.
+        dev_is_seen: Whether the development pairs are also training pairs.
+        notes: Receives notes for the user.
 
     Returns:
-        Training and development examples, and the classes; none for matching.
+        Training and development examples, and the classes (empty for matching).
 
     Raises:
-        PairsError: Targets are missing, there is one class only, or no right pair.
+        PairsError: Targets are missing, there is only one class, or there is no right pair.
     """
     train_pairs, dev_pairs = parts
     clusters = _number_clusters(parts)
@@ -284,7 +285,7 @@ def examples_of(
                 f"training pairs, found only '{labels[0]}'"
             )
         learned = len(labels)
-        if dev_is_spare:  # a class of the pairs that were set aside is a class: they may be learned from in the end
+        if dev_is_spare:  # classes of the pairs set aside count too: the final model may be trained on them
             both = label_vocabulary(one_column([train_pairs.targets, dev_pairs.targets]), min_count=min_answer_count)
             labels += [label for label in both if label not in set(labels)]
         train = _with_known_answers(
@@ -306,8 +307,8 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
     """Split labelled pairs as `split_by_image` does, but keep every class in the training part.
 
     Returns:
-        Training part, development part, and whether the development part is in the training part too: where less than
-        half of what was wanted can be spared.
+        Training part, development part, and whether the development part is in the training part too, because less than
+        half of the requested number can be spared.
     """
     kept, held = split_by_image(pairs, share, seed=seed)
     answers = encode_answers(pairs.targets, label_vocabulary(pairs.targets, min_count=min_answer_count))

@@ -22,8 +22,8 @@ from frevl.training.run_folder import NOWHERE, Checkpoint
 __all__ = ["FitReport", "LossOf", "gradient_descent", "scheduled"]
 
 LossOf = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
-"""From ``(n,)`` row numbers of a batch and the generator of random choices to the loss of that batch, and the terms it
-is made of, by name, for the log and for messages."""
+"""Maps ``(n,)`` row numbers of a batch and a random generator to the loss of that batch and its terms by name, for the
+log and for messages."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class FitReport:
     """The report of a training.
 
     Attributes:
-        epochs: Epochs trained.
+        epochs: Number of epochs trained.
         best_epoch: The epoch (from 1) whose weights were kept.
-        metric: Its development metric in [0, 1]; without one, the last loss.
-        seconds: Time spent in the loop, interruptions left out.
+        metric: Development metric of that epoch in [0, 1]; the last loss if there is no metric.
+        seconds: Time spent in the loop, not counting interruptions.
         stopped: Why it ended: ``epochs``, ``patience``, ``time`` or ``perfect``.
     """
 
@@ -63,28 +63,28 @@ def gradient_descent(
 ) -> FitReport:
     """Train a network with AdamW; afterwards it is on the CPU in evaluation mode.
 
-    Every random choice follows from seed and epoch, and the state is saved after each epoch: a call with the same
-    arguments after an interruption continues after the last complete epoch and ends with the identical result.
+    Every random choice is determined by seed and epoch, and the state is saved after each epoch: repeating an
+    interrupted call with the same arguments continues after the last complete epoch and gives an identical result.
 
     Args:
-        network: What to train. Weight decay acts on its matrices only, not on biases or the gains of norms.
-        loss_of: The loss of a batch.
-        count: Training rows. An epoch deals them into batches of nearly equal size.
+        network: Network to train. Weight decay applies to its matrices only, not to biases or the gains of norms.
+        loss_of: Computes the loss of a batch.
+        count: Number of training rows. An epoch divides them into batches of nearly equal size.
         options: Epochs, batch size, learning rates, weight decay, gradient clipping.
-        session: The seed is that of the order, of dropout and of whatever the loss draws. The schedule shrinks to the
+        session: Its seed determines the order, dropout and all random choices of the loss. The schedule shrinks to its
             time limit, so that a short training is annealed too.
-        title: What is trained, for the progress line and messages.
-        remedy: What to do if the loss is not finite.
-        on_epoch: Returns the development metric in [0, 1], called after each epoch; the network then ends with the
-            weights of the best epoch. None: no metric, the last weights are kept.
-        patience: Stop after so many epochs without a better metric.
-        keep_last: Keep the weights of the last epoch, not of the best one.
+        title: Name of the training, for the progress line and messages.
+        remedy: Advice if the loss is not finite.
+        on_epoch: Returns the development metric in [0, 1], called after each epoch; the network ends with the weights
+            of the best epoch. None: no metric, and the last weights are kept.
+        patience: Stop after this many epochs without a better metric.
+        keep_last: Keep the weights of the last epoch instead of the best one.
         checkpoint: Where the state is saved after each epoch.
-        log_file: File for one line of JSON an epoch.
-        deal: The order of rows.
+        log_file: Log file with one JSON line per epoch.
+        deal: Determines the order of rows.
 
     Returns:
-        How it went.
+        The report of the training.
 
     Raises:
         TrainingError: The loss is not finite (names the batch), or the state cannot be read or written.
@@ -104,7 +104,7 @@ def gradient_descent(
     with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         line.advance(state.epoch * steps)
         while not state.stopped:
-            # Every random choice follows from seed and epoch, so that a resumed training repeats it.
+            # Every random choice is determined by seed and epoch, so that a resumed training repeats it.
             torch.manual_seed(session.seed * 100_003 + state.epoch)  # dropout
             random = torch.Generator().manual_seed(session.seed * 100_003 + state.epoch)  # order, negatives, mixup
             losses = SeenLosses(f"epoch {state.epoch + 1}", title, remedy, steps, looks_every(session.device))
@@ -112,7 +112,7 @@ def gradient_descent(
             network.train()
             for batch, rows in enumerate(deal(count, steps, random)):
                 done = (state.epoch + batch / steps) / epochs
-                # Not before the first step: where time suffices, the clock must not change the result.
+                # Not before the first step: if time suffices, the clock must not affect the result.
                 if time_limit is not None and state.epoch + batch > 0:
                     done = max(done, team.agreed(time.monotonic() - started) / time_limit)
                     out_of_time = done >= 1
@@ -155,7 +155,7 @@ def gradient_descent(
 
 @dataclass
 class _State:
-    """State that an interrupted training needs to continue, besides weights and optimiser."""
+    """The state that an interrupted training needs to continue, besides weights and optimiser."""
 
     epoch: int = 0
     metric: float = 0.0
@@ -227,7 +227,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _keep_lines(log_file: Path | None, count: int) -> None:
-    """Truncate the log to complete epochs, as a kill may come between log line and state."""
+    """Truncate the log to complete epochs, because a kill may come between log line and state."""
     if log_file is not None:
         lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
         log_file.write_text("".join(lines[:count]), encoding="utf-8")
@@ -240,7 +240,7 @@ def _append_line(log_file: Path | None, line: str) -> None:
 
 
 def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
-    """Return the learning rate: linear warm-up, then cosine to the final rate. ``done`` is in [0, 1]."""
+    """Return the learning rate: linear warm-up, then a cosine to the final rate. ``done`` is the progress in [0, 1]."""
     if done < warm_up:
         return peak * (done + 1e-3) / (warm_up + 1e-3)
     share = min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))

@@ -2,7 +2,7 @@
 
 The weights are set in ``training``; this file has the terms, each a pure function of tensors that returns a scalar,
 mixup, and the monitoring of an epoch's losses. ``n`` is the number of pairs in the batch, ``C`` the number of classes.
-All are finite, with finite gradients, at logits of +-10,000.
+All terms are finite, with finite gradients, at logits of +-10,000.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def task_loss(
     """Return the loss of the task.
 
     Args:
-        logits: ``(n, outputs)``.
+        logits: ``(n, outputs)`` logits.
         truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
         kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
         smoothing: Label smoothing in [0, 1).
-        class_weights: ``(outputs,)``, of ``class`` alone; None is 1 for each.
+        class_weights: ``(outputs,)``, for ``class`` only; None: 1 for each.
     """
     if kind == "match":
         return binary_loss(logits, truth, label_smoothing=smoothing)
@@ -56,12 +56,12 @@ def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
     """Return the binary cross-entropy for matching, averaged over pairs.
 
     Args:
-        logits: ``(n,)`` or ``(n, 1)``.
+        logits: ``(n,)`` or ``(n, 1)`` logits.
         targets: ``(n,)`` float in [0, 1]; 1 for a match.
         label_smoothing: ``e`` in [0, 1]: a target ``t`` becomes ``(1 - e) t + e / 2``.
 
     Raises:
-        UsageError: Shapes or types do not fit.
+        UsageError: Shapes or types do not match.
     """
     flat = logits.squeeze(1) if logits.dim() == 2 and logits.shape[1] == 1 else logits
     if flat.dim() != 1 or targets.shape != flat.shape or not targets.is_floating_point():
@@ -79,15 +79,16 @@ def class_loss(
     """Return the softmax cross-entropy for exactly one right class, averaged over pairs.
 
     Args:
-        logits: ``(n, C)``.
-        targets: ``(n,)`` int64 class numbers, or ``(n, C)`` float with one distribution a row (mixup, several
-            right answers). A row of zeros, smoothing apart, asks for nothing and costs nothing.
+        logits: ``(n, C)`` logits.
+        targets: ``(n,)`` int64 class numbers, or ``(n, C)`` float with one distribution per row (mixup, several right
+            answers). A row of zeros contributes nothing, apart from smoothing.
         label_smoothing: ``e`` in [0, 1]: a distribution ``t`` becomes ``(1 - e) t + e / C``.
-        class_weights: ``(C,)``: a pair counts by the mean weight of its targets (ours: PyTorch would weigh the smoothed
-            targets, which pulls every pair towards a rare class). The mean is over pairs, not over their weights.
+        class_weights: ``(C,)``: a pair counts by the mean weight of its targets (ours: PyTorch would weight the
+            smoothed targets, which pulls every pair towards a rare class). The mean is over pairs, not over their
+            weights.
 
     Raises:
-        UsageError: Shapes or types do not fit.
+        UsageError: Shapes or types do not match.
     """
     numbers = targets.dim() == 1 and targets.dtype == torch.int64 and targets.shape == logits.shape[:1]
     if logits.dim() != 2 or not (numbers or (targets.shape == logits.shape and targets.is_floating_point())):
@@ -102,18 +103,18 @@ def class_loss(
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy against soft targets for VQA v2: the sum over answers, the mean over questions.
+    """Return the binary cross-entropy against soft targets for VQA v2, summed over answers, averaged over questions.
 
-    The sum is customary for VQA v2: the mean over 3,129 answers would make the gradient of the few right ones
-    vanish beside the other terms. There is no label smoothing (ours): the share of the ten annotators is soft
-    already, and half of 0.1 on each of 3,129 answers would ask for 156 right answers a question.
+    The sum is customary for VQA v2: a mean over 3,129 answers would make the gradient of the few right ones vanish next
+    to the other terms. There is no label smoothing (ours): the share of the ten annotators is soft already, and half of
+    0.1 on each of 3,129 answers would amount to 156 right answers per question.
 
     Args:
-        logits: ``(n, C)``.
+        logits: ``(n, C)`` logits.
         targets: ``(n, C)`` float in [0, 1]; a row need not sum to 1.
 
     Raises:
-        UsageError: Shapes or types do not fit.
+        UsageError: Shapes or types do not match.
     """
     if logits.dim() != 2 or targets.shape != logits.shape or not targets.is_floating_point():
         raise UsageError(
@@ -132,34 +133,34 @@ def contrastive_loss(
     temperature: float = 0.07,
     matching: Tensor | None = None,
 ) -> Tensor:
-    """Symmetric InfoNCE in which whatever shares an image or a text is never a negative.
+    """Return the symmetric InfoNCE in which rows that share an image or a text are never negatives.
 
-    With ``s[i, j]`` the cosine of image ``i`` and text ``j`` over the temperature, ``P(i)`` the rows that
-    share an image or a text with row ``i`` (itself included) and ``N(i)`` all others::
+    With ``s[i, j]`` the cosine of image ``i`` and text ``j`` divided by the temperature, ``P(i)`` the rows that share
+    an image or a text with row ``i`` (itself included) and ``N(i)`` all others::
 
         image to text, row i:  mean over p in P(i) of  -log( exp s[i,p] / (exp s[i,p] + sum over N(i) of exp s[i,j]) )
 
-    likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of
-    CLIP. The denominator of one positive leaves the other positives out (ours), so that no positive is ever
-    pushed away, as a softmax over all of them would do; and each has to beat the negatives by itself, which
-    the logarithm of their summed probability would not ask for.
+    likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of CLIP. The
+    denominator of one positive leaves out the other positives (ours), so that no positive is ever pushed away, as in a
+    softmax over all of them; and each must beat the negatives on its own, which the logarithm of their summed
+    probability would not require.
 
     Args:
-        image_hidden: ``(n, d)``; normalised here.
-        text_hidden: ``(n, d)``; normalised here.
-        image_ids: ``(n,)`` integers, equal where two rows have the same image.
-        text_ids: ``(n,)`` integers, equal where two rows have the same text.
+        image_hidden: ``(n, d)`` image features; normalised here.
+        text_hidden: ``(n, d)`` text features; normalised here.
+        image_ids: ``(n,)`` integers, equal for rows with the same image.
+        text_ids: ``(n,)`` integers, equal for rows with the same text.
         temperature: Positive.
-        matching: ``(n,)`` bool, True where image and text belong together, or int64 numbers of these rows. Other rows
-            take no part at all, not as negatives either: their texts and images usually stand in matching rows too.
-            Without it all rows match.
+        matching: ``(n,)`` bool, True if image and text belong together, or int64 numbers of these rows. Other rows are
+            ignored altogether, also as negatives: their texts and images usually occur in matching rows too. Without it
+            all rows match.
 
     Returns:
         A scalar of at least 0. Exactly 0, with a gradient of 0, if no row matches or no row has a negative
         (a batch of one, one image only).
 
     Raises:
-        UsageError: Shapes do not fit, or the temperature is not positive.
+        UsageError: Shapes do not match, or the temperature is not positive.
     """
     n = image_hidden.shape[0]
     flags = [] if matching is None or matching.dtype != torch.bool else [matching]
@@ -174,7 +175,7 @@ def contrastive_loss(
     if matching is not None:
         image_hidden, text_hidden = image_hidden[matching], text_hidden[matching]
         image_ids, text_ids = image_ids[matching], text_ids[matching]
-    # The larger floor of the norm keeps the gradient of an all-zero vector (an item without tokens) small.
+    # The larger floor for the norm keeps the gradient of an all-zero vector (an item without tokens) small.
     v, t = F.normalize(image_hidden, dim=1, eps=1e-6), F.normalize(text_hidden, dim=1, eps=1e-6)
     similarity = v @ t.T / temperature
     positive = (image_ids[:, None] == image_ids) | (text_ids[:, None] == text_ids)
@@ -182,8 +183,8 @@ def contrastive_loss(
 
 
 def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
-    """One direction of the contrastive loss; anchors in rows. ``positive`` is symmetric, diagonal True."""
-    # Finite instead of -inf: a row without negatives then has a gradient of 0 and not NaN.
+    """Return one direction of the contrastive loss; anchors in rows. ``positive`` is symmetric with a True diagonal."""
+    # Finite instead of -inf, so that a row without negatives has a gradient of 0 and not NaN.
     least = torch.finfo(similarity.dtype).min / 4
     negatives = similarity.masked_fill(positive, least).logsumexp(dim=1, keepdim=True)
     # -log(e^p / (e^p + e^n)) = softplus(n - p), which neither overflows nor cancels.
@@ -194,21 +195,21 @@ def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
 def batch_contrast(
     similarity: Tensor, image_places: Tensor, text_ids: Tensor, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Symmetric InfoNCE of a batch of texts and its different images, with several positives and soft labels.
+    """Return the symmetric InfoNCE of a batch of texts and its distinct images, with several positives and soft labels.
 
-    Cross-entropy of each row's softmax against a distribution that gives every positive the same share, and
-    ``label_smoothing`` evenly to all; texts to images and images to texts, the mean of both (CLIP's loss with the
-    targets of supervised contrastive learning, arXiv 2004.11362, equation 2).
+    Cross-entropy of each row's softmax against a distribution that gives every positive the same share, and spreads
+    ``label_smoothing`` evenly; averaged over texts to images and images to texts (CLIP's loss with the targets of
+    supervised contrastive learning, arXiv 2004.11362, equation 2).
 
     Args:
         similarity: ``(texts, images)`` logits.
         image_places: ``(texts,)`` int64, the column of each text's image; every column has a text.
-        text_ids: ``(texts,)`` integers, equal where two rows have the same text: a text that describes two images of
-            the batch is right for both.
+        text_ids: ``(texts,)`` integers, equal for rows with the same text: a text that describes two images of the
+            batch is right for both.
         label_smoothing: In [0, 1).
 
     Raises:
-        UsageError: Shapes do not fit.
+        UsageError: Shapes do not match.
     """
     texts, images = similarity.shape
     if image_places.shape != (texts,) or text_ids.shape != (texts,):
@@ -217,7 +218,7 @@ def batch_contrast(
             f"{tuple(text_ids.shape)}."
         )
     of_text = similarity.new_zeros(texts, images).scatter_(1, image_places[:, None], 1)
-    # Counted where the ids are: what is on the processor is known without waiting for a device.
+    # Counted where the ids are: results on the CPU are available without waiting for a device.
     names, same = torch.unique(text_ids, return_inverse=True)
     same = same.to(similarity.device, non_blocking=True)
     of_name = similarity.new_zeros(len(names), images)
@@ -230,13 +231,13 @@ def batch_contrast(
 
 
 def feature_norm_loss(fused: Tensor) -> Tensor:
-    """Mean squared norm of the fused features (ours: the published regulariser is unknown).
+    """Return the mean squared norm of the fused features (ours: the published regulariser is unknown).
 
     Args:
-        fused: ``(n, k)`` from ``Fusion.fuse``.
+        fused: ``(n, k)``, from ``Fusion.fuse``.
 
     Raises:
-        UsageError: The shape does not fit.
+        UsageError: The shape does not match.
     """
     if fused.dim() != 2:
         raise UsageError(f"feature_norm_loss expects fused features (n, k), but got {tuple(fused.shape)}.")

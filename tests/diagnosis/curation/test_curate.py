@@ -32,7 +32,7 @@ def test_exchanged_captions_are_found(captioned, found):
     assert (~kept & ~wrong).sum() / (~wrong).sum() < 0.05
     low, high = found.filters["match"]["ci95"]
     assert low <= wrong.mean() <= high
-    assert "How many texts are wrong cannot be known from the lines alone: about" in found.sentence()
+    assert "The number of wrong texts cannot be known from the lines alone: about" in found.sentence()
 
 
 def test_every_line_stands_in_one_file_in_its_order_with_all_that_was_found(captioned, found):
@@ -162,7 +162,7 @@ def test_wrong_use(captioned, options, message):
 def test_more_lines_than_the_memory_holds_are_refused_before_anything_is_learnt(captioned, monkeypatch):
     count = len(captioned.rows)
     monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * (count - 1))
-    asked = f"{count:,} lines take more than .* curate parts of at most {(count - 1) // 2:,} lines"
+    asked = f"{count:,} lines need over .* curate parts of at most {(count - 1) // 2:,} lines"
     with pytest.raises(UsageError, match=asked):
         frevl.curate(captioned.store, captioned.exchanged)
     monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * count)

@@ -224,7 +224,7 @@ def test_the_shortfall_is_that_of_the_scores():
     ("semantic", "fine", "said", "advised"),
     [
         (95, 50, "more than the 15 that the paper allows", "the wrong tool"),
-        (95, 92, "less than the 15 that the paper allows", "the fine detail is there"),
+        (95, 92, "less than the 15 that the paper allows", "the fine detail is captured"),
         (95, 80, "whether that is more than 15 is uncertain", "This is borderline"),
         (
             20,
@@ -250,7 +250,7 @@ def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
     one = Probed("x", {"tiny, pooled": hits}, {"draw and embed": 1.0}, Sizes(test=360))
     monkeypatch.setattr("frevl.diagnosis.embeddings.probes.probe_encoder", always(one))
     skills, _ = probe_findings(["x"], cache=tmp_path)
-    assert "reading worst: 25.0 % of 360 drawn images are answered right there, guessing gives 10.0 %" in skills.claim
+    assert "reading worst: 25.0 % of 360 drawn images are answered right, guessing gives 10.0 %" in skills.claim
     assert skills.value == 25.0
     row = next(row for row in skills.table if row["skill"] == "reading")
     assert row["right %"] == 25.0

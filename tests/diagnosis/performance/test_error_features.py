@@ -83,7 +83,7 @@ def test_the_claim_says_no_more_than_its_numbers():
     claim, _ = errors_claim("the fusion (tiny)", [longer, crowded, none])
     assert claim == (
         "Of the fusion (tiny), errors come with more words (-0.21); right answers with images like many others "
-        "(+0.11) (partial correlation; 3 features looked at)."
+        "(+0.11) (partial correlation; 3 features examined)."
     )
     claim, advice = errors_claim("linear", [none])
     assert "No feature of the pairs goes measurably" in claim

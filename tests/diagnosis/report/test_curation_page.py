@@ -17,8 +17,8 @@ def test_the_page_says_what_was_kept_and_shows_the_worst_lines_first(found, capt
     page = (tmp_path / "new" / "report.html").read_text()
     assert f"Kept {found.kept:,} of 520 lines." in page
     assert "<script" not in page
-    assert "Lines that go" in page
-    assert "What goes beside what was asked for" in page
+    assert "Dropped lines" in page
+    assert "Side effects of the removal" in page
     assert "exchanged: True" in page
     assert "90 to 100 %" in page
     assert "a match with" in page
@@ -31,7 +31,7 @@ def test_the_page_says_what_was_kept_and_shows_the_worst_lines_first(found, capt
     assert removed.claim == found.removed.sentence()
     assert {row["group"].split(":")[0] for row in removed.table} >= {"exchanged", "pictures like"}
     assert "vendi" in removed.how
-    assert "What goes beside what was asked for" in page
+    assert "Side effects of the removal" in page
 
 
 def test_doubts_are_the_headline(captioned, tmp_path):

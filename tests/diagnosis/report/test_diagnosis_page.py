@@ -122,7 +122,7 @@ def test_a_diagnosis_without_cases_notes_and_findings_has_a_page():
     empty = replace(written(), findings=[], cases=[], notes=[], provenance={}, verdict={"sentence": "Too few pairs."})
     shown = page_of(empty)
     assert shown.count("Not measured in this diagnosis.") == len(SECTIONS)
-    assert "Telling cases" not in shown
+    assert "Example cases" not in shown
 
 
 @pytest.mark.parametrize(

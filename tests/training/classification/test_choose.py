@@ -117,7 +117,7 @@ def test_a_gaussian_of_two_examples_a_class_is_fitted_though_not_compared():
     """Without the held-out ones every class has one, which shows no covariance; this once ended in a traceback."""
     choice = choose_head(drawn(2, classes=12, noise=0.2), None, 12, method="gaussian", names=0.0, session=SESSION)
     assert choice.method == "gaussian"
-    assert "needs 2 examples a class beside those that are held out" in choice.notes[0]
+    assert "needs 2 examples per class besides those held out" in choice.notes[0]
     truth = drawn(20, classes=12, noise=0.2, seed=2)
     right = (choice.head.logits(truth.features, None).argmax(dim=1) == truth.labels).float().mean()
     assert right > 0.5
@@ -143,4 +143,4 @@ def test_a_pair_of_copies_among_single_examples_is_no_covariance():
         Labelled(Features(unit, unit, None), one.labels, clusters), None, 12, method="auto", names=0.0, session=SESSION
     )
     left_out = {row["name"]: row["left_out"] for row in choice.rows if "left_out" in row}
-    assert left_out["gaussian shrinkage 0.9"] == "needs 2 examples a class beside those that are held out"
+    assert left_out["gaussian shrinkage 0.9"] == "needs 2 examples per class besides those held out"

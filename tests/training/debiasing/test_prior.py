@@ -98,7 +98,7 @@ def test_a_part_of_what_a_run_has_seen_is_no_development_part(made, runs, tmp_pa
     rest.write_text("".join(line for line in lines if json.loads(line)["image"] not in first))
     train(made.store, part, run=tmp_path / "run", task="classification", model="linear", dev=rest)
     for name, run, pairs in (("a", runs / "linear", part), ("b", tmp_path / "run", part)):
-        with pytest.raises(PairsError, match="a part would be divided anew"):
+        with pytest.raises(PairsError, match="a subset would be split again"):
             debias(run, out=tmp_path / name, without="image", pairs=pairs)
     debias(tmp_path / "run", out=tmp_path / "own", without="image", strength=0.5)  # its own pairs and its own --dev
 

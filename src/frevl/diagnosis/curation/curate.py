@@ -34,10 +34,10 @@ from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
 
-# Of Python's objects for a line of two short texts, counted with tracemalloc: 1,670. Embeddings come on top.
+# Bytes of the Python objects for a line with two short texts: 1,670 by tracemalloc. Embeddings are extra.
 _BYTES_A_LINE = 1_600
 
-# What a call that was stopped has written down of its data, by name.
+# Kinds of data recorded by an interrupted call, and the message if they changed since.
 _CHANGED = {
     "frevl": "frevl was updated",
     "store": "the store has changed",
@@ -59,8 +59,8 @@ class Curation:
         doubts: Reasons to doubt the result, shown before any number.
         notes: Other notes for the user.
         rejects: Lines that could not be checked, with the reason; they are not kept.
-        out: The written file, or None.
-        dropped: The file of dropped lines, or None.
+        out: Path of the file with the kept lines, or None.
+        dropped: Path of the file with the dropped lines, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
         removed: Which groups lose most and how much variety remains, compared with random removal; None if nothing or
             everything is dropped.
@@ -164,8 +164,8 @@ def curate(
         Every line with its findings.
 
     Raises:
-        UsageError: An unknown task, filter or encoder, a number out of range, a file that would be read and written, or
-            more lines than the memory holds.
+        UsageError: An unknown task, filter or encoder, a number out of range, a file used as both input and output, or
+            more lines than fit in memory.
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
         RunError: Another process is curating here, or an interrupted call had other settings.
@@ -266,12 +266,12 @@ def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
 
 
 def _check_room(lines: int) -> None:
-    """Refuse more lines than the memory holds, before hours are spent on them."""
+    """Refuse more lines than fit in memory, before hours are spent on them."""
     needed, most = lines * _BYTES_A_LINE, memory_limit()
     if needed > most:
         raise UsageError(
-            f"curate holds what it finds of every line: {lines:,} lines take more than {needed / 1e9:,.1f} GB, and "
-            f"this process may take {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / _BYTES_A_LINE):,} "
+            f"curate keeps its findings on every line in memory: {lines:,} lines need over {needed / 1e9:,.1f} GB, and "
+            f"this process may use {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / _BYTES_A_LINE):,} "
             "lines, each with all lines of its images (copies in different parts are not found), or use more memory"
         )
 
@@ -319,17 +319,17 @@ def _states(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkp
 
 
 def _refuse_changed(folder: Path, data: Mapping[str, Any]) -> None:
-    """Say it where what is judged has changed since the call that stopped: its folds do not go with these lines."""
+    """Refuse to continue if the data changed since the interrupted call: its folds do not belong to these lines."""
     try:
         was = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["data"]
         changed = [what for name, what in _CHANGED.items() if name in was and was[name] != data.get(name)]
     except (OSError, ValueError, LookupError, TypeError):
-        return  # nothing stands there, or what does is refused as a whole
+        return  # nothing is saved, or the folder is refused as a whole
     if changed and any(folder.glob("*/*.safetensors")):
         raise RunError(
-            f"{folder}: a call that judged these lines was stopped, and since then {' and '.join(changed)}, so its "
-            f"folds cannot be used: delete {folder} to judge everything anew, choose another --out, or undo the change "
-            "to go on"
+            f"{folder}: an earlier call on these lines was interrupted, and since then {' and '.join(changed)}, so its "
+            f"folds cannot be used: delete {folder} to start over, choose another --out, or undo the change "
+            "to continue"
         )
 
 

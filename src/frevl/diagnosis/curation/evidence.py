@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["TextsOfImages", "one_score"]
 
-_MOST_TEXTS = 8  # texts of an image that a text is compared with
+_MOST_TEXTS = 8  # texts of an image with which a text is compared
 _PENALTY = 1.0  # ridge penalty on standardised features
 _STEPS = 30
 
@@ -28,7 +28,7 @@ class TextsOfImages:
 
     @classmethod
     def of(cls, image: Tensor, text: Tensor, images: int) -> TextsOfImages:
-        """Collect them from the ``(n,)`` images and texts of right lines; at most 8 per image."""
+        """Collect the texts from the ``(n,)`` images and texts of right lines; at most 8 per image."""
         order = image.argsort(stable=True)
         image, text = image[order], text[order]
         rank = torch.arange(len(image)) - torch.searchsorted(image, image)
@@ -41,8 +41,8 @@ class TextsOfImages:
         """Return a text's closeness to the image's other texts, and 1 if there are any, ``(n,)`` each.
 
         Args:
-            vectors: ``(texts, d)`` of unit length.
-            image: ``(n,)``.
+            vectors: ``(texts, d)`` unit vectors of all texts.
+            image: ``(n,)`` the images in question.
             text: ``(n,)`` the texts in question.
             own: ``(n,)`` the line's own text, which counts neither for itself nor for its replacement.
 
@@ -66,8 +66,8 @@ def one_score(
     2008, "Learning classifiers from only positive and unlabeled data").
 
     Args:
-        given: ``(n, features)``.
-        drawn: ``(m, features)``.
+        given: ``(n, features)`` features of the given lines.
+        drawn: ``(m, features)`` features of the drawn lines.
         right: ``(n,)`` bool, lines given as right: only these are used for fitting.
 
     Returns:

@@ -20,10 +20,10 @@ FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
     "label": (label_filter, ("classification",)),
     "duplicate": (duplicate_filter, ("matching", "classification")),
 }
-"""Every filter with the tasks it is for. One that uses what others found stands below them: of some copies one is kept
-whose lines stay, and of these the best matching."""
+"""Every filter with the tasks it is for. A filter that uses the findings of others comes after them: of several copies,
+one whose lines stay is kept, preferably the best matching one."""
 
-# A question that the text alone answers is not an error, so this filter runs only on request.
+# A question that can be answered from the text alone is not an error, so this filter runs only on request.
 _ASKED_FOR = ("blind",)
 
 

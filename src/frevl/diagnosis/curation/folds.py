@@ -28,13 +28,13 @@ from frevl.training.training import train
 __all__ = ["FOLDS", "Answers", "cut_short", "out_of_fold", "saved_fold"]
 
 FOLDS = 5
-"""Of labels, if the user names no other number: models that learned from 80 instead of 67 % of 9,700 lines of easy-VQA
-found exchanged labels with a precision of 0.79 instead of 0.73 (research/experiments/log.md)."""
+"""Default number of folds for labels: models trained on 80 instead of 67 % of 9,700 lines of easy-VQA found exchanged
+labels with a precision of 0.79 instead of 0.73 (research/experiments/log.md)."""
 
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
-_FEWEST_GROUPS = 2  # groups of a class needed to learn it: one may be set aside for the development metric
-_DEV_SHARE = 0.1  # share of the groups set aside for it
+_FEWEST_GROUPS = 2  # groups of a class needed to learn it: one group may be set aside for the development metric
+_DEV_SHARE = 0.1  # share of the groups set aside for the development metric
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _ODDS = 3.0  # ... if its odds are this many times those of the label in the fil
 _NAMED = 5  # labels listed in a sentence
 _MOST_CELLS = 40_000_000  # probabilities given to cleanlab at once
 _TRUSTED = 0.9  # required accuracy, or contradictions say more about the models than about the labels
-_LEAST_SKILL = 0.4  # required share of the way from the most frequent label to perfect; a model below is no evidence
+_LEAST_SKILL = 0.4  # required share of the way from the most frequent label to perfect; below is no evidence
 
 # A network needs enough steps: with a diagnosis's 20 epochs in batches of 128, 92 % of the unseen clean lines of
 # easy-VQA were right, with these 95 % (research/experiments/log.md).

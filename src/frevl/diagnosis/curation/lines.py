@@ -41,7 +41,7 @@ class Lines:
     """The usable lines of a pairs file.
 
     Attributes:
-        store: Has their embeddings.
+        store: The store with their embeddings.
         pairs: The lines in file order, with the ids of the store; their ``clusters`` are the groups of
             `frevl.store.grouping.groups.group_pairs`, which stay in the same fold.
         task: ``matching`` or ``classification``.
@@ -99,8 +99,8 @@ def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str)
     """Write lines as JSON, one object each; the file is written completely or not at all.
 
     Args:
-        path: The file; None writes nothing.
-        lines: Objects.
+        path: File to write; None writes nothing.
+        lines: The objects to write.
         flag: The option that names the file, such as ``--out``.
 
     Raises:

@@ -142,9 +142,9 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     said[~right] = np.interp(given[~right], given[right][order], found.even[order])
     low, high = (100 * bound for bound in found.ci95)
     notes = (
-        "How many texts are wrong cannot be known from the lines alone: about "
+        "The number of wrong texts cannot be known from the lines alone: about "
         f"{100 * found.wrong_share:.1f} % [{low:.1f}, {high:.1f}] describe their image no better than random texts do, "
-        "and wrong texts that come close (of an image that is alike, or with one wrong word) count as right.",
+        "and wrong texts that come close (from a similar image, or with one wrong word) count as right.",
     )
     return Found(
         [{"match": round(value, 6)} for value in said.tolist()],

@@ -11,8 +11,8 @@ share is the smallest ratio of the two distribution functions in the lower tail,
 Lee and Scott 2010); otherwise it is an upper bound. As an uninformative score is no reason to call a line wrong, the
 bound is then reduced by its standard error.
 
-Wrong texts that were taken from images that are alike look like right ones, and count as right. The same ratio against
-texts that are drawn so is no upper bound for them: what has learned from such lines takes them for right ones
+Wrong texts taken from similar images look like right ones, and count as right. The same ratio against texts drawn in
+that way is no upper bound for them: a model trained on such lines takes them for right ones
 (research/experiments/log.md).
 """
 
@@ -29,7 +29,7 @@ _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong line
 _FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
 _STRICT = 0.005  # weight of a plain logistic curve in every probability, which breaks ties
 _SURE = 1.96  # standard errors by which a bound is reduced
-_OF_NONE = 1.5  # lines, the least error of a count: none at all is no proof that there are none
+_OF_NONE = 1.5  # lines, the minimum error of a count: finding none does not prove that there are none
 _REACH = 2.5  # standard errors; for the tightest of several bounds, 1.96 covered only 85 to 96 % in simulations
 
 

@@ -29,7 +29,7 @@ def by_words(
     """Return ``(n, classes)`` out-of-fold probabilities for every line.
 
     Args:
-        texts: ``(n,)``.
+        texts: ``(n,)`` text of every line.
         labels: ``(n,)`` class of every line.
         fold_of: ``(n,)`` fold of every line.
         classes: Number of classes.

@@ -38,7 +38,7 @@ _COPIES = {
     "text": "Hashes of the texts, ignoring spacing and Unicode composition.",
 }
 _NOTHING = "Nothing to do."
-_LIKENESS = "No more than similarity explains: nothing to do, but a look at the first ones costs little."
+_LIKENESS = "No more than similarity explains: nothing to do, but a look at the first few costs little."
 
 
 @dataclass(frozen=True)

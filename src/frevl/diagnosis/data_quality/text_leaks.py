@@ -223,7 +223,7 @@ def near_text_claim(found: int, asked: int, expected: float, p: float) -> tuple[
             f"{claim}: more than chance explains.",
             "Look at them: if they are edited copies, keep them in the same split as their originals.",
         )
-    likeness = "No more than similarity explains: nothing to do, but a look at the first ones costs little."
+    likeness = "No more than similarity explains: nothing to do, but a look at the first few costs little."
     return f"{claim}.", likeness if found else _NOTHING
 
 

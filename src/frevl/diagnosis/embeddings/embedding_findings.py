@@ -54,7 +54,7 @@ def embedding_findings(
     """Describe the embeddings of every encoder.
 
     Args:
-        store: Holds them.
+        store: The store with the embeddings.
         pairs: Pairs whose images and texts to examine.
         encoders: Names of the encoders of images and of texts; None takes all in the store.
         scorers: Trained models; the projection of every fusion network among them is examined.
@@ -156,7 +156,7 @@ def _hub_finding(name: str, spaces: dict[Modality, np.ndarray]) -> Finding:
         name=f"hubs-{name}",
         section="embedding",
         claim=(
-            f"Searching the {worst['embeddings']}s of {name} meets {word}: skewness {worst['skewness']:.1f}, the most "
+            f"The {worst['embeddings']}s of {name} have {word}: skewness {worst['skewness']:.1f}, the most "
             f"frequent neighbour is in {worst['the largest hub is in']:,} of {worst['items']:,} neighbourhoods."
         ),
         value=worst["skewness"],

@@ -327,8 +327,8 @@ def encoder_claim(best: str, other: str, gap: Gap, times: float | None) -> str:
     """Return the claim on a comparison of two encoders.
 
     Args:
-        best: The better encoder and its model, as the sentence begins.
-        other: The other one.
+        best: The better encoder and its model, as the sentence starts.
+        other: The other encoder and its model.
         gap: Accuracy of the first minus that of the second.
         times: How many times longer the first takes per image; None if unknown.
     """

@@ -46,7 +46,7 @@ def neighbours(values: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
 
     Args:
         values: ``(n, dim)``, ``n > k``; normalised to unit length.
-        k: How many.
+        k: Number of neighbours.
     """
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     cosines = unit @ unit.T

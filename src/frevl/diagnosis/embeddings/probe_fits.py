@@ -72,7 +72,7 @@ class Sizes:
 class Probed:
     """What the probes read from an encoder's embeddings.
 
-    Attributes:
+    encoder: Name of the encoder.
         encoder: Its name.
         hits: For each probe (of `WAYS`) and skill: 1 for every test image answered right, else 0. Token probes are
             missing if the encoder has no tokens.
@@ -118,9 +118,9 @@ def probe_encoder(
         progress: Show progress.
 
     Raises:
-        UsageError: There is no encoder of this name, or it has no image tower.
-        MissingExtraError: Its libraries are not installed.
-        EncoderError: It cannot be loaded.
+        UsageError: The encoder does not exist, or has no image tower.
+        MissingExtraError: The encoder's libraries are not installed.
+        EncoderError: The encoder cannot be loaded.
         ProbesCutError: Probing would take longer than `time_limit`.
     """
     sizes = sizes or Sizes()

@@ -19,8 +19,8 @@ from frevl.store.reader import Store
 __all__ = ["RULE", "fine_grained_claim", "probe_findings", "shortfall", "skills_advice", "tokens_claim"]
 
 RULE = 15.0
-"""Points by which fine-grained skills may be behind semantic ones before frozen embeddings are called the wrong tool
-(arXiv 2508.04469 gives 15 %; ours: of scores corrected for chance, because the skills differ in their answers)."""
+"""Points by which fine-grained skills may trail semantic ones before frozen embeddings are called the wrong tool
+(arXiv 2508.04469 gives 15 %; we use scores corrected for chance, because the skills differ in their answers)."""
 
 _LEAST = 50.0  # mean score of the semantic skills below which a shortfall is meaningless
 _RESAMPLES = 2000
@@ -40,8 +40,8 @@ def probe_findings(
 
     Args:
         encoders: Names of encoders, or a store: all of its encoders.
-        seed: Of images and fits.
-        sizes: Images a skill; None takes the defaults of `Sizes`.
+        seed: Random seed for images and fits.
+        sizes: Images per skill; None takes the defaults of `Sizes`.
         cache: Folder that caches results; None takes one in the encoders' cache folder.
         time_limit: Total seconds for encoders not yet measured; None sets no limit.
         progress: Show progress.
@@ -137,7 +137,7 @@ def _skills(probed: Probed) -> Finding:
         section="probes",
         claim=(
             f"The embeddings of {probed.encoder} hold {best} best and {weakest} worst: {value.value:.1f} % of "
-            f"{probed.sizes.test:,} drawn images are answered right there, guessing gives "
+            f"{probed.sizes.test:,} drawn images are answered right, guessing gives "
             f"{100 * SKILLS[weakest].chance:.1f} %."
         ),
         value=value.value,
@@ -175,9 +175,9 @@ def skills_advice(weakest: str, score: float, above_chance: bool) -> str:
     """Return advice on the weakest skill.
 
     Args:
-        weakest: Its name.
-        score: Its score in percent, corrected for chance: 0 is guessing, 100 is perfect.
-        above_chance: Whether its accuracy is surely above guessing.
+        weakest: Name of the weakest skill.
+        score: Score of the skill in percent, corrected for chance: 0 is guessing, 100 is perfect.
+        above_chance: Whether the skill's accuracy is reliably above guessing.
     """
     cleaner = (
         " Drawn images are cleaner than photographs: what is missing here will be missing there, and what is "
@@ -248,19 +248,19 @@ def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
     if gap.high < 0:
         return (
             f"are ahead of the semantic ones by {-gap.value:.1f} points ({-gap.high:.1f} to {-gap.low:.1f})",
-            "The fine detail of such simple images is there, colours and shapes less so; check on your own pairs, "
+            "The fine detail of such simple images is captured, colours and shapes less so; check on your own pairs, "
             "skill by skill, above.",
         )
     if gap.high < RULE and gap.low <= 0:
         return (
             f"are as good as the semantic ones as far as can be measured ({gap.value:+.1f} points, {gap.low:.1f} to "
             f"{gap.high:.1f} behind)",
-            "On such simple images the fine detail is there; check on your own pairs, skill by skill, above.",
+            "On such simple images the fine detail is captured; check on your own pairs, skill by skill, above.",
         )
     if gap.high < RULE:
         return (
             f"{behind}, less than the {RULE:.0f} that the paper allows",
-            "On such simple images the fine detail is there; check on your own pairs, skill by skill, above.",
+            "On such simple images the fine detail is captured; check on your own pairs, skill by skill, above.",
         )
     return (
         f"{behind}; whether that is more than {RULE:.0f} is uncertain",

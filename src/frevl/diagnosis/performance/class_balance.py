@@ -25,15 +25,16 @@ __all__ = [
 ]
 
 FEWEST_OF_CLASS = 5
-"""Training pairs of a class below which it is called rare; the threshold of such a class is the noise of one pair."""
+"""Number of training pairs below which a class is called rare; the threshold of such a class depends on single
+pairs."""
 
 _SURE = 0.99
-_UNEVEN = 2 / 3  # share of the most frequent answer, from which on accuracy hides what is learned about the others
+_UNEVEN = 2 / 3  # share of the most frequent answer above which accuracy hides what is learned about the others
 _SHOWN = 30
 
 
 def imbalance_finding(splits: Splits) -> Finding:
-    """Count classes: how many, how uneven, and what test pairs have only classes that training never saw."""
+    """Report on the classes: number, imbalance, and test pairs whose classes are all missing from training."""
     if splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all()):
         return _only_right_pairs(len(splits.train))
     counts = Counter(answer for target in splits.train.targets for answer in answers_of(target, splits.task))
@@ -50,9 +51,9 @@ def imbalance_finding(splits: Splits) -> Finding:
         name="class-balance",
         section="data",
         claim=(
-            f"{named}, as uneven as {effective:.1f} equal ones; '{most}' alone is {share:.1f} %, {rare:,} "
+            f"{named}, as uneven as {effective:.1f} equal classes; '{most}' alone is {share:.1f} %, {rare:,} "
             f"{'has' if rare == 1 else 'have'} fewer than {FEWEST_OF_CLASS} training pairs, and {unseen:,} of {n:,} "
-            f"test pairs {'asks' if unseen == 1 else 'ask'} for a class that training never saw."
+            f"test pairs {'has' if unseen == 1 else 'have'} a class that does not occur in training."
         ),
         value=share,
         ci95=None,
@@ -69,27 +70,27 @@ def imbalance_finding(splits: Splits) -> Finding:
 
 
 def balance_advice(share: float, rare: int, unseen: float) -> str:
-    """Return what to do about the classes.
+    """Return advice on the classes.
 
     Args:
         share: Percent of the most frequent answer.
-        rare: Classes with fewer than `FEWEST_OF_CLASS` training pairs.
-        unseen: Share of the test pairs that ask for a class which training never saw, in [0, 1].
+        rare: Number of classes with fewer than `FEWEST_OF_CLASS` training pairs.
+        unseen: Share of the test pairs with a class that does not occur in training, in [0, 1].
     """
     if unseen:
         most = f"{100 * (1 - unseen):.1f} %"
         return f"No model can answer more than {most} of the test pairs; add pairs of the missing classes."
     if share > 50:
-        return "Report accuracy beside that of the most frequent answer, and macro-F1 if rare classes matter."
+        return "Report accuracy next to that of the most frequent answer, and macro-F1 if rare classes matter."
     if rare:
         return "Add pairs of the rare classes, or leave those classes out: nothing reliable is learned about them."
     return "Nothing to do."
 
 
 def balanced_findings(comparison: ModelComparison) -> list[Finding]:
-    """Count every class the same for the recommended model, where one answer is two thirds of the test pairs or more.
+    """Weight all classes equally for the recommended model, if one answer makes up two thirds of the test pairs.
 
-    Where nearly all pairs have one answer, always giving it is hard to beat in accuracy, whatever was learned.
+    If nearly all pairs have one answer, always giving it is hard to beat in accuracy, whatever was learned.
     """
     splits, model = comparison.splits, comparison.recommended
     answers = [answers_of(target, splits.task) for target in splits.test.targets]
@@ -123,7 +124,7 @@ def balanced_findings(comparison: ModelComparison) -> list[Finding]:
             name="balanced-accuracy",
             section="verdict",
             claim=(
-                f"With every class counting the same, {model.title} answers {100 * whole.value:.1f} % "
+                f"With every class weighted equally, {model.title} answers {100 * whole.value:.1f} % "
                 f"right ({span(bounds)}); always giving '{names[0]}', which is {often:.1f} % of the test pairs, would "
                 f"give {even:.1f} %: {claim}"
             ),
@@ -141,17 +142,17 @@ def balanced_findings(comparison: ModelComparison) -> list[Finding]:
 
 
 def balanced_claim(low: float, high: float, even: float) -> tuple[str, str]:
-    """Return what a balanced accuracy tells, and advice.
+    """Return what a balanced accuracy shows, and advice.
 
     Args:
-        low: Lower end of its 99 % interval in percent; NaN where it cannot be told.
-        high: Upper end.
-        even: Percent that always giving one answer would reach.
+        low: Lower end of its 99 % interval in percent; NaN if unknown.
+        high: Upper end of its 99 % interval in percent; NaN if unknown.
+        even: Percent reached by always giving one answer.
     """
     if low > even:
         return (
             "something was learned about the other classes.",
-            "Read it beside the accuracy. If the rare classes matter, choose a threshold by what an error costs "
+            "Read it next to the accuracy. If the rare classes matter, choose a threshold by the cost of an error "
             "instead of the most likely answer.",
         )
     if high < even:
@@ -160,13 +161,13 @@ def balanced_claim(low: float, high: float, even: float) -> tuple[str, str]:
             "Look at the labels of the rare classes, in training and in test: they do not agree.",
         )
     return (
-        "nothing was learned about the other classes that can be measured.",
+        "nothing measurable was learned about the other classes.",
         "Do not trust the accuracy alone: it is that of the most frequent answer. Give more pairs of the rare classes.",
     )
 
 
 def single_class_findings(splits: Splits) -> list[Finding]:
-    """Warn of test or development pairs that all ask for one and the same answer; nothing where none do."""
+    """Warn of test or development pairs that all have the same answer; empty if none do."""
     findings = []
     for part, name, wide in ((splits.test, "test", "test"), (splits.dev, "dev", "development")):
         only = only_class(part, splits.task)
@@ -180,7 +181,7 @@ def single_class_findings(splits: Splits) -> list[Finding]:
                 value=100.0,
                 ci95=None,
                 how=f"Targets of the {wide} pairs. Percent of pairs with that answer.",
-                advice=f"Draw the {wide} pairs anew, with every class among them; split by image, not by class.",
+                advice=f"Draw the {wide} pairs again, with every class among them; split by image, not by class.",
             )
         )
     return findings
@@ -188,12 +189,12 @@ def single_class_findings(splits: Splits) -> list[Finding]:
 
 _SPOILT = {
     "test": "a model that always gives it would be right every time, so they cannot tell a good model from a bad one",
-    "dev": "models, temperatures and thresholds were chosen on them, and those choices mean nothing",
+    "dev": "models, temperatures and thresholds were chosen on them, and those choices are meaningless",
 }
 
 
 def only_class(pairs: Pairs, task: str) -> str | None:
-    """Return the answer that all pairs have and beside which no pair has another; None if there is no such."""
+    """Return the answer that all pairs have and that is the only one of each; None if there is none."""
     answers: set[str] = set()
     for target in pairs.targets:
         answers |= answers_of(target, task)
@@ -206,9 +207,9 @@ def _only_right_pairs(n: int) -> Finding:
     return Finding(
         name="class-balance",
         section="data",
-        claim=f"All {n:,} training pairs are right pairs; wrong ones are drawn while training.",
+        claim=f"All {n:,} training pairs are right pairs; wrong ones are drawn during training.",
         value=None,
         ci95=None,
         how="Targets of the training pairs.",
-        advice="Nothing to do; wrong pairs of your own, which are harder, may teach more than drawn ones.",
+        advice="Nothing to do; your own, harder wrong pairs may teach more than drawn ones.",
     )

@@ -1,7 +1,7 @@
 """Automatic features of pairs, and which of them correlate with right and wrong answers. Pure numpy.
 
-A feature explains errors where its partial correlation with the hits, all other features held fixed, differs from zero
-on half of the images (Benjamini and Hochberg 1995 at 5 %) and has the same sign on the other half.
+A feature explains errors if its partial correlation with the hits, given all other features, differs from zero on half
+of the images (Benjamini and Hochberg 1995 at 5 %) and has the same sign on the other half.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 __all__ = ["LEVEL", "Explained", "explain", "text_features"]
 
 LEVEL = 0.05
-"""Share of false features among those named, at most."""
+"""Maximum expected share of false features among those named."""
 
 _NUMBERS = re.compile(r"\b(one|two|three|four|five|six|seven|eight|nine|ten|[0-9]+)\b")
 _NEGATION = re.compile(r"\b(no|not|none|never|nobody|nothing|without|cannot|neither|nor)\b|n['’]t\b")
@@ -38,8 +38,8 @@ def text_features(texts: Sequence[str], known: Sequence[str]) -> dict[str, NDArr
     """Return features of texts by name, ``(n,)`` each.
 
     Args:
-        texts: Of the pairs that are explained.
-        known: Texts that a model has learned from; how rare a word is, is counted there.
+        texts: ``(n,)`` texts of the pairs to be explained.
+        known: Texts of the training pairs, in which the rarity of words is counted.
     """
     counts = Counter(word for text in known for word in set(_WORDS.findall(text.lower())))
     features: dict[str, list[float]] = {
@@ -64,13 +64,13 @@ def text_features(texts: Sequence[str], known: Sequence[str]) -> dict[str, NDArr
 
 @dataclass(frozen=True)
 class Explained:
-    """A feature and what it has to do with the hits.
+    """A feature and its association with the hits.
 
     Attributes:
-        name: Of the feature.
+        name: Name of the feature.
         correlation: Partial rank correlation with the hits on the first half of the images, in [-1, 1].
-        standard_error: Of it, images drawn, not pairs.
-        p: Two-sided, of the first half.
+        standard_error: Standard error of the correlation, with images, not pairs, as units.
+        p: Two-sided p-value on the first half.
         other: The same correlation on the other half.
         named: Whether it survives Benjamini-Hochberg and keeps its sign.
     """
@@ -86,15 +86,15 @@ class Explained:
 def explain(
     features: dict[str, NDArray[np.float64]], hits: NDArray[np.float64], clusters: Sequence[str], *, seed: int
 ) -> list[Explained]:
-    """Say which features go with right answers, the most telling first.
+    """Return which features go with right answers, the most informative first.
 
-    Features that are constant in one of the halves, or made of the others, are left out.
+    Features that are constant in one of the halves, or combinations of the others, are left out.
 
     Args:
-        features: ``(n,)`` each, by name. One of several equal features stays.
-        hits: ``(n,)`` in [0, 1].
-        clusters: ``(n,)`` image of every pair; a half has whole images.
-        seed: Of the halves.
+        features: ``(n,)`` each, by name. Of several equal features, one is kept.
+        hits: ``(n,)`` in [0, 1], whether each pair was answered right.
+        clusters: ``(n,)`` image of every pair; images are not divided between the halves.
+        seed: Random seed for the halves.
     """
     names, at = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
     half = (np.random.default_rng(seed).permutation(len(names)) % 2)[at]
@@ -129,7 +129,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _independent(features: dict[str, NDArray[np.float64]], half: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Leave out what is constant in a half or a sum of features before it there."""
+    """Drop features that are constant in a half, or a sum of earlier features there."""
     kept: dict[str, NDArray[np.float64]] = {}
     for name, values in features.items():
         fits = True
@@ -145,7 +145,7 @@ def _independent(features: dict[str, NDArray[np.float64]], half: NDArray[np.int6
 def _partial(
     table: NDArray[np.float64], column: int, hits: NDArray[np.float64], at: NDArray[np.int64], rows: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """Return the partial correlation of a column with the hits, and its standard error where images are drawn."""
+    """Return the partial correlation of a column with the hits, and its standard error with images as units."""
     others = np.concatenate([np.ones((len(table), 1)), np.delete(table, column, axis=1)], axis=1)
     feature, left = _residual(others, table[:, column]), _residual(others, _ranks(hits[rows]))
     spread = float(np.sqrt(np.square(feature).sum() * np.square(left).sum()))

@@ -19,10 +19,10 @@ from frevl.store.ids.rows_of_ids import rows_of_values
 __all__ = ["FEWEST", "errors_claim", "errors_explained_finding", "features_of"]
 
 FEWEST = 100
-"""Test images below which nothing is said: a half has to show a correlation of 0.3."""
+"""Test images below which nothing is reported: each half must be able to show a correlation of 0.3."""
 
 _NEIGHBOURS = 10
-_MOST_COMPARED = 5_000  # images of the training pairs that crowdedness is measured with
+_MOST_COMPARED = 5_000  # training images by which crowdedness is measured
 _AT_ONCE = 1_024
 _MATCH = "text is right"
 
@@ -33,12 +33,12 @@ def errors_explained_finding(comparison: ModelComparison) -> Finding:
     images = len(set(comparison.clusters))
     hits = model.test.hits.astype(np.float64)
     how = (
-        "Features of every test pair, made without a person: number of words, rarity of the rarest word in the "
-        "training texts, whether there is a number, a negation, a colour, a place or a question word, bytes of the "
+        "Features of every test pair, computed automatically: number of words, rarity of the rarest word in the "
+        "training texts, whether it has a number, a negation, a colour, a place or a question word, bytes of the "
         f"image, and crowdedness, the mean cosine to its {_NEIGHBOURS} nearest training images. Partial rank "
-        f"correlation with the hits of {model.name}, all others held fixed, with errors by image; named only where it "
+        f"correlation with the hits of {model.name}, all others held fixed, with errors by image; named only if it "
         f"survives Benjamini-Hochberg at {100 * LEVEL:.0f} % on half of the images and has the same sign on the other "
-        "half. It says what goes with errors, not what causes them. The value counts the named ones."
+        "half. It shows what goes with errors, not what causes them. The value is the number of named features."
     )
     if images < FEWEST or hits.std() == 0:
         reason = (
@@ -47,8 +47,8 @@ def errors_explained_finding(comparison: ModelComparison) -> Finding:
             else f"{images:,} test images are too few; {FEWEST} or more are needed"
         )
         return Finding(
-            "errors-explained", "skills", f"What errors have in common cannot be told: {reason}.", None, None, how,
-            "Read the telling cases at the end of the page instead.",
+            "errors-explained", "skills", f"What errors have in common is unknown: {reason}.", None, None, how,
+            "Read the example cases at the end of the page instead.",
         )  # fmt: skip
     features = features_of(splits)
     found = explain(features, hits, comparison.clusters, seed=splits.seed)
@@ -66,7 +66,7 @@ def errors_explained_finding(comparison: ModelComparison) -> Finding:
 
 
 def features_of(splits: Splits) -> dict[str, NDArray[np.float64]]:
-    """Return the features of the test pairs by name, ``(n,)`` each; those that its sides have."""
+    """Return the features of the test pairs by name, ``(n,)`` each, for the sides that the pairs have."""
     test = splits.test
     features: dict[str, NDArray[np.float64]] = {}
     if "text" in test.sides:
@@ -85,23 +85,23 @@ def errors_claim(name: str, found: Sequence[Explained]) -> tuple[str, str]:
     """Return claim and advice on features that go with errors.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         found: The features, the named ones first.
     """
     named = [one for one in found if one.named]
     if not named:
         return (
-            f"No feature of the pairs goes measurably with the errors of {name} ({len(found)} were looked at).",
-            "Nothing to do here: read the telling cases at the end of the page.",
+            f"No feature of the pairs goes measurably with the errors of {name} ({len(found)} were examined).",
+            "Nothing to do here: read the example cases at the end of the page.",
         )
     worse = ", ".join(_told(one) for one in named if one.correlation < 0)
     better = ", ".join(_told(one) for one in named if one.correlation > 0)
     parts = [f"errors come with {worse}"] if worse else []
     parts += [f"right answers with {better}"] if better else []
     return (
-        f"Of {name}, {'; '.join(parts)} (partial correlation; {len(found)} features looked at).",
-        "Look at wrong pairs with these features: label more of that kind, or report them apart. It is what goes with "
-        "errors, which need not be their cause.",
+        f"Of {name}, {'; '.join(parts)} (partial correlation; {len(found)} features examined).",
+        "Look at wrong pairs with these features: label more of that kind, or report them apart. These features go "
+        "with errors, which does not make them the cause.",
     )
 
 
@@ -115,9 +115,9 @@ def _told(one: Explained) -> str:
 
 
 def _row(one: Explained, values: NDArray[np.float64], hits: NDArray[np.float64]) -> dict[str, Any]:
-    """Return a line of the table, with what is answered right where the feature is least and where it is most."""
+    """Return a table row, with the share of right answers where the feature is smallest and where it is largest."""
     low, high = np.quantile(values, [0.25, 0.75])
-    if low == high:  # most pairs have the same value: the others stand against them
+    if low == high:  # most pairs have the same value: compare the others with them
         least, most = values <= values.min(), values > values.min()
     else:
         least, most = values <= low, values >= high
@@ -130,7 +130,7 @@ def _row(one: Explained, values: NDArray[np.float64], hits: NDArray[np.float64])
 
 
 def _crowdedness(splits: Splits) -> NDArray[np.float64]:
-    """Return ``(n,)``: the mean cosine of the image of each test pair to the nearest training images."""
+    """Return ``(n,)``: the mean cosine of each test pair's image to the nearest training images."""
     known = list(dict.fromkeys(splits.train.images))
     random = np.random.default_rng(splits.seed)
     known = [known[row] for row in np.sort(random.permutation(len(known))[:_MOST_COMPARED])]

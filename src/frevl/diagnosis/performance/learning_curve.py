@@ -1,7 +1,7 @@
 """Learning curves: what ten times the data would gain, and for which model.
 
-Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling
-is Predictable, Empirically"). The interval covers the test sample and the scatter of the points about the law; that the
+Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling is
+Predictable, Empirically"). The interval covers the test sample and the scatter of the points around the law; that the
 law continues to hold is an assumption, and the report says so.
 """
 
@@ -24,13 +24,13 @@ __all__ = ["Law", "curve_claim", "fit_law", "law_interval", "learning_curve_find
 
 POINTS = 5
 _FEWEST_POINTS = 4  # the law has three parameters
-_FEWEST = 40  # pairs of the smallest point
+_FEWEST = 40  # pairs at the smallest point
 _SMALLEST_SHARE = 1 / 16
 _SHARES_OF_MANY = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1.0)  # a half and a quarter take longer than all others together
 _EXPONENTS = np.concatenate([np.arange(0.05, 1.0, 0.05), np.arange(1.0, 2.01, 0.1)])
 _DRAWS = 400
-_WORTH = 0.5  # points that are called a gain
-_TIMES = 10  # how much more data is asked about
+_WORTH = 0.5  # points from which a change is called a gain
+_TIMES = 10  # factor of more data in question
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,26 @@ class Law:
     exponent: float
 
     def at(self, n: float) -> float:
-        """Return the error at so many training pairs, in [0, 1]."""
+        """Return the error at this number of training pairs, in [0, 1]."""
         return float(min(self.floor + self.factor * n**-self.exponent, 1.0))
 
 
 def fit_law(sizes: np.ndarray, errors: np.ndarray) -> Law:
-    """Fit the law by least squares of relative errors: exactly for every exponent of a grid, then the best exponent.
+    """Fit the law by least squares of relative errors: exactly for every exponent of a grid; the best exponent wins.
 
-    Errors of half and of a hundredth count alike: the late, small ones tell where the curve goes.
+    Relative errors weight a half and a hundredth alike: the late, small errors show where the curve is going.
 
     Args:
-        sizes: ``(k,)`` training pairs.
-        errors: ``(k,)`` in (0, 1].
+        sizes: ``(k,)`` numbers of training pairs.
+        errors: ``(k,)`` errors at these sizes, in (0, 1].
     """
     weights = errors**-2 / (errors**-2).sum()
     mean = float(weights @ errors)
-    x = sizes ** -_EXPONENTS[:, None]  # one row an exponent
+    x = sizes ** -_EXPONENTS[:, None]  # one row per exponent
     centred = x - (x @ weights)[:, None]
     factors = (centred * weights) @ errors / (np.square(centred) @ weights)
     floors = mean - factors * (x @ weights)
-    # Where the floor would fall below 0, the best solution has the floor 0.
+    # If the floor would fall below 0, the best solution has the floor 0.
     factors = np.where(floors < 0, (x * weights) @ errors / (np.square(x) @ weights), factors)
     floors = np.maximum(floors, 0.0)
     losses = np.square(floors[:, None] + factors[:, None] * x - errors) @ weights
@@ -77,22 +77,22 @@ def law_interval(
 ) -> tuple[float, float]:
     """Return the 95 % interval of the law's error at n, in [0, 1].
 
-    Test clusters are drawn again with replacement, the same for all sizes, and every error is scaled by a log-normal
-    number with the relative deviation of the points about the law (two degrees of freedom are left of five points).
+    Test clusters are resampled with replacement, the same for all sizes, and every error is multiplied by a log-normal
+    number with the relative deviation of the points around the law (five points leave two degrees of freedom).
 
     Args:
-        sizes: ``(k,)`` training pairs.
+        sizes: ``(k,)`` numbers of training pairs.
         hits: ``(k, pairs)`` test hits at every size.
         clusters: Image of every test pair.
-        n: Training pairs to extrapolate to.
-        seed: Of the draws.
+        n: Number of training pairs to extrapolate to.
+        seed: Random seed for the resampling.
     """
     random = np.random.default_rng(seed)
     names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     number_of = np.array([names[name] for name in clusters])
     wrong = np.stack([np.bincount(number_of, weights=1 - row, minlength=len(names)) for row in hits])
     counts = np.bincount(number_of).astype(float)
-    least = 0.5 / counts.sum()  # no error seen is not no error
+    least = 0.5 / counts.sum()  # observing no error does not mean that the error is 0
     errors = np.maximum(wrong.sum(axis=1) / counts.sum(), least)
     law = fit_law(sizes, errors)
     residuals = np.log(errors / np.array([law.at(size) for size in sizes]))
@@ -112,13 +112,13 @@ def learning_curve_findings(
 ) -> list[Finding]:
     """Train models on growing parts of the training images.
 
-    They are the best fusion, the linear probe (or the best baseline), the best model of the text, and the one that is
-    recommended; where the pairs have one side only, the linear probe and the one that is recommended.
+    They are the best fusion, the linear probe (or the best baseline), the best text-only model, and the recommended
+    one; if the pairs have one side only, the linear probe and the recommended model.
 
     Args:
-        comparison: Its models are the last point of each curve.
+        comparison: The comparison; its models are the last point of each curve.
         folder: Folder for the runs.
-        time_limit: Seconds for all of it.
+        time_limit: Total seconds for all trainings.
         progress: Show progress.
     """
     train = comparison.splits.train
@@ -142,7 +142,7 @@ def learning_curve_findings(
             place = folder / model.name / str(number)
             try:
                 scorer = fit(comparison.splits, model.spec, folder=place, time_limit=limit, pairs=part)
-            except PairsError:  # so few pairs may hold one class only: then the curve begins later
+            except PairsError:  # so few pairs may have a single class: then the curve starts later
                 continue
             asked = seen_by(model.spec, comparison.splits.test, comparison.splits)
             curve.add(len(part), predict_all(scorer, asked).hits)
@@ -203,7 +203,7 @@ def _findings(curves: list[_Curve], comparison: ModelComparison) -> list[Finding
 
 def _finding(curve: _Curve, law: Law, then: float, bounds: list[float], n: int) -> Finding:
     name, now = curve.model.name, 100 * float(curve.hits[-1].mean())
-    # The law at the size of today counts too: a last point below the law is no gain to come.
+    # The law at the current size counts too: a last point below the law is not a gain to come.
     claim, advice = curve_claim(curve.model.title, now, max(now, 100 * (1 - law.at(n))), then, bounds)
     return Finding(
         name=f"ten-times-data-{name.replace(' ', '-')}",
@@ -215,21 +215,21 @@ def _finding(curve: _Curve, law: Law, then: float, bounds: list[float], n: int) 
             f"{name} trained on {len(curve.sizes)} nested parts of the training images "
             f"({curve.sizes[0]:,} to {n:,} pairs), compared on the same test pairs; error = {law.floor:.3f} + "
             f"{law.factor:.3g} n^-{law.exponent:.2f}. "
-            "Percent at ten times the pairs; the 95 % interval covers test images and scatter about the law, not that "
-            "the law may end."
+            "Percent at ten times the pairs; the 95 % interval covers test images and scatter around the law, not that "
+            "the law may cease to hold."
         ),
         advice=advice,
     )
 
 
 def curve_claim(name: str, now: float, reached: float, then: float, bounds: Sequence[float]) -> tuple[str, str]:
-    """Return claim and advice on what ten times the data would bring; all numbers in percent.
+    """Return claim and advice on the gain from ten times the data; all numbers in percent.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         now: Its accuracy with all training pairs.
-        reached: The same, or what the law gives for that size if that is more: what a gain is measured from.
-        then: What the law gives for ten times the pairs.
+        reached: The same, or the value of the law at that size if larger; gains are measured from here.
+        then: The value of the law at ten times the pairs.
         bounds: The 95 % interval of `then`.
     """
     range_ = f"{then:.1f} % ({bounds[0]:.1f} to {bounds[1]:.1f})"
@@ -244,9 +244,9 @@ def curve_claim(name: str, now: float, reached: float, then: float, bounds: Sequ
             "Do not label more pairs for this model; another encoder or other information comes first.",
         )
     return (
-        f"What ten times the data would bring {name} cannot be told: from {now:.1f} to about {range_}.",
-        "Before many pairs are labelled, label some more and diagnose again: a longer curve, or more test pairs, may "
-        "tell.",
+        f"It is uncertain whether ten times the data would help {name}: from {now:.1f} to about {range_}.",
+        "Before labelling many pairs, label some more and diagnose again: a longer curve, or more test pairs, may "
+        "settle it.",
     )
 
 
@@ -257,6 +257,6 @@ def _too_few(n: int) -> Finding:
         claim=f"{n:,} training pairs are too few for a learning curve, or too uneven.",
         value=None,
         ci95=None,
-        how=f"{POINTS} points from {_FEWEST} pairs up to all of them, over a factor of four at least.",
+        how=f"{POINTS} points from {_FEWEST} pairs up to all of them, spanning at least a factor of four.",
         advice=f"Come back with {4 * _FEWEST:,} training pairs or more.",
     )

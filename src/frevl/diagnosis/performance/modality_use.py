@@ -35,7 +35,7 @@ __all__ = [
     "wrong_image_claim",
 ]
 
-_ROUNDS = 3  # exchanges that are averaged, so that one lucky draw does not decide
+_ROUNDS = 3  # exchanges to average, so that one lucky draw does not decide
 _PARTS = 3
 _MOST_LEARNT = 5_000  # training pairs of the text-only check; text alone needs no more
 _MEAN = "the mean of the training images"
@@ -45,8 +45,8 @@ def exchanged_hits(comparison: ModelComparison) -> dict[str, dict[str, np.ndarra
     """Return the hits of two models with their images, and with their texts, exchanged among the test pairs.
 
     Returns:
-        By name of the model (the best fusion, and the best that sees both) ``image`` and ``text``, each ``(n,)`` in
-        [0, 1].
+        For each model name (the best fusion, and the best model that sees both), ``image`` and ``text``, each ``(n,)``
+            in [0, 1].
     """
     pairs, seed = comparison.splits.test, comparison.splits.seed
     hits = {}
@@ -61,7 +61,7 @@ def exchanged_hits(comparison: ModelComparison) -> dict[str, dict[str, np.ndarra
 
 
 def exchange(items: Sequence[str], seed: int) -> list[str]:
-    """Deal the items out again, so that nearly every pair gets another one; each is used as often as before."""
+    """Redistribute the items so that nearly every pair gets another one; each is used as often as before."""
     random = np.random.default_rng(seed)
     dealt = random.permutation(len(items))
     for _ in range(8):
@@ -78,7 +78,7 @@ def another_of_class(pairs: Pairs, seed: int) -> tuple[list[str], np.ndarray]:
     """Give every pair the image of another pair with the same target.
 
     Returns:
-        The images, and the rows of the pairs for which there is one with another image.
+        The images, and the rows of the pairs for which another image exists.
     """
     random = np.random.default_rng(seed)
     of_target: dict[str, list[int]] = {}
@@ -96,7 +96,7 @@ def another_of_class(pairs: Pairs, seed: int) -> tuple[list[str], np.ndarray]:
 
 
 def image_findings(comparison: ModelComparison) -> list[Finding]:
-    """Say how much of its score the best model that sees both owes to the image."""
+    """Report how much of its score the best model that sees both owes to the image."""
     splits, model = comparison.splits, comparison.both
     own, clusters = model.test.hits, comparison.clusters
     wrong = (comparison.exchanged or exchanged_hits(comparison))[model.name]["image"]
@@ -122,8 +122,8 @@ def image_findings(comparison: ModelComparison) -> list[Finding]:
     lost = compare(own, wrong, clusters)
     claim, advice = wrong_image_claim(model.title, lost, len(set(clusters)), adds=comparison.choice.adds("image"))
     how = (
-        f"The trained {model.name}, the best model that sees both, answered the same test pairs with other images: of "
-        f"another test pair (mean of {_ROUNDS} exchanges), the mean of the training images, and of another test pair "
+        f"The trained {model.name}, the best model that sees both, answered the same test pairs with images from "
+        f"another test pair (mean of {_ROUNDS} exchanges), the mean of the training images, and from another test pair "
         f"with the same answer. Points of accuracy lost, {HOW_COMPARED}"
     )
     plot = chart(
@@ -148,30 +148,30 @@ def wrong_image_claim(name: str, lost: Gap, images: int, *, adds: bool) -> tuple
     """Return claim and advice on what wrong images cost a model.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         lost: Its accuracy with its own images minus that with images of other pairs.
-        images: Different test images.
+        images: Number of distinct test images.
         adds: Whether the image adds anything measurable to the text.
     """
     if images < FEWEST_IMAGES:
         return (
-            f"What wrong images cost cannot be told from {counted(images, 'test image')}.",
-            f"Test on {FEWEST_IMAGES} different images or more.",
+            f"The cost of wrong images cannot be measured with {counted(images, 'test image')}.",
+            f"Test on at least {FEWEST_IMAGES} different images.",
         )
     return {
         1: (
             f"With wrong images {name} loses {lost.size()}: it looks at the image.",
-            "The image earns points that the text alone does not have; a better image encoder may earn more."
+            "The image earns points that the text alone cannot; a better image encoder may earn more."
             if adds
             else "It relies on the image without gaining from it: the text alone is not measurably worse.",
         ),
         0: (
-            f"With wrong images {name} loses nothing that can be measured ({lost}): it does not use the image.",
+            f"With wrong images {name} loses nothing measurable ({lost}): it does not use the image.",
             "Leave the image out, or try an encoder that sees what the question is about.",
         ),
         -1: (
             f"With wrong images {name} is better by {lost.size()}: its own images mislead it.",
-            "Check which image belongs to which pair, in training and in test: the image is not used as it should be.",
+            "Check which image belongs to which pair, in training and in test: the image is not used as intended.",
         ),
     }[lost.sign]
 
@@ -189,7 +189,7 @@ def _same_class(
         value=gap.value,
         ci95=gap.ci95,
         how=(
-            f"The trained {model.name} answered {len(rows):,} test pairs with the image of another test pair of the "
+            f"The trained {model.name} answered {len(rows):,} test pairs with the image of another test pair with the "
             f"same target. Points of accuracy lost, {HOW_COMPARED}"
         ),
         advice=advice,
@@ -197,42 +197,41 @@ def _same_class(
 
 
 def same_class_claim(name: str, gap: Gap, lost: Gap, images: int) -> tuple[str, str]:
-    """Return claim and advice on what an image of another pair with the same answer costs a model.
+    """Return claim and advice on the cost of using an image of another pair with the same answer.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         gap: Its accuracy with its own images minus that with such images.
-        lost: The same with images of any other pair.
-        images: Different test images.
+        lost: Its accuracy with its own images minus that with images of any other pair.
+        images: Number of distinct test images.
     """
     if images < FEWEST_IMAGES:
         return (
-            "What an image of another pair with the same answer costs cannot be told from "
+            "The cost of an image of another pair with the same answer cannot be measured with "
             f"{counted(images, 'test image')}.",
-            f"Test on {FEWEST_IMAGES} different images or more.",
+            f"Test on at least {FEWEST_IMAGES} different images.",
         )
     if not lost.up:
         told = {1: f"costs {gap.size()}", 0: f"does as well ({gap})", -1: f"does better, by {gap.size()}"}[gap.sign]
         return (
-            f"An image of another pair with the same answer {told}, and images of any pair cost nothing that can be "
-            "measured.",
+            f"An image of another pair with the same answer {told}, and images of any pair cost nothing measurable.",
             f"This says nothing about {name}, which does not need its own images.",
         )
     return {
         1: (
             f"An image of another pair with the same answer costs {gap.size()}: {name} needs this very image.",
-            "The model reads from the image what is asked about this pair.",
+            "The model reads the answer to this pair from the image.",
         ),
         0: (
             f"An image of another pair with the same answer does as well ({gap}): the image tells {name} which answers "
-            "are likely, not more.",
-            "The model knows kinds of scenes rather than what is asked; test it on pairs where one image has several "
+            "are likely, and nothing more.",
+            "The model recognises kinds of scenes rather than the answer; test it on pairs where one image has several "
             "answers.",
         ),
         -1: (
             f"An image of another pair with the same answer does better, by {gap.size()}: the image tells {name} which "
             "answers are likely, and its own is not the best example.",
-            "The model knows kinds of scenes rather than what is asked; test it on pairs where one image has several "
+            "The model recognises kinds of scenes rather than the answer; test it on pairs where one image has several "
             "answers.",
         ),
     }[gap.sign]
@@ -252,15 +251,15 @@ def _with_mean_image(comparison: ModelComparison) -> Predictions:
 
 
 def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
-    """Say which share of the test pairs a text-only model answers, cross-validated over the test images.
+    """Report the share of test pairs that a text-only model answers, cross-validated over the test images.
 
-    A third of the test images is answered by a model that learned from the training pairs and the other two thirds, so
-    that what the test set gives away about itself counts too.
+    A third of the test images is answered by a model trained on the training pairs and the other two thirds, so that
+    regularities of the test set itself count too.
 
     Args:
         comparison: The trained models.
         folder: Folder for the runs.
-        time_limit: Seconds for all trainings.
+        time_limit: Total seconds for all trainings.
     """
     splits = comparison.splits
     text, majority = comparison.best("text"), comparison.best("majority")
@@ -307,9 +306,9 @@ def text_only_claim(share: float, usual: float, gap: Gap) -> tuple[str, str]:
         f"giving the most frequent answer ({usual:.1f} %)."
     )
     advice = {
-        1: "Read every score beside this one: only what lies above it can come from the image.",
-        0: "The texts give nothing away: read every score beside that of the most frequent answer.",
-        -1: "The texts mislead: training and test pairs were perhaps not labelled alike, or the classes differ.",
+        1: "Compare every score with this one: only what lies above it can come from the image.",
+        0: "The texts give nothing away: compare every score with that of the most frequent answer.",
+        -1: "The texts mislead: training and test pairs may have been labelled differently, or the classes differ.",
     }
     return claim, advice[gap.sign]
 
@@ -318,7 +317,7 @@ def _too_few(images: int) -> Finding:
     return Finding(
         name="solvable-blind",
         section="image",
-        claim=f"What can be answered without the image cannot be told from {counted(images, 'test image')}.",
+        claim=f"The share answered without the image cannot be measured with {counted(images, 'test image')}.",
         value=None,
         ci95=None,
         how=f"A cross-validation over {_PARTS} parts of the test images.",
@@ -327,7 +326,7 @@ def _too_few(images: int) -> Finding:
 
 
 def _joined(splits: Splits, rows: np.ndarray, random: np.random.Generator) -> Pairs:
-    """Put some test pairs beside training pairs, as many as the text-only check takes."""
+    """Combine some test pairs with training pairs, as many as the text-only check takes."""
     train, test = splits.train, splits.test.select(rows)
     room = max(_MOST_LEARNT - len(test), len(test))
     if len(train) > room:

@@ -1,4 +1,4 @@
-"""Retrieval by the models of a matching diagnosis: recall among the test images and texts."""
+"""Retrieval with the models of a matching diagnosis: recall among the test images and texts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from frevl.runs.targets import match_truth
 
 __all__ = ["ranking_claim", "ranking_findings"]
 
-_MOST_SCORES = 250_000  # images times texts, a model
+_MOST_SCORES = 250_000  # images times texts, per model
 _METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 
 
 def ranking_findings(comparison: ModelComparison) -> list[Finding]:
-    """Rank the right test texts for every test image and the other way round, by every model that sees both.
+    """Rank the right test texts for every test image and vice versa, with every model that sees both.
 
     Returns:
-        One finding; none for classification, or where fewer than two images have right texts.
+        One finding; none for classification, or if fewer than two images have right texts.
     """
     splits = comparison.splits
     if splits.task != "matching":
@@ -53,36 +53,36 @@ def ranking_findings(comparison: ModelComparison) -> list[Finding]:
             value=recall,
             ci95=own.ci95["i2t_r1"],
             how=(
-                "Recall at 1, 5 and 10 in percent, from image to text and from text to image, as frevl evaluate; a hit "
-                f"if any right one is found. Test images are drawn so that at most {_MOST_SCORES:,} scores a model "
+                "Recall at 1, 5 and 10 in percent, from image to text and from text to image, as in evaluate; a hit "
+                f"if any right one is found. Test images are sampled so that at most {_MOST_SCORES:,} scores per model "
                 f"are needed; fewer candidates make it easier. Differences of i2t_r1: {HOW_COMPARED}"
             ),
-            advice=f"The first sentence is about telling right from wrong pairs; for search, read this table. {advice}",
+            advice=f"The first sentence is about right against wrong pairs; for search, see this table. {advice}",
             table=[_row(name, result) for name, result in results.items()],
         )
     ]
 
 
 def ranking_claim(fusion: str, other: str, gap: Gap) -> tuple[str, str]:
-    """Return how the fusion ranks against the best other model, and advice.
+    """Return how the fusion ranks compared with the best other model, and advice.
 
     Args:
         fusion: Name of the fusion.
-        other: Name of the model that ranks best of the others.
-        gap: Difference of their recall at 1 from image to text.
+        other: Name of the best-ranking other model.
+        gap: Difference between their recalls at 1 from image to text.
     """
     return {
         1: (f"better than the best other model, {other}, by {gap.size()}", f"Here {fusion} ranks best."),
         0: (
             f"not measurably better than the best other model, {other} ({gap})",
-            f"Here {fusion} and {other} cannot be told apart: take the one that costs less.",
+            f"Here {fusion} and {other} are indistinguishable: use the one that costs less.",
         ),
         -1: (f"worse than the best other model, {other}, by {gap.size()}", f"Here {other} ranks best."),
     }[gap.sign]
 
 
 def _some(right: Pairs, seed: int) -> Pairs:
-    """Draw images until all scores fit."""
+    """Sample images until all scores fit the limit."""
     scores = len(set(right.clusters)) * len(set(right.texts))
     return right if scores <= _MOST_SCORES else share_of_clusters(right, (_MOST_SCORES / scores) ** 0.5, seed=seed)
 

@@ -22,14 +22,14 @@ _RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
 
 @dataclass(frozen=True)
 class RunCost:
-    """What a run costs.
+    """The cost of a run.
 
     Attributes:
-        parameters: Of its network.
-        bytes: Of its files.
-        pair_ms: Milliseconds a pair, scored 256 at a time, reading the embeddings included.
-        single_ms: Milliseconds of one pair scored alone, as a service meets it.
-        train_seconds: Of its training.
+        parameters: Number of parameters of its network.
+        bytes: Size of its files in bytes.
+        pair_ms: Milliseconds per pair when scoring 256 at a time, including reading the embeddings.
+        single_ms: Milliseconds for one pair scored alone, as in a service.
+        train_seconds: Training time in seconds.
     """
 
     parameters: int
@@ -40,7 +40,7 @@ class RunCost:
 
 
 def run_cost(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> RunCost:
-    """Measure what a run costs.
+    """Measure the cost of a run.
 
     Args:
         scorer: The run with its store.
@@ -58,7 +58,7 @@ def run_cost(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> RunCost:
 
 
 def cost_findings(comparison: ModelComparison) -> list[Finding]:
-    """Put the price of every model beside what it reaches.
+    """Compare the cost of every model with its accuracy.
 
     Args:
         comparison: Trained models; their runs must still be on disk.
@@ -102,15 +102,15 @@ def cost_findings(comparison: ModelComparison) -> list[Finding]:
             value=own["ms a pair"],
             ci95=None,
             how=(
-                "Parameters of the network; bytes of the run's files; milliseconds a pair through Scorer on this "
+                "Parameters of the network; bytes of the run's files; milliseconds per pair through Scorer on this "
                 f"machine, embeddings read from the store, median of {_REPEATS} repeats of {min(_BATCH, len(pairs)):,} "
-                "pairs after one to warm up, and of one pair alone. Embedding new items comes on top: see the "
+                "pairs after a warm-up, and of one pair alone. Embedding new items comes on top: see the "
                 "encoders. Difference in right answers: "
                 f"{HOW_COMPARED}"
             ),
             advice=(
                 f"{cost_advice(fusion.name, plain.name, gain, own['ms a pair'] / other['ms a pair'])} Compare with the "
-                "milliseconds an image under the encoders: if those are many times more, the encoder decides what a "
+                "milliseconds per image under the encoders: if those are many times more, the encoder decides what a "
                 "service costs."
             ),
             table=rows,
@@ -119,27 +119,27 @@ def cost_findings(comparison: ModelComparison) -> list[Finding]:
 
 
 def cost_advice(fusion: str, plain: str, gain: Gap, times: float) -> str:
-    """Return what the two prices mean; none of it recommends a model, which only the first sentence does.
+    """Return what the two costs mean; it recommends no model, which only the first sentence does.
 
     Args:
         fusion: Name of the fusion.
         plain: Name of the best baseline.
         gain: Accuracy of the fusion minus that of the baseline.
-        times: How many times longer the fusion takes for a pair; below 1 it is the quicker one.
+        times: How many times longer the fusion takes for a pair; below 1 it is faster.
     """
     quicker = times < 1
-    price = f"{1 / times:.1f} times quicker" if quicker else f"{times:.1f} times slower"
+    price = f"{1 / times:.1f} times faster" if quicker else f"{times:.1f} times slower"
     if gain.up:
         joined = "and" if quicker else "but"
         return f"{fusion} is better than {plain} {joined} {price}: " + (
-            "nothing speaks for the other." if quicker else "whether the gain is worth that is for you to say."
+            "there is no reason to use the other." if quicker else "whether the gain is worth it is up to you."
         )
     if gain.down:
         joined = "but" if quicker else "and"
         return f"{fusion} is worse than {plain} {joined} {price}: " + (
-            "it is only worth a thought where time decides." if quicker else "nothing speaks for it."
+            "consider it only if time is critical." if quicker else "there is no reason to use it."
         )
-    return f"The two cannot be told apart in accuracy, and {fusion} is {price}: of the two, the quicker will do."
+    return f"The two are indistinguishable in accuracy, and {fusion} is {price}: the faster of the two will do."
 
 
 def _milliseconds(scorer: Scorer, pairs: list[tuple[str, str]]) -> float:

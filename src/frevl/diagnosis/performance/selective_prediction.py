@@ -1,4 +1,4 @@
-"""Calibration and selective prediction: are probabilities reliable, and what is left without doubtful answers?"""
+"""Calibration and selective prediction: are probabilities reliable, and what remains without doubtful answers?"""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ __all__ = [
 _BINS = 15
 _PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 _SIMULATIONS = 200
-_FEWEST_ANSWERED = 20  # a threshold that leaves fewer development pairs says nothing
+_FEWEST_ANSWERED = 20  # a threshold that leaves fewer development pairs is meaningless
 _HARDLY_ANY = 5.0  # percent of the test pairs
 
 
 def selective_prediction_findings(comparison: ModelComparison, *, precision: float | None = None) -> list[Finding]:
-    """Say whether the probabilities of the recommended model can be trusted.
+    """Report whether the probabilities of the recommended model can be trusted.
 
     Args:
         comparison: The trained models.
-        precision: Wanted share of right answers among those that are given, in (0, 1); None takes the first of 80, 90,
-            95 and 99 % that the model does not reach anyway.
+        precision: Target share of right answers among those given, in (0, 1); None takes the first of 80, 90, 95 and 99
+            % that the model does not reach anyway.
     """
     model = comparison.recommended
     return [
@@ -50,8 +50,8 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = _BINS) -> 
     """Return the rows of a reliability plot: bins of equal width, as in `expected_calibration_error`.
 
     Args:
-        confidence: ``(n,)`` in [0, 1].
-        hits: ``(n,)`` in [0, 1].
+        confidence: ``(n,)`` in [0, 1], calibrated probability of each answer.
+        hits: ``(n,)`` in [0, 1], whether each answer is right.
         bins: Number of bins.
 
     Returns:
@@ -71,11 +71,11 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = _BINS) -> 
 
 
 def calibration_finding(name: str, predictions: Predictions, clusters: Sequence[str]) -> Finding:
-    """Compare the confidence of a model with the share of its right answers.
+    """Compare a model's confidence with its share of right answers.
 
-    The expected calibration error of a perfect model is above 0 on a finite sample, so it is compared with what
-    perfectly calibrated answers of the same confidences would give by chance; over- or under-confidence is claimed
-    by the mean of confidence minus hit, whose interval respects images.
+    Even for a perfectly calibrated model, the expected calibration error is above 0 on a finite sample, so it is
+    compared with the value that perfectly calibrated answers of the same confidences reach by chance; over- or
+    under-confidence is claimed by the mean of confidence minus hit, whose interval resamples images.
     """
     confidence, hits = predictions.confidence, predictions.hits
     after = bootstrap_statistic(
@@ -122,11 +122,11 @@ def calibration_finding(name: str, predictions: Predictions, clusters: Sequence[
 
 
 def calibration_claim(gap: Interval, *, miscalibrated: bool) -> tuple[str, str]:
-    """Return what a model is, and advice.
+    """Return a description of a model's calibration, and advice.
 
     Args:
-        gap: Mean of confidence minus hit, in shares of 1, with its interval.
-        miscalibrated: Whether the expected calibration error is more than chance would give.
+        gap: Mean of confidence minus hit, as a share of 1, with its interval.
+        miscalibrated: Whether the expected calibration error exceeds what chance explains.
     """
     if not miscalibrated:
         return (
@@ -151,7 +151,7 @@ def calibration_claim(gap: Interval, *, miscalibrated: bool) -> tuple[str, str]:
 
 
 def _direction(gap: Interval) -> str:
-    """Say where confidence lay; nothing where it was right on average as far as can be told."""
+    """Return the direction of the miscalibration; empty if the model is right on average as far as can be measured."""
     if gap.low > 0:
         return f", over-confident by {100 * gap.value:.1f} points"
     return f", under-confident by {-100 * gap.value:.1f} points" if gap.high < 0 else ""
@@ -167,7 +167,7 @@ def risk_coverage(confidence: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray,
     Answers of equal confidence are given or withheld together.
 
     Returns:
-        ``(k,)`` coverage in (0, 1], rising to 1, and ``(k,)`` share of right answers among the answers given.
+        ``(k,)`` coverage in (0, 1], ascending to 1, and ``(k,)`` share of right answers among those given.
     """
     order = np.argsort(-confidence, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
@@ -175,12 +175,12 @@ def risk_coverage(confidence: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray,
 
 
 def threshold_for(precision: float, confidence: np.ndarray, hits: np.ndarray) -> float | None:
-    """Return the smallest confidence from which on the answers reach a precision; None if none does.
+    """Return the smallest confidence above which the answers reach a precision; None if none does.
 
     Args:
-        precision: Wanted share of right answers, in (0, 1).
-        confidence: ``(n,)`` on development pairs.
-        hits: ``(n,)``.
+        precision: Target share of right answers, in (0, 1).
+        confidence: ``(n,)`` confidence on development pairs.
+        hits: ``(n,)`` in [0, 1], whether each answer is right.
     """
     coverage, right = risk_coverage(confidence, hits)
     enough = (right >= precision) & (coverage * len(hits) >= min(_FEWEST_ANSWERED, len(hits)))
@@ -193,7 +193,7 @@ def threshold_for(precision: float, confidence: np.ndarray, hits: np.ndarray) ->
 def abstention_finding(
     name: str, dev: Predictions, test: Predictions, clusters: Sequence[str], *, precision: float | None = None
 ) -> Finding:
-    """Choose thresholds on development pairs, and say what they do on test pairs."""
+    """Choose thresholds on development pairs, and report their effect on test pairs."""
     overall = float(dev.hits.mean())
     wanted = precision if precision is not None else next((p for p in _PRECISIONS if p > overall), _PRECISIONS[-1])
     table = [
@@ -213,7 +213,7 @@ def abstention_finding(
         value=row["right %"],
         ci95=bounds,
         how=(
-            f"The threshold is the smallest that reaches the wanted precision on {len(dev.hits):,} development pairs "
+            f"The threshold is the smallest that reaches the target precision on {len(dev.hits):,} development pairs "
             f"(at least {_FEWEST_ANSWERED} answered); coverage and percent right are those of the test pairs, 95 % "
             "bootstrap over images."
         ),
@@ -232,11 +232,10 @@ def abstention_claim(name: str, wanted: float, row: dict[str, Any]) -> tuple[str
     """Return claim and advice on a threshold.
 
     Args:
-        name: Of the model.
-        wanted: Share of right answers that the threshold was chosen for, in (0, 1).
-        row: ``threshold`` (a confidence, or None where none gives so many right answers), ``answered %`` and
-            ``right %`` of the test pairs (None where none reaches it), with the interval ``low`` and ``high`` of the
-            latter.
+        name: Name of the model.
+        wanted: Share of right answers for which the threshold was chosen, in (0, 1).
+        row: ``threshold`` (a confidence, or None if none reaches the target), ``answered %`` and ``right %`` of the
+            test pairs (None if none reaches the threshold), and the interval ``low`` and ``high`` of the latter.
     """
     if row["threshold"] is None:
         return (
@@ -254,11 +253,11 @@ def abstention_claim(name: str, wanted: float, row: dict[str, Any]) -> tuple[str
         f"answers, {name} answers {row['answered %']:.1f} % of the test pairs, {row['right %']:.1f} % of them right"
     )
     if row["low"] is None:
-        return f"{claim}.", "One image tells nothing about the share of right answers: test on more of them."
+        return f"{claim}.", "A single image shows nothing about the share of right answers: test on more images."
     claim += f" ({row['low']:.1f} to {row['high']:.1f})"
     if row["high"] < 100 * wanted:
         return (
-            f"{claim}: fewer than it was chosen for.",
+            f"{claim}: fewer than the target.",
             "Do not use this threshold: the test pairs differ from the development pairs, or those were too few to "
             "choose it; choose it on pairs like those of the test.",
         )

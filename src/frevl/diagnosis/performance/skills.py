@@ -1,7 +1,7 @@
 """Skills: how the best two-sided model does on kinds of questions, compared with the text alone.
 
-Kinds are the user's own keys, and a rule set on the words of the text (docs/diagnosis.md lists it). A pair may show
-several skills.
+Kinds come from the user's own keys and from rules on the words of the text (docs/diagnosis.md lists them). A pair may
+involve several skills.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _VERBS = (
 )
 _ASKS = re.compile(r"\b(what|which|who|whom|whose|where|when|why|how)\b")
 
-# Skill -> what its text holds. `wh` rules hold for questions with a question word, the others for every text; in a
-# question such as "what is left of the red chair?" the colour is given, not asked for.
+# Skill -> patterns in the text. `wh` rules apply to questions with a question word, the others to every text; in a
+# question such as "what is left of the red chair?" the colour is given, not requested.
 RULES: dict[str, dict[str, re.Pattern[str]]] = {
     "count": {
         "wh": re.compile(r"\bhow many\b|\b(number|amount|count) of\b"),
@@ -61,9 +61,9 @@ _ASKS_FOR_ELSE = ("count", "colour", "reading", "size", "material")
 
 
 def skills_of(text: str) -> list[str]:
-    """Return the skills that a text asks for, by the rules of `RULES`.
+    """Return the skills that a text requires, by the rules of `RULES`.
 
-    ``yes/no`` is a question that begins with a verb, ``object`` one that asks what, which or who and for none of
+    ``yes/no`` is a question that starts with a verb; ``object`` is one that asks what, which or who, and for none of
     count, colour, reading, size and material.
     """
     words = text.lower().strip()
@@ -79,7 +79,7 @@ def skills_of(text: str) -> list[str]:
 
 
 def slices_of(pairs: Pairs) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of every slice: by the key ``text`` for the rules, and by each key that makes groups."""
+    """Return the rows of every slice: by the key ``text`` for the rules, and by each key that forms groups."""
     groups: dict[str, list[int]] = {}
     skills = {text: skills_of(text) for text in dict.fromkeys(pairs.texts)}
     for row, text in enumerate(pairs.texts):
@@ -121,7 +121,7 @@ def _finding(comparison: ModelComparison, key: str, groups: dict[str, np.ndarray
         )  # fmt: skip
         if value not in large:
             continue
-        # So many slices are looked at that one of them would "win" by chance: the level is shared among them.
+        # With many slices, one of them would "win" by chance: the significance level is shared among them.
         strict = paired_difference(own, without, some, level=1 - 0.05 / len(large), resamples=4000)
         certain = paired_test(own, without, some, permutations=4000) < 0.05 / len(large)
         if strict.low > 0 and certain:
@@ -171,26 +171,26 @@ def skills_claim(
     """Return claim and advice on where the image helps.
 
     Args:
-        named: What made the slices.
-        large: Slices with test images enough.
-        gains: Slices in which the model with the image is measurably better, with the points.
-        losses: Slices in which it is measurably worse, with the points (negative).
+        named: The key or rules that define the slices.
+        large: Slices with enough test images.
+        gains: Slices in which the model with the image is measurably better, with the gain in points.
+        losses: Slices in which it is measurably worse, with the (negative) difference in points.
     """
     if not large:
         return (
-            f"No slice by {named} has {FEWEST_IMAGES} test images or more: none can be looked at by itself.",
+            f"No slice by {named} has {FEWEST_IMAGES} test images or more: none can be examined on its own.",
             "Give more test images of each kind.",
         )
     won, lost = _with_points(gains, largest=True), _with_points(losses, largest=False)
     rest = ", ".join(name for name in large if name not in gains and name not in losses)
-    parts = [f"the image adds points for {won}" if won else "the image adds nothing that can be measured for any"]
+    parts = [f"the image adds points for {won}" if won else "the image adds nothing measurable for any"]
     if won and rest:
-        parts.append(f"nothing that can be measured for {rest}")
+        parts.append(f"nothing measurable for {rest}")
     if lost:
         parts.append(f"the text alone is better for {lost}")
     claim = f"By {named}, slices compared: {len(large)}; {'; '.join(parts)}."
     missing = (
-        "the embedding does not hold what is asked, or the text gives it away: tokens or another encoder may help "
+        "the embedding does not hold the answer, or the text gives it away: tokens or another encoder may help "
         "there; more of the same pairs will not."
     )
     if losses:
@@ -206,6 +206,6 @@ def skills_claim(
 
 
 def _with_points(slices: Mapping[str, float], *, largest: bool) -> str:
-    """Return ``colour (+3.1), count (+1.2)``, the most telling first."""
+    """Return ``colour (+3.1), count (+1.2)``, the largest first."""
     ordered = sorted(slices.items(), key=lambda one: one[1], reverse=largest)
     return ", ".join(f"{name} ({points_:+.1f})" for name, points_ in ordered)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["curation_findings", "write_curation_page"]
 
-_CASES = 12  # lines shown of every filter, the least probable first
+_CASES = 12  # lines shown per filter, least probable first
 _ROWS = 30
 _BINS = 10
 
@@ -31,9 +31,9 @@ _HEADINGS = {
     "image": "Pictures",
     "blind": "What the text alone gives away",
     "label": "Labels",
-    "removed": "What goes beside what was asked for",
+    "removed": "Side effects of the removal",
 }
-_KEYS = {"duplicate": "duplicate_of"}  # of the verdict, where it has another name than the filter
+_KEYS = {"duplicate": "duplicate_of"}  # keys of verdicts that are named differently from their filter
 _HOW = {
     "match": (
         "A dual encoder with a kernel alignment learned from the lines of other groups, and scored these lines and "
@@ -52,9 +52,9 @@ def write_curation_page(curation: Curation, path: str | Path, *, images: str | P
     """Write the page.
 
     Args:
-        curation: What was found.
-        path: HTML file to write; its folder is made.
-        images: Folder of the images, to show thumbnails of the lines that go; None shows their ids only.
+        curation: The curation to report.
+        path: HTML file to write; its folder is created if missing.
+        images: Folder of the images, for thumbnails of the dropped lines; None shows only their ids.
 
     Raises:
         MissingExtraError: Jinja2 or Matplotlib is not installed.
@@ -77,17 +77,17 @@ def write_curation_page(curation: Curation, path: str | Path, *, images: str | P
     words = {
         "title": "Curation",
         "kicker": "Curation of a pairs file",
-        "cases": "Lines that go",
+        "cases": "Dropped lines",
         "truth": "Given",
         "answer": "Found",
-        "nothing": "Not looked at.",
+        "nothing": "Not examined.",
     }
     folder = None if images is None else Path(images)
     write_text(render(shareable(plain(record)), headings, facts, words, images=folder), path)
 
 
 def curation_findings(curation: Curation) -> list[Finding]:
-    """Return one finding a filter: how many lines go because of it, and what it saw."""
+    """Return one finding per filter: how many lines it drops, and what it found."""
     found = []
     for name, counts in curation.filters.items():
         values = [line["curate"][_KEYS.get(name, name)] for line in curation.lines]
@@ -95,8 +95,8 @@ def curation_findings(curation: Curation) -> list[Finding]:
         n = len(curation.lines)
         share = 100 * counts["dropped"] / max(n, 1)
         claim = (
-            f"{counts['dropped']:,} of {n:,} lines go ({share:.1f} %), {counts['dropped_alone']:,} of them for nothing "
-            "else."
+            f"{counts['dropped']:,} of {n:,} lines are dropped ({share:.1f} %), {counts['dropped_alone']:,} by this "
+            "filter alone."
         )
         found.append(Finding(name, name, claim, share, None, _HOW.get(name, ""), _ADVICE, table, plot))
     if curation.removed is not None:
@@ -105,7 +105,7 @@ def curation_findings(curation: Curation) -> list[Finding]:
 
 
 def _removed(removed: Removed) -> Finding:
-    """Return the finding on what goes by group, and the variety that is left."""
+    """Return the finding on removals by group, and the remaining variety."""
     table: list[dict[str, Any]] = [
         {
             "group": f"{one.key}: {one.value}",
@@ -122,16 +122,16 @@ def _removed(removed: Removed) -> Finding:
         for one in removed.variety
     )
     how = (
-        "Share of the lines of every group that is kept, beside removing as many lines at random, image by image "
+        "Share of lines kept in every group, compared with removing as many lines at random, image by image "
         f"as the filters did; variety of the images: {measures or 'as before'} (docs/curate.md)."
     )
-    advice = "Where a group loses more than the others, look at its lines before the rest is learned from."
+    advice = "If a group loses more than the others, look at its lines before you train on the rest."
     claim = removed.sentence() or "No group is large enough to be compared."
     return Finding("removed", "removed", claim, 100 * removed.kept, None, how, advice, table, {})
 
 
 def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a table of a filter's findings, and a plot where it gives probabilities."""
+    """Return a table of a filter's findings, and a plot if it gives probabilities."""
     if name == "label":
         changes = Counter((one[0], one[1]) for one in values if one and one[1] is not None and one[0] != one[1])
         rows = [{"given": given, "likelier": other, "lines": n} for (given, other), n in changes.most_common(_ROWS)]
@@ -151,7 +151,7 @@ def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[
 
 
 def _cases(curation: Curation) -> list[dict[str, Any]]:
-    """Return the first lines that go by each filter, the least probable first."""
+    """Return the first lines dropped by each filter, least probable first."""
     cases = []
     for name in curation.filters:
         key = _KEYS.get(name, name)
@@ -186,7 +186,7 @@ def _said(name: str, value: Any) -> str:
         own = f"{given}: {100 * p:.1f} %"
         return own if likelier == given else f"{likelier} is likelier ({own})"
     if name == "blind":
-        return f"the text alone says so with {100 * value:.1f} %"
+        return f"the text alone implies it with {100 * value:.1f} %"
     if name == "duplicate":
         return f"a copy of {value}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -25,25 +25,25 @@ _WORDS = {
     "cases": "Cases",
     "truth": "Truth",
     "answer": "Answer",
-    "nothing": "Not looked at.",
+    "nothing": "Not examined.",
 }
 _GROUPS = (
-    "Rate of each group in percent with its 95 % interval, images (and their copies) drawn together; the gap is the "
-    "largest less the smallest rate, and chance is how often one as large comes up when the groups are exchanged at "
+    "Rate of each group in percent with its 95 % interval, resampling images (with their copies); the gap is the "
+    "largest minus the smallest rate, and chance is how often one as large occurs when the groups are permuted at "
     "random (docs/fairness.md)."
 )
 _OPPORTUNITY = (
-    "Rate of right answers among the pairs of one class, by group; the class where they lie farthest apart, of those "
+    "Rate of right answers among the pairs of one class, by group; the class with the largest difference, of those "
     "that every group has in 20 images (docs/fairness.md)."
 )
 _SHOWN = (
     "Share of each group in the first hits of a query against its share in the pool; a skew is the logarithm of their "
-    "ratio. Even a random order does not show exactly the shares of the pool, so compare runs, not a run with 0 "
+    "ratio. Even a random order does not match the pool exactly, so compare runs with each other, not a run with 0 "
     "(docs/fairness.md)."
 )
-_METRICS = "In percent (median ranks are ranks), with 95 % intervals that draw images together."
-_LOOK = "Look at the pairs of the worst group: wrong targets, other images, and too few to learn from look alike here."
-_MORE = "That is no proof that they are alike: more pairs of the smallest group make the interval narrower."
+_METRICS = "In percent (median ranks are ranks), with 95 % intervals from resampling images."
+_LOOK = "Look at the pairs of the worst group: wrong targets, odd images and too little training data look the same."
+_MORE = "That does not prove that they are equal: more pairs of the smallest group make the interval narrower."
 _MOST_BARS = 20
 _UNITS = {"share_gap": "points"}
 
@@ -52,15 +52,15 @@ def write_evaluation_page(record: Mapping[str, Any], path: str | Path) -> None:
     """Write the page.
 
     Args:
-        record: What ``frevl evaluate --json`` holds, of pairs or of queries.
-        path: HTML file to write; its folder is made.
+        record: The record of ``frevl evaluate --json``, for pairs or for queries.
+        path: HTML file to write; its folder is created if missing.
 
     Raises:
         MissingExtraError: Jinja2 or Matplotlib is not installed.
         InputError: The file cannot be written.
     """
     findings = evaluation_findings(record)
-    # What makes every figure too good stands before them all, then what the groups are like.
+    # Notes on overly optimistic figures come first, then what the groups are like.
     notes = list(record["notes"])
     leaks = [note for note in notes if note.startswith("Leak: ")]
     said = [*leaks, *(one.claim for one in findings)]
@@ -78,7 +78,7 @@ def write_evaluation_page(record: Mapping[str, Any], path: str | Path) -> None:
 
 
 def evaluation_findings(record: Mapping[str, Any]) -> list[Finding]:
-    """Return the findings of an evaluation: groups first, where they were compared."""
+    """Return the findings of an evaluation, groups first if they were compared."""
     if "queries" in record:
         return _queries(record)
     found = [one for key, table in record.get("fairness", {}).items() for one in _compared(record, key, table)]
@@ -86,7 +86,7 @@ def evaluation_findings(record: Mapping[str, Any]) -> list[Finding]:
 
 
 def _compared(record: Mapping[str, Any], key: str, found: Mapping[str, Any]) -> list[Finding]:
-    """Return what the groups of a key are compared by."""
+    """Return the findings on the groups of a key."""
     findings = []
     for metric, one in found["metrics"].items():
         groups = one["groups"]
@@ -135,7 +135,7 @@ def _compared(record: Mapping[str, Any], key: str, found: Mapping[str, Any]) -> 
 
 
 def _extremes(one: Mapping[str, Any]) -> str:
-    return f"'{one['worst']:.60}' has least and '{one['best']:.60}' most, {one['gap']:.2f} points apart"
+    return f"'{one['worst']:.60}' is lowest and '{one['best']:.60}' highest, {one['gap']:.2f} points apart"
 
 
 def _metrics(record: Mapping[str, Any]) -> Finding:
@@ -162,7 +162,7 @@ def _slices(record: Mapping[str, Any]) -> list[Finding]:
             f"{metric} by '{key}': from {groups[worst][metric]:.2f} % ('{worst:.60}') to {groups[best][metric]:.2f} % "
             f"('{best:.60}')."
         )
-        how = "Every value with pairs enough; the extremes of many are far apart by chance alone. --groups tests that."
+        how = "Every value with enough pairs; among many, extremes are far apart by chance alone. --groups tests that."
         found.append(Finding(f"slice {key}", "slices", claim, None, None, how, "", table))
     return found
 
@@ -208,7 +208,7 @@ def _queries(record: Mapping[str, Any]) -> list[Finding]:
         ),
         Finding(
             "by query", "queries",
-            f"The largest skew has the query '{worst['query']:.80}' ({worst['max_skew']:.3f}).",
+            f"The most skewed query is '{worst['query']:.80}' ({worst['max_skew']:.3f}).",
             worst["max_skew"], None, "The same for every query, the most skewed first.",
             "A query that names a group is meant to be skewed; leave it out of the file.", each,
         ),

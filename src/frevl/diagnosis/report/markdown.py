@@ -27,7 +27,7 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
             parts += [_finding(finding) for finding in found]
     if record["cases"]:
         columns = ("kind", "image", "text", "target", "answer", "confidence")
-        parts += ["## Telling pairs", _table([{name: case[name] for name in columns} for case in record["cases"]])]
+        parts += ["## Example pairs", _table([{name: case[name] for name in columns} for case in record["cases"]])]
     parts.append(
         f"Task {diagnosis.task}, store {origin['store_fingerprint']}, seed {origin['seed']}; "
         + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())

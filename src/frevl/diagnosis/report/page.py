@@ -1,7 +1,7 @@
-"""Write a diagnosis as one HTML file without network or scripts, for light and dark, phone and print.
+"""Write a diagnosis as one HTML file that needs no network or scripts, for light and dark, phone and print.
 
-Every number of the page is a number of the diagnosis JSON, rounded, or part of one of its sentences; only the ticks
-of a plot's axes are not. A plot has its table beside it.
+Every number on the page is a number of the diagnosis JSON, rounded, or part of one of its sentences; only the ticks of
+plot axes are not. Every plot has its table next to it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["check_page_libraries", "figures", "page_of", "render", "write_page", "write_text"]
 
 _THUMBNAIL = 320  # pixels of the longer side
-_LONG = 12  # rows from which a table is collapsed
+_LONG = 12  # number of rows from which a table is collapsed
 _WORDS = {
     "title": "Diagnosis",
     "kicker": "Diagnosis of frozen embeddings",
-    "cases": "Telling cases",
+    "cases": "Example cases",
     "truth": "Truth",
     "answer": "Answer",
     "nothing": "Not measured in this diagnosis.",
@@ -37,10 +37,10 @@ _WORDS = {
 
 
 def check_page_libraries(images: str | Path | None = None) -> None:
-    """Refuse before anything is measured.
+    """Fail before anything is measured if the page cannot be written.
 
     Args:
-        images: The folder of images that `write_page` will be given.
+        images: The folder of images to be passed to `write_page`.
 
     Raises:
         MissingExtraError: Jinja2 or Matplotlib is not installed (extra ``diagnose``).
@@ -59,9 +59,9 @@ def write_page(diagnosis: Diagnosis, path: str | Path, *, images: str | Path | N
     """Write the page.
 
     Args:
-        diagnosis: What was found.
-        path: HTML file to write; its folder is made.
-        images: Folder of the images, to show thumbnails of the telling cases; None shows their ids only.
+        diagnosis: The diagnosis to report.
+        path: HTML file to write; its folder is created if missing.
+        images: Folder of the images, for thumbnails of the example cases; None shows only their ids.
 
     Raises:
         MissingExtraError: Jinja2 or Matplotlib is not installed.
@@ -73,7 +73,7 @@ def write_page(diagnosis: Diagnosis, path: str | Path, *, images: str | Path | N
 
 
 def write_text(page: str, path: str | Path) -> None:
-    """Write a page, whole or not at all.
+    """Write a page, completely or not at all.
 
     Raises:
         InputError: The file cannot be written.
@@ -89,7 +89,7 @@ def write_text(page: str, path: str | Path) -> None:
 
 def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
     """Return the page as text; the same diagnosis gives the same text."""
-    record = shareable(plain(diagnosis.record()))  # what the JSON holds, without the folders of this machine
+    record = shareable(plain(diagnosis.record()))  # the JSON record, without the folders of this machine
     return render(record, sections_of(record["verdict"]), _facts(record), _WORDS, images=images)
 
 
@@ -104,10 +104,10 @@ def render(
     """Return a page of findings as text.
 
     Args:
-        record: ``verdict`` with its ``sentence``, ``findings``, and maybe ``notes``, ``cases`` and ``provenance``.
-        headings: The sections of the page by the name that findings give.
-        facts: What stands below the sentence, with its name.
-        words: ``title``, ``kicker``, ``cases``, ``truth``, ``answer`` and ``nothing``: what the page calls things.
+        record: ``verdict`` with its ``sentence``, ``findings``, and optionally ``notes``, ``cases`` and ``provenance``.
+        headings: Headings of the sections, by the names that findings use.
+        facts: Names and values listed below the sentence.
+        words: ``title``, ``kicker``, ``cases``, ``truth``, ``answer`` and ``nothing``: the page's own wording.
         images: Folder of the images, for thumbnails of the cases.
     """
     check_page_libraries()
@@ -131,11 +131,11 @@ def render(
 
 
 def figures(value: object, decimals: int | None = None) -> str:
-    """Write a cell: numbers rounded for reading, a dash for None.
+    """Format a cell: numbers rounded for reading, a dash for None.
 
     Args:
-        value: Of a cell.
-        decimals: Of a number that is not whole; None takes as many as its own size needs.
+        value: Value of the cell.
+        decimals: Number of decimals for a non-integer; None takes as many as its size needs.
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
@@ -147,7 +147,7 @@ def figures(value: object, decimals: int | None = None) -> str:
 
 
 def _decimals(values: Sequence[float]) -> int:
-    """Return how many decimals the largest of some numbers needs: none from 1,000 on, then 1, 2 or 3."""
+    """Return the number of decimals that the largest of some numbers needs: none from 1,000 on, then 1, 2 or 3."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return 0 if largest >= 1000 else 1 if largest >= 10 or largest == 0 else 2 if largest >= 1 else 3
 
@@ -168,7 +168,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _sections(findings: list[dict[str, Any]], headings: dict[str, str]) -> list[dict[str, Any]]:
-    """Return every section of the page with its findings, also those that have none."""
+    """Return every section of the page with its findings, including empty ones."""
     number = 0
     sections = []
     for id_, heading in headings.items():
@@ -181,7 +181,7 @@ def _sections(findings: list[dict[str, Any]], headings: dict[str, str]) -> list[
 
 
 def _shown(finding: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return what the template needs of one finding."""
+    """Return what the template needs for one finding."""
     table, plot = finding["table"], finding["plot"]
     shown = {**finding, "drawings": None, "legend": [], "tables": [], "collapsed": len(table) > _LONG}
     if table:
@@ -252,7 +252,7 @@ def _cases(cases: Sequence[dict[str, Any]], images: Path | None) -> list[tuple[s
 
 
 def _thumbnail(images: Path | None, id_: str) -> str | None:
-    """Return a small JPEG as a data address; None without a folder, or where the image cannot be read any more."""
+    """Return a small JPEG as a data URL; None without a folder, or if the image can no longer be read."""
     if images is None or not id_:
         return None
     try:
@@ -262,7 +262,7 @@ def _thumbnail(images: Path | None, id_: str) -> str | None:
 
 
 def _answers(target: object) -> str:
-    """Write a target: a class, several right ones, or weights."""
+    """Format a target: a class, several right ones, or weights."""
     if isinstance(target, dict):
         return ", ".join(f"{answer} ({figures(weight)})" for answer, weight in target.items())
     if isinstance(target, list):
@@ -271,7 +271,7 @@ def _answers(target: object) -> str:
 
 
 def _origin(provenance: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return where the numbers come from, one line each."""
+    """Return the provenance of the numbers, one line each."""
     lines = []
     for name, value in provenance.items():
         if value in ("", None, {}, []):
@@ -283,5 +283,5 @@ def _origin(provenance: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _anchor(name: str) -> str:
-    """Return the name of a finding as the id of an element."""
+    """Return the name of a finding as the id of an HTML element."""
     return "finding-" + "".join(letter if letter.isalnum() else "-" for letter in name)

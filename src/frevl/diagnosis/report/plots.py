@@ -1,8 +1,8 @@
 """Draw the diagnosis page's plots: data from `findings.chart` as inline SVG in the page's colours.
 
-Matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables, so that one drawing serves
-light, dark and print. Letters become outlines: the ticks of an axis are a scale, not text of the page. Every drawn
-number is in the finding, and in the table beside the plot.
+Matplotlib draws with placeholder colours, which are then replaced by the page's CSS variables, so that one drawing
+serves light, dark and print. Letters become outlines: axis ticks are a scale, not text of the page. Every plotted
+number is in the finding, and in the table next to the plot.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NARROW", "PALETTE", "WIDE", "check_matplotlib", "draw_plot", "series_colours"]
 
-WIDE, NARROW = 7.4, 3.7  # inches: a desktop's column, a phone's
+WIDE, NARROW = 7.4, 3.7  # inches: the column width on a desktop, and on a phone
 
-PALETTE = 6  # colours of series; more series begin anew
+PALETTE = 6  # colours of series; further series start over
 _INK, _GRID, _REFERENCE = "#010203", "#010204", "#010205"
 _SERIES = [f"#0a0b0{number}" for number in range(PALETTE)]
 _VARIABLES = {
@@ -32,7 +32,7 @@ _VARIABLES = {
     _REFERENCE: "var(--reference)",
     **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)},
 }
-_STYLE: Any = {  # the type that Matplotlib asks for lists all of its several hundred settings
+_STYLE: Any = {  # Matplotlib's type for this lists all of its several hundred settings
     "svg.hashsalt": "frevl",
     "svg.fonttype": "path",
     "font.size": 9.0,
@@ -43,11 +43,11 @@ _STYLE: Any = {  # the type that Matplotlib asks for lists all of its several hu
     "xtick.color": _INK,
     "ytick.color": _INK,
 }
-_LONGEST = 26  # characters of a name beside a bar; the table has all of it
+_LONGEST = 26  # characters of a name next to a bar; the table has the full name
 
 
 def check_matplotlib() -> None:
-    """Refuse early.
+    """Fail early if Matplotlib is missing.
 
     Raises:
         MissingExtraError: Matplotlib is not installed (extra ``diagnose``).
@@ -62,9 +62,9 @@ def draw_plot(plot: dict[str, Any], *, width: float, prefix: str) -> str:
     """Draw one plot.
 
     Args:
-        plot: As `findings.chart` makes it.
-        width: Inches, `WIDE` or `NARROW`.
-        prefix: Of every id in the SVG, so that one page may hold several drawings.
+        plot: Plot data from `findings.chart`.
+        width: Width in inches, `WIDE` or `NARROW`.
+        prefix: Prefix of every id in the SVG, so that a page may contain several drawings.
 
     Returns:
         An ``<svg>`` element. The same data give the same text.
@@ -90,9 +90,9 @@ def draw_plot(plot: dict[str, Any], *, width: float, prefix: str) -> str:
 
 
 def series_colours(plot: dict[str, Any]) -> list[int | None]:
-    """Return the number of every series' colour; None for a reference that belongs to no series.
+    """Return the colour number of every series; None for a reference that belongs to no series.
 
-    Measured series take turns. A dashed one named ``"x, law"`` has the colour of the series ``"x"``.
+    Measured series cycle through the colours. A dashed one named ``"x, law"`` has the colour of the series ``"x"``.
     """
     measured = [one["name"] for one in plot["series"] if not one["dashed"]]
     numbers = {name: number % PALETTE for number, name in enumerate(measured)}
@@ -112,7 +112,7 @@ def _height(plot: dict[str, Any], width: float) -> float:
 
 
 def _draw_bars(axes: Axes, plot: dict[str, Any]) -> None:
-    """Lay bars, so that names of any length can be read; a reference series is a mark across the bars."""
+    """Draw horizontal bars, so that names of any length are readable; a reference series is a mark across the bars."""
     names = _names(plot)
     place = {name: number for number, name in enumerate(names)}
     measured = [
@@ -161,7 +161,7 @@ def _draw_lines(axes: Axes, plot: dict[str, Any]) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
         axes.minorticks_off()
     low, high = axes.get_ylim()
-    if "%" in plot["y_label"] and low > -10 and high < 110:  # no ticks where there are no percentages
+    if "%" in plot["y_label"] and low > -10 and high < 110:  # no ticks outside the range of percentages
         axes.set_ylim(max(low, -2), min(high, 102))
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -184,7 +184,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _inline(svg: str, prefix: str) -> str:
-    """Cut the element out of the file, and make it fit a page: own ids, the page's colours, no size of its own."""
+    """Extract the element from the file and adapt it to the page: unique ids, the page's colours, no fixed size."""
     element = svg[svg.index("<svg") :].strip()
     element = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", element, flags=re.DOTALL)
     element = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", element)

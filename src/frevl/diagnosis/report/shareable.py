@@ -13,7 +13,7 @@ _PATH = re.compile(r"(?<![^\s='\"])(?:~|/|[A-Za-z]:[\\/])[^\s'\"]*")
 
 
 def shareable(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a diagnosis JSON for readers elsewhere: full paths of the store and in the command become names."""
+    """Return a diagnosis JSON for sharing: full paths of the store and in the command become names."""
     origin = dict(record.get("provenance", {}))
     store = str(origin.get("store", ""))
     shown = _replaced(record, store, _name(store)) if PurePath(store).is_absolute() else dict(record)
@@ -23,7 +23,7 @@ def shareable(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(path: str) -> str:
-    """Return the last part of a path, of either kind of machine."""
+    """Return the last part of a path, in Unix or Windows form."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1] or path
 
 

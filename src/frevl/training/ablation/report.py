@@ -30,7 +30,7 @@ def ablation_table(ablation: Ablation) -> str:
 
 
 def ablation_markdown(ablation: Ablation) -> str:
-    """Return the same as a Markdown page."""
+    """Return the table as a Markdown page."""
     header, rows = _cells(ablation)
     lines = [
         "| " + " | ".join(header) + " |",
@@ -44,8 +44,8 @@ def ablation_markdown(ablation: Ablation) -> str:
 def verdict(ablation: Ablation) -> str:
     """State which variants are measurably worse or better than the full fusion, and which are not.
 
-    The interval over images holds for these very trainings. A difference is called measurable only if it is also
-    larger than two standard errors over seeds: other images and other seeds would then show it again.
+    The interval over images holds for these trainings only. A difference is called measurable only if it also exceeds
+    two standard errors over seeds, so that other images and other seeds would be expected to show it again.
     """
     worse: list[str] = []
     better: list[str] = []

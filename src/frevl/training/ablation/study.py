@@ -68,17 +68,17 @@ def ablate(
         dev: As in `frevl.train`.
         columns: As in `frevl.train`, for every pairs file.
         encoder: Encoders of the first store, as in `frevl.train`.
-        image_encoder: Its encoders of the images alone.
-        text_encoder: Its encoders of the texts alone.
+        image_encoder: Encoders of the first store for images alone.
+        text_encoder: Encoders of the first store for texts alone.
         group_by: As in `frevl.train` for the trainings, and as in `frevl.evaluate` for the intervals.
-        find_groups: The same.
+        find_groups: As for ``group_by``.
         model: Preset of the fusion: ``tiny``, ``small`` or ``base``.
-        options: Of the full fusion, as in `frevl.train`; the baselines take over how it is trained.
+        options: Options of the full fusion, as in `frevl.train`; the baselines take over those on training.
         seeds: Number of trainings of every variant.
         seed: The first seed.
         time_limit: Time limit of each training in seconds.
         min_answer_count: As in `frevl.train`.
-        device: Where to train.
+        device: Device for training, as in `frevl.train`.
         progress: Show progress.
 
     Returns:
@@ -88,7 +88,7 @@ def ablate(
         MissingExtraError: Matplotlib is not installed (extra ``plots``); raised before anything is trained.
         UsageError: No store, fewer than one seed, ``model`` is not a preset, or the pairs have one side only.
         RunError: The folder cannot be written, or holds runs with other settings.
-        PairsError: As in `frevl.train` and `frevl.evaluate`; so are the other errors.
+        PairsError: As in `frevl.train` and `frevl.evaluate`, which may also raise the other errors.
     """
     pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
     given = dict(locals())

@@ -37,11 +37,11 @@ class Variant:
     """A fusion or baseline to compare with the full fusion.
 
     Attributes:
-        name: As it stands in the table.
+        name: Name of the variant in the table.
         group: ``full``, ``parts``, ``layers``, ``training``, ``encoders`` or ``baselines``.
         changes: Options that differ from the full fusion's.
         arguments: Arguments of `frevl.train` that differ from the full fusion's.
-        store: Number of the store it is trained on.
+        store: Index of the store it is trained on.
     """
 
     name: str
@@ -106,7 +106,7 @@ def options_of(variant: Variant, model: str, full: FusionOptions) -> ModelOption
     """Return the options of a variant.
 
     Args:
-        variant: The variant; a baseline takes over how the full fusion is trained, as far as it has the option.
+        variant: The variant; a baseline takes the training options of the full fusion, as far as it has them.
         model: Preset of the full fusion.
         full: Options of the full fusion.
     """
@@ -126,9 +126,9 @@ class AblationRow:
     """A variant with its results on the test pairs.
 
     Attributes:
-        variant: What was trained.
+        variant: The trained variant.
         runs: Its runs.
-        result: Metrics in percent, means over seeds; the first is the one that is compared.
+        result: Metrics in percent, averaged over seeds; the first is the one compared.
         difference: Variant minus full fusion in points: ``difference``, ``ci95`` over images and
             ``standard_error_over_seeds`` (None for one seed); None for the full fusion.
     """
@@ -164,13 +164,13 @@ class Ablation:
     Attributes:
         model: Preset of the full fusion.
         task: ``matching`` or ``classification``.
-        metric: The metric that is compared.
-        n: Test pairs.
-        images: Different test images (or clusters), the unit of resampling.
+        metric: Name of the metric compared.
+        n: Number of test pairs.
+        images: Number of distinct test images (or clusters), the unit of resampling.
         seeds: Seed of every training.
-        rows: The full fusion first.
-        notes: Sentences that a reader of the numbers should know.
-        provenance: Of the full fusion's result.
+        rows: The rows, full fusion first.
+        notes: Caveats for readers of the numbers.
+        provenance: Provenance of the full fusion's result.
     """
 
     model: str
@@ -192,7 +192,7 @@ def row_of(variant: Variant, runs: SeedRuns, result: SeedsResult, full: Ablation
     """Return the row of a variant, compared with the full fusion, image by image.
 
     Args:
-        variant: What was trained.
+        variant: The trained variant.
         runs: Its runs.
         result: Their results on the test pairs.
         full: The row of the full fusion; None if this is it.

@@ -16,7 +16,7 @@ from frevl.models.classification.solvers import solve_cache, solve_gaussian, sol
 __all__ = ["METHODS", "MOST_KEPT", "Candidate", "candidates_of", "fixed_candidate"]
 
 MOST_KEPT = 10_000
-"""Examples that a run may keep: the kernel matrix of so many takes 0.4 GB, its factor as much."""
+"""Maximum number of examples kept in a run: the kernel matrix of this many takes 0.4 GB, and its factor as much."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Candidate:
     """A method with its settings.
 
     Attributes:
-        method: One of `METHODS`.
-        solve: From features, labels and number of classes to a head; None for the names alone.
-        settings: Further arguments of ``solve``.
-        anchored: The head is fitted around the names, so both have one scale; otherwise each has its own.
-        fewest: Examples a class that every fit must have, on average and rounded: a covariance from one class that has
-            two, which may be copies, is none.
-        most: Examples that it can be fitted on, as its memory grows with their number or its square.
-        every_class: It needs examples of every class. Beside such a method a class that has its name alone is lost:
-            with three examples of every other ImageNet class, the others fell from 65 to 22 %
+        method: Name of the method, one of `METHODS`.
+        solve: Maps features, labels and number of classes to a head; None for the names alone.
+        settings: Further keyword arguments of ``solve``.
+        anchored: Whether the head is fitted around the names, so that both share one scale; otherwise each has its own.
+        fewest: Number of examples per class that every fit needs, on average and rounded: a covariance from a single
+            class with two examples, which may be copies, is useless.
+        most: Maximum number of examples it can be fitted on, as its memory grows with their number or its square.
+        every_class: Whether it needs examples of every class. With such a method, a class that has only a name is lost:
+            with three examples of every other ImageNet class, the remaining classes fell from 65 to 22 %
             (research/experiments/log.md).
     """
 
@@ -52,22 +52,22 @@ class Candidate:
     def fit(
         self, features: Features, labels: Tensor, classes: int, *, names: float, weights: Tensor | None = None
     ) -> Head:
-        """Solve on examples.
+        """Fit a head to examples.
 
         Args:
-            features: Of ``n`` examples.
+            features: Features of ``n`` examples.
             labels: ``(n,)`` int64.
-            classes: How many there are; those without examples keep their names alone.
+            classes: Number of classes; those without examples keep only their names.
             names: Scale of the cosines with the names; 0 without names.
-            weights: ``(n,)`` above 0, or None.
+            weights: ``(n,)`` weights above 0, or None for equal weights.
         """
         if self.solve is None:
             return Head.zero(classes, features.standard.shape[1], names=names)
         present, compact = np.unique(labels.numpy(), return_inverse=True)
         if len(present) == classes:
             return self.solve(features, labels, classes, names=names, weights=weights, **self.settings)
-        # A class without examples keeps its name and nothing else: among classes with examples it would be one that
-        # no example belongs to, and be suppressed for that.
+        # A class without examples keeps only its name: among classes with examples, it would look like a class to which
+        # no example belongs, and be suppressed.
         rows = torch.from_numpy(present)
         cosines = None if features.cosines is None else features.cosines[:, rows]
         some = features._replace(cosines=cosines)
@@ -76,7 +76,7 @@ class Candidate:
 
 
 _NAMES = Candidate("names", None, anchored=True)
-# Simplest first, and within a method the strongest penalty first: the order that decides between equals.
+# Simplest first, and within a method strongest penalty first: the order that breaks ties.
 _CANDIDATES = (
     _NAMES,
     Candidate("means", solve_means, every_class=True),
@@ -90,10 +90,10 @@ _CANDIDATES = (
 )
 
 METHODS = ("auto", *dict.fromkeys(one.method for one in _CANDIDATES))
-"""What ``--method`` takes."""
+"""The values accepted by ``--method``."""
 
-# Where there is nothing to hold out: what did best, or as well as the best, with one example a class on four sets of
-# CLIP embeddings, with the scales that were right there (research/experiments/log.md).
+# If nothing can be held out: the settings that were best, or as good as the best, with one example per class on four
+# sets of CLIP embeddings, with the scales that suited them (research/experiments/log.md).
 _FIXED = {"kernel": ({"ridge": 1.0}, 16.0, 60.0), "probe": ({"penalty": 0.03}, 1.0, 2.5)}
 _FIXED_SCALES = {"means": (4.0, 15.0), "cache": (4.0, 15.0), "names": (1.0, 1.0), "gaussian": (4.0, 15.0)}
 
@@ -109,7 +109,7 @@ def fixed_candidate(method: str, *, has_names: bool) -> tuple[Candidate, float]:
     """Return the default if no example can be held out, and the scale of its head.
 
     Args:
-        method: One of `METHODS`; ``auto`` takes the probe beside names, and the kernel without.
+        method: One of `METHODS`; ``auto`` uses the probe with names, and the kernel without.
         has_names: Whether the classes have names.
     """
     chosen = method if method != "auto" else "probe" if has_names else "kernel"

@@ -1,10 +1,10 @@
 """Choose the best classification method by comparison on held-out examples.
 
-Held-out examples are predicted in stratified folds, groups whole. Leave-one-out, which is exact for the closed forms,
-was tried first and favours the names: a class with three examples is left with two while all others keep three.
+Held-out examples are predicted in stratified folds with whole groups. Leave-one-out, which is exact for the closed
+forms, was tried first and favours the names: a class with three examples keeps two while all others keep three.
 Candidates are compared by likelihood, which ranks them on a few hundred examples where accuracy is mostly noise
 (research/experiments/log.md). Names alone win if they are within one standard error of the likeliest, and nothing
-measurably less accurate than they are is chosen: examples cannot make it worse beyond the noise of the choice.
+measurably less accurate than the names is chosen: examples cannot make the result worse beyond the noise of the choice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
-"""Examples, or development images; with fewer nothing can be compared."""
+"""Minimum number of held-out examples, or development images; with fewer nothing can be compared."""
 _TOO_LATE = "would take more than the remaining time"
 _ONE_EXAMPLE = (
     "with about one example per class, or one group of examples, none can be held out, so nothing was compared and the "
@@ -52,16 +52,16 @@ class Choice:
     """The chosen method and its evaluation.
 
     Attributes:
-        head: Fitted on all examples, scaled to calibrated logits.
-        method: Its name.
-        reason: Why, in words.
+        head: The head, fitted on all examples and scaled to calibrated logits.
+        method: Name of the chosen method.
+        reason: Why it was chosen, in words.
         rows: Every candidate with its figures.
-        compared_on: What on, in words; empty if nothing was compared.
-        held_out: ``(n, classes)`` calibrated logits of the images that were held out, and ``(n,)`` their labels.
+        compared_on: The data of the comparison, in words; empty if nothing was compared.
+        held_out: ``(n, classes)`` calibrated logits of the held-out images, and ``(n,)`` their labels.
         notes: Sentences for the user.
-        members: What the head is the sum of, each with its two scales.
-        splits: Rows that were fitted on and rows that were held out; empty where development images are compared on.
-        truth: What was compared on.
+        members: The terms of the head, each with its two scales.
+        splits: Rows to fit and rows held out, for every fold; empty if development images were used.
+        truth: The images of the comparison, with labels.
     """
 
     head: Head
@@ -79,8 +79,8 @@ class Choice:
         """Return the record stored in a run.
 
         Args:
-            examples: How many there were.
-            seconds: That it took.
+            examples: Number of examples.
+            seconds: Time taken, in seconds.
             names: Whether the classes have names.
         """
         logits, labels = self.held_out
@@ -119,9 +119,9 @@ def choose_head(
     """Compare the candidates, choose, and fit the choice on all examples.
 
     Args:
-        examples: To learn from; may be empty where the classes have names.
-        dev: To compare on instead of held-out examples, or None.
-        classes: How many there are.
+        examples: Examples to train on; may be empty if the classes have names.
+        dev: Images to compare on instead of held-out examples, or None.
+        classes: Number of classes.
         method: One of `frevl.training.classification.candidates.METHODS`.
         names: Scale of the cosines with the names; 0 without names.
         session: Seed, time limit and progress.
@@ -151,7 +151,7 @@ def _chosen(
     folds = assign_folds(examples, classes, session.seed)
     known = 0
     if examples.known is not None:
-        # Whole clusters: the rest of one would be learned from and judged on at once.
+        # Whole clusters: otherwise the rest of one would be used for both training and evaluation.
         out = torch.isin(examples.clusters, examples.clusters[examples.known])
         folds, known = folds.where(~out, -1), int(out.sum())
     held = dev if dev is not None and len(dev) >= FEWEST_HELD_OUT else None
@@ -204,12 +204,12 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
     """Return the fold in which each example is held out, such that every class keeps examples in every fit.
 
     Args:
-        examples: Their clusters stay whole; a cluster counts for its most frequent class.
-        classes: How many there are.
-        seed: Of the order.
+        examples: The examples; their clusters stay whole, and a cluster counts for its most frequent class.
+        classes: Number of classes.
+        seed: Random seed of the order.
 
     Returns:
-        ``(n,)`` int64 below `MOST_FOLDS`; -1 for what is never held out, as its class has one cluster.
+        ``(n,)`` int64 below `MOST_FOLDS`; -1 for examples that are never held out, because their class has one cluster.
     """
     folds = torch.full((len(examples),), -1)
     if not len(examples):
@@ -226,15 +226,15 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
         own = (of_cluster == label).nonzero()[:, 0]
         if len(own) > 1 and count > 1:
             order = own[torch.randperm(len(own), generator=generator)]
-            # The next class goes on where this one ends, so that folds are of about one size.
+            # The next class continues where this one ends, so that folds have similar sizes.
             fold_of_cluster[order] = (torch.arange(len(own)) + start) % count
             start += len(own)
-    # A class whose examples would all be gone (several clusters in one fold cannot be: they go round) keeps them.
+    # A class whose examples would all be held out keeps them (its clusters cannot share a fold, as folds take turns).
     return fold_of_cluster[clusters]
 
 
 def _fixed(examples: Labelled, classes: int, method: str, names: float, reason: str, why: str) -> Choice:
-    """Use a method with the settings that did best on other data, when nothing can be compared."""
+    """Use a method with the settings that did best on other data, because nothing can be compared."""
     candidate, scale = fixed_candidate(method, has_names=names != 0.0)
     head = fitted_head([(candidate, (1.0, scale))], examples, classes, names)
     note = f"Methods were not compared, and probabilities are hardly calibrated: {why}."
@@ -246,7 +246,7 @@ def _uncompared(trials: Trials, method: str, left_out: dict[str, str]) -> Choice
     """Fit on all examples a method that cannot be fitted on fewer.
 
     Raises:
-        UsageError: It cannot be fitted on all of them either.
+        UsageError: The method cannot be fitted on all of them either.
     """
     name, reason = next(iter(left_out.items()))
     candidate, _ = fixed_candidate(method, has_names=trials.names != 0.0)

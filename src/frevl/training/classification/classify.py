@@ -76,30 +76,30 @@ def classify(
 
     Args:
         store: The store, or its path.
-        classes: A file (``.txt``, ``.jsonl``, ``.json``; see `frevl.data.class_files`), names, or a mapping
-            from class to texts. None takes the classes of the examples.
-        run: Folder to write; must not hold a finished run.
+        classes: A file (``.txt``, ``.jsonl``, ``.json``; see `frevl.data.class_files`), names, or a mapping from class
+            to texts. None uses the classes of the examples.
+        run: Folder to write; must not contain a finished run.
         examples: Pairs ``{"image", "target"}``, or a file of them.
-        dev: Further such pairs: methods are compared and calibrated on them instead of on held-out examples.
+        dev: Further pairs of this form: methods are compared and calibrated on them instead of on held-out examples.
         columns: Columns of the files of examples, as in `frevl.data.pairs.read_pairs`.
-        space: A matching run with a first stage (``dual``): the space of the names where the encoder has none.
-        template: Sentences with one ``{}`` for the name; none given takes "a photo of a {}.", or "a {}" in a space
-            that was trained on captions (`frevl.data.class_files`).
+        space: A matching run with a first stage (``dual``), whose space is used for names if the encoder has none.
+        template: Sentences with one ``{}`` for the name; None uses "a photo of a {}.", or "a {}" in a space that was
+            trained on captions (`frevl.data.class_files`).
         method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
-        unlabelled: Learn from images of the store without labels as well, at most 20,000, where it helps.
-        unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".
-        encoder: Encoders whose image embeddings are concatenated; None takes all in the store.
+        unlabelled: Whether to train on images of the store without labels as well, at most 20,000, if it helps.
+        unknown: Share, between 0 and 1, of held-out images that keep their label; less likely images are "unknown".
+        encoder: Encoders whose image embeddings are concatenated; None uses all in the store.
         group_by: A key of the examples; those with the same value stay together in every split.
-        find_groups: Find copies, near copies and groups among the examples and keep them together.
-        seed: Of splits.
+        find_groups: Whether to find copies, near copies and groups among the examples and keep them together.
+        seed: Random seed of the splits.
         time_limit: Time limit for comparing methods, in seconds.
         progress: Show progress.
 
     Returns:
-        The saved run: task classification, of images alone. The same call on a finished run returns that.
+        The saved run, for the task classification with images alone. Repeating the call returns a finished run.
 
     Raises:
-        UsageError: An unknown method or encoder, names without a space of images and texts, no names and no examples.
+        UsageError: An unknown method or encoder, names without a common space, or neither names nor examples.
         InputError: The classes or examples cannot be used.
         StoreError: Embeddings are missing.
         RunError: The folder holds a run, or other files.
@@ -129,7 +129,7 @@ def classify(
     settings_and_data = {**settings, "data": data}
     if _is_finished(folder, settings_and_data):
         return Run.load(folder)
-    # What the names' space has learned from is no fresh image for the classes either.
+    # An image on which the names' space was trained is not a new image for the classes either.
     learned = None if of_run is None or classes is None else of_run.run.train_image_hashes
     with claim_run(folder, settings_and_data):
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
@@ -241,12 +241,12 @@ def _identity(
     """Return the identity of a classifier's data, none of which may change unnoticed.
 
     Args:
-        store: Where the images are.
-        read: Examples.
-        judged: Development images.
-        classes: May name images as well.
+        store: The store with the images.
+        read: Examples, or None.
+        judged: Development images, or None.
+        classes: The classes; their file may list images as well.
         space: The run whose space the names live in.
-        looks: Whether images are looked at that none of these names.
+        looks: Whether images that none of these list are used too.
     """
     images = store.positions("image")
     named = sorted({image for entry in classes.entries for image in entry.examples})

@@ -41,7 +41,7 @@ def read_examples(
     pairs = read_file(source, columns)
     if "image" not in pairs.sides:
         raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found only texts")
-    # That texts are left out goes without saying here.
+    # That texts are ignored need not be mentioned here.
     said = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
     found = read_usable(store, replace(pairs.only(("image",)), notes=said), notes)
     kept, rejected = [], []
@@ -90,15 +90,15 @@ def collect(
 ) -> tuple[EmbeddedExamples, EmbeddedExamples | None, dict[str, str]]:
     """Drop examples of no class or of several, find groups, and embed.
 
-    What was left out goes into ``notes``; what makes every figure doubtful, such as development images among the
-    examples, into ``doubts``. ``learned``: the sorted `frevl.runs.targets.hash_prefixes` of the images that the space
-    of the names has learned from, or None.
+    What was left out is added to ``notes``; whatever makes every figure doubtful, such as development images among the
+    examples, to ``doubts``. ``learned`` holds the sorted `frevl.runs.targets.hash_prefixes` of the images on which the
+    names' space was trained, or is None.
 
     Returns:
-        Examples (of no image where there are none), development images, and the content hash of every image by id.
+        Examples (zero images if there are none), development images, and the content hash of every image by id.
 
     Raises:
-        PairsError: No example, or no development image, is of one of the classes, or the store lacks an image.
+        PairsError: No example, or no development image, belongs to one of the classes, or the store lacks an image.
     """
     named = _of_class_file(store, classes, notes)
     parts = [part for part in (examples, named) if part is not None]

@@ -29,11 +29,11 @@ class EmbeddedExamples:
     """Images of known classes.
 
     Attributes:
-        images: ``(n, dim)`` float32 embeddings, tokens pooled by their mean.
+        images: ``(n, dim)`` float32 embeddings, mean-pooled over tokens.
         labels: ``(n,)`` int64.
-        clusters: ``(n,)`` int64; images of one number are not independent.
-        weights: ``(n,)`` above 0, or None.
-        known: ``(n,)`` bool, which the space of the names has learned from; None: none of them.
+        clusters: ``(n,)`` int64; images with the same number are not independent.
+        weights: ``(n,)`` weights above 0, or None for equal weights.
+        known: ``(n,)`` bool, on which images the names' space was trained; None: on none of them.
     """
 
     images: Tensor
@@ -71,16 +71,16 @@ def fit_network(
     """Choose a head and build a network around it.
 
     Args:
-        own: Examples; may be empty where there is a space.
-        held: Development images to compare methods on, or None.
-        space: Of the names; None without names.
-        classes: How many there are.
+        own: Examples; may be empty if there is a space.
+        held: Development images for comparing methods, or None.
+        space: The space of the names; None without names.
+        classes: Number of classes.
         method: One of `frevl.training.classification.candidates.METHODS`.
         session: Seed, time limit and progress.
-        unlabelled: ``(m, dim)`` embeddings of images without labels to learn from as well, or None.
+        unlabelled: ``(m, dim)`` embeddings of unlabelled images to train on as well, or None.
     """
     image_dim = own.images.shape[1]
-    # Without examples nothing reads standardised features.
+    # Without examples, nothing uses standardised features.
     statistics = (
         statistics_of(own.images, own.weights)
         if len(own.images)
@@ -127,7 +127,7 @@ def _joined(blocks: Sequence[Features]) -> Features:
 
 
 FEWEST_A_CLASS = 8
-"""Images without labels for every class, on average. With two of them ImageNet lost up to 11 points."""
+"""Minimum number of unlabelled images per class, on average. With two, ImageNet lost up to 11 points."""
 
 
 def with_unlabelled(
@@ -135,20 +135,20 @@ def with_unlabelled(
 ) -> Choice:
     """Average the chosen head with class Gaussians that were also fitted to unlabelled images.
 
-    It is taken where it makes held-out examples (or development images) likelier and no fewer of them right beyond
-    one standard error. Where nothing could be held out (one example a class) it is taken without names, as it gained 6
-    to 12 points there on three sets, and not beside names, where it lost (research/experiments/log.md).
+    The average is used if it makes held-out examples (or development images) likelier and no fewer of them right beyond
+    one standard error. If nothing could be held out (one example per class) it is used without names, because it gained
+    6 to 12 points there on three sets, but not with names, where it lost (research/experiments/log.md).
 
     Args:
-        choice: Made from labelled images alone.
-        examples: Those.
+        choice: The choice made from labelled images alone.
+        examples: The labelled images.
         dev: Development images, or None.
-        unlabelled: Images without labels.
-        classes: How many there are.
+        unlabelled: Features of the unlabelled images.
+        classes: Number of classes.
         names: Scale of the cosines with the names; 0 without names.
 
     Returns:
-        The new choice, or the same one with a note that says why.
+        The new choice, or the same one with a note that states why.
     """
     count = len(unlabelled.standard)
     if count < FEWEST_A_CLASS * classes:

@@ -24,19 +24,19 @@ from frevl.training.retrieval.two_tower import COMMON_SPACE, cosine_of, has_comm
 
 __all__ = ["NameVectors", "TextSpace", "name_vectors", "space_of_encoder", "space_of_run", "vectors_of_nameless"]
 
-_TEXTS_AT_ONCE = 4_096  # 20,000 classes times 100 templates must not stand in memory together
-_USUAL_SCALE = 100.0  # of CLIP and most of its kind, where an import did not say
+_TEXTS_AT_ONCE = 4_096  # 20,000 classes times 100 templates must not be in memory at once
+_USUAL_SCALE = 100.0  # of CLIP and similar models, used if an import did not state it
 
 
 @dataclass(frozen=True)
 class TextSpace:
-    """A space of images and texts.
+    """A common space of images and texts.
 
     Attributes:
-        network: Maps embeddings of images into it.
-        of_texts: From sentences to their ``(n, d)`` unit vectors.
+        network: Maps image embeddings into the space.
+        of_texts: Maps sentences to their ``(n, d)`` unit vectors.
         scale: The logit of a cosine of 1.
-        known: Whether a sentence can be had without an encoder.
+        known: Returns whether a sentence is available without an encoder.
         can_embed: Whether other sentences can be embedded.
         notes: Sentences for the user.
     """
@@ -51,12 +51,12 @@ class TextSpace:
 
 @dataclass(frozen=True)
 class NameVectors:
-    """Names of classes in a space.
+    """Class names in a common space.
 
     Attributes:
         vectors: ``(classes, d)`` of unit length; zero for a class without names.
-        named: ``(classes,)`` bool.
-        space: Where they live.
+        named: ``(classes,)`` bool, whether a class has a name.
+        space: The space that contains them.
         notes: Sentences for the user.
     """
 
@@ -121,8 +121,8 @@ def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace |
 def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str]) -> NameVectors:
     """Embed class names and descriptions and average them: the normalised mean of unit vectors.
 
-    A name that is itself a text of the store is used as it is where its sentences are not there and cannot be embedded
-    (imported vectors). Averaging over templates is Radford et al. 2021, section 3.1.4.
+    A name that is itself a text of the store is used without a template if its sentences are missing and cannot be
+    embedded (imported vectors). Averaging over templates follows Radford et al. 2021, section 3.1.4.
 
     Raises:
         UsageError: A name is not in the store and cannot be embedded.
@@ -187,16 +187,17 @@ def _described_alike(classes: ClassList, of_class: Sequence[Sequence[str]]) -> l
 def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tensor) -> Tensor:
     """Give classes without names a vector built from their examples (ours).
 
-    Images and texts lie apart in a common space (the modality gap), so the mean of the examples cannot stand among
-    names. Its direction from the mean of all examples is taken, at the length that names have around theirs.
+    Images and texts lie apart in a common space (the modality gap), so the mean of the examples cannot be compared with
+    names. Instead, its direction from the mean of all examples is used, at the distance that names have from their
+    mean.
 
     Args:
-        names: With at least two named classes.
+        names: The names, at least two of them.
         image_vectors: ``(n, d)`` unit vectors of the examples in the space.
-        labels: ``(n,)`` int64.
+        labels: ``(n,)`` int64, class of each example.
 
     Returns:
-        ``(classes, d)`` unit vectors.
+        ``(classes, d)`` unit vectors of all classes.
     """
     missing = (~names.named).nonzero()[:, 0]
     if not len(missing):

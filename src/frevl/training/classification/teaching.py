@@ -1,7 +1,7 @@
 """The classifier of `frevl classify`, refitted while people label: first quickly, then with held-out labels.
 
-Only methods whose head is linear are taken, because every image of the store is scored after every few labels. The
-quick fit keeps the method, penalty and scale that held-out labels chose last, and fits those on all labels.
+Only methods with a linear head are used, because every image of the store is scored after every few labels. The quick
+fit keeps the method, penalty and scale last chosen on held-out labels, and refits the weights on all labels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from frevl.training.selection.measures import standard_error
 __all__ = ["USUAL_SCALE", "Taught", "teach"]
 
 USUAL_SCALE = 100.0
-"""The logit of a cosine of 1 with a name: of CLIP and most of its kind."""
+"""The logit of a cosine of 1 with a name, for CLIP and similar models."""
 
-_WIDEST = 4_096  # numbers of an embedding for which the curvature, its square, is factored in time
+_WIDEST = 4_096  # width of an embedding up to which the curvature matrix is factored in time
 _AT_ONCE = 8_192
 
 
@@ -36,15 +36,15 @@ class Taught:
     """A linear classifier of images.
 
     Attributes:
-        method: What was chosen, with its setting.
+        method: The chosen method with its setting.
         notes: Sentences for the user.
-        held_out: ``(m,)`` int64, the examples that were held out, or empty where none could be.
-        held_out_probabilities: ``(m, classes)``, from a classifier that had not seen them.
+        held_out: ``(m,)`` int64, the held-out examples; empty if none could be held out.
+        held_out_probabilities: ``(m, classes)``, from a classifier not trained on them.
         head: The classifier itself.
-        statistics: Of the examples.
-        members: The choice, for the next quick fit.
+        statistics: Mean and deviation of the examples.
+        members: The terms of the choice, for the next quick fit.
         names: ``(classes, dim)`` unit vectors of the names, or None.
-        by_names: Whether the choice looks at them.
+        by_names: Whether the choice uses the names.
     """
 
     method: str
@@ -59,13 +59,14 @@ class Taught:
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """Return ``(n, classes)`` float32 calibrated probabilities of ``(n, dim)`` embeddings."""
-        inverse = 1 / self.statistics.scale  # zero where a dimension never varied
+        inverse = 1 / self.statistics.scale  # zero for constant dimensions
         weight = (self.head.weight * inverse).T.contiguous()
         told = self.names.T.contiguous() if self.names is not None and self.head.names else None
         found = []
         with torch.no_grad():
             for start in range(0, len(vectors), _AT_ONCE):
-                # A copy, because mapped files cannot be written to. PyTorch widens numbers five times as fast as numpy.
+                # A copy, because memory-mapped files are read-only. PyTorch converts to float five times as fast as
+                # numpy.
                 block = torch.from_numpy(np.array(vectors[start : start + _AT_ONCE])).float()
                 logits = self.head.bias.expand(len(block), -1)
                 if told is not None:
@@ -92,16 +93,16 @@ def teach(
 ) -> Taught:
     """Fit the classifier.
 
-    With names it is one of three, whichever held-out labels find likeliest: the names alone, the probe around them, or
-    the probe without them, because a name can say nothing ("good", "bad"). As in `frevl classify`, names alone win
-    within one standard error, and nothing is taken that is right measurably less often than they are.
+    With names it is one of three, whichever is likeliest on held-out labels: the names alone, the probe around them, or
+    the probe without them, because some names carry no information ("good", "bad"). As in `frevl classify`, names alone
+    win within one standard error, and nothing is used that is measurably less accurate than they are.
 
     Args:
         vectors: ``(n, dim)`` embeddings of images with a label; may be empty with names.
         labels: ``(n,)`` int64 below `classes`; without names, every class has at least one.
-        clusters: ``(n,)``; images of one number are copies, and held out together.
-        classes: How many there are, at least 2.
-        before: What was chosen on fewer labels: only its weights are fitted again, and nothing is held out.
+        clusters: ``(n,)``; images with the same number are copies, and held out together.
+        classes: Number of classes, at least 2.
+        before: The choice on fewer labels: only its weights are refitted, and nothing is held out.
         names: ``(classes, dim)`` unit vectors of the names in the space of the images, or None.
         scale: The logit of a cosine of 1 with a name.
     """
@@ -109,7 +110,7 @@ def teach(
     given = torch.from_numpy(np.asarray(labels, np.int64))
     told = None if names is None else torch.from_numpy(np.asarray(names, np.float32))
     width = images.shape[1]
-    # Without examples nothing reads standardised features.
+    # Without examples, nothing uses standardised features.
     statistics = statistics_of(images) if len(images) else ZScore(torch.zeros(width), torch.ones(width))
     cosines = None if told is None else images @ told.T
     features = Features(images, unit_features(images, statistics), cosines)
@@ -146,15 +147,15 @@ class _Tried:
 
     @property
     def name(self) -> str:
-        """As the page shows it."""
+        """The name shown on the page."""
         return "names alone" if self.method == "names" else self.choice.method + " around the names" * self.by_names
 
 
 def _methods(method: str, *, complete: bool, names: bool, empty: bool) -> list[tuple[bool, str]]:
     """Return the candidates as (with names, method), simplest first.
 
-    A probe beside the names leaves a class without labels its name alone; without them, and for the means of
-    classes, every class must have a label.
+    A probe around the names leaves a class without labels only its name; without names, and for class means, every
+    class must have a label.
     """
     if not names:
         return [(False, method)]
@@ -165,7 +166,7 @@ def _methods(method: str, *, complete: bool, names: bool, empty: bool) -> list[t
 
 
 def _likeliest(tried: Sequence[_Tried], clusters: Tensor) -> _Tried:
-    """Choose by the likelihood of held-out labels; without any, the fit around the names."""
+    """Choose by the likelihood of held-out labels; if there are none, the fit around the names."""
     held = [one for one in tried if len(one.choice.held_out[1])]
     if len(held) < len(tried):
         return tried[min(1, len(tried) - 1)]

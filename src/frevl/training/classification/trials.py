@@ -16,9 +16,9 @@ from frevl.training.classification.candidates import Candidate
 
 __all__ = ["Compared", "Labelled", "Trials", "calibrated_parts"]
 
-_ENOUGH_HELD_OUT = 1_000  # further folds are not needed then
-_ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses the setting of a method, all folds the method
-_STEADY = 1e-4  # pull of the scales to 1: data that any scale fits leave them there
+_ENOUGH_HELD_OUT = 1_000  # held-out examples that make further folds unnecessary
+_ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses a method's setting; all folds choose the method
+_STEADY = 1e-4  # pull of the scales towards 1, where they stay if the data fit any scale
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Labelled:
     """Images of known classes.
 
     Attributes:
-        features: Of ``n`` images.
+        features: Features of ``n`` images.
         labels: ``(n,)`` int64.
-        clusters: ``(n,)`` int64; images of one number are not independent.
-        weights: ``(n,)`` above 0, how much each counts; None: all alike.
-        known: ``(n,)`` bool, which the space of the names has learned from: names look better there than elsewhere, so
-            neither they nor the rest of their clusters are held out. None: none of them.
+        clusters: ``(n,)`` int64; images with the same number are not independent.
+        weights: ``(n,)`` weights above 0; None weights all equally.
+        known: ``(n,)`` bool, on which images the names' space was trained: names look better there than elsewhere, so
+            neither these images nor the rest of their clusters are held out. None: on none of them.
     """
 
     features: Features
@@ -45,7 +45,7 @@ class Labelled:
 
     @property
     def each(self) -> Tensor:
-        """``(n,)`` weights whose mean is 1, so that a mean of weighted values is their weighted mean."""
+        """``(n,)`` weights scaled to mean 1, so that the mean of weighted values is their weighted mean."""
         return torch.ones(len(self)) if self.weights is None else self.weights / self.weights.mean()
 
     def select(self, rows: Tensor) -> Labelled:
@@ -73,7 +73,7 @@ class Trials:
     def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
         self.examples, self.held, self.classes, self.names = examples, held, classes, names
         self.splits: list[tuple[Tensor, Tensor]] = []  # rows to fit on, rows to predict
-        self._copied: tuple[int, tuple[Labelled, Labelled]] | None = None  # of the split that was taken last
+        self._copied: tuple[int, tuple[Labelled, Labelled]] | None = None  # of the split used last
         out = 0
         for fold in range(0 if held is not None else int(folds.max()) + 1):
             if out < _ENOUGH_HELD_OUT:
@@ -85,15 +85,15 @@ class Trials:
         )  # fmt: skip
 
     def unfit(self, candidate: Candidate, *, whole: bool = False) -> str:
-        """Return why a candidate cannot be fitted without held-out examples, or on the ``whole``; empty if it can."""
+        """Return why a candidate cannot be fitted without held-out examples, or on all; empty if it can be."""
         if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
             return "needs examples of every class"
         if candidate.most is not None and len(self.examples) > candidate.most:
-            return f"keeps every example, {candidate.most:,} at most"
+            return f"keeps every example, at most {candidate.most:,}"
         fits = [rows for rows, _ in self.splits] if self.splits and not whole else [torch.arange(len(self.examples))]
         if min(len(rows) / len(set(self.examples.labels[rows].tolist())) for rows in fits) > candidate.fewest - 0.5:
             return ""
-        return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
+        return f"needs {candidate.fewest} examples per class{'' if whole else ' besides those held out'}"
 
     def compare(self, settings: Sequence[Candidate]) -> list[Compared]:
         """Predict held-out images with every setting of a method, or with the one preferred by the first fold."""
@@ -116,7 +116,7 @@ class Trials:
         return found
 
     def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
-        """Return the ``(n, classes)`` logits of held-out images in two parts: of the names, and of the rest."""
+        """Return the ``(n, classes)`` logits of held-out images in two parts: from the names, and from the rest."""
         kept, out = self._parts(number)
         head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
         return _in_parts(head, candidate, out.features, kept.features)
@@ -126,7 +126,7 @@ class Trials:
         if self.held is not None:
             return self.examples, self.held
         if self._copied is None or self._copied[0] != number:
-            self._copied = None  # the former copies go before the next are made
+            self._copied = None  # free the previous copies before making new ones
             kept, out = (self.examples.select(rows) for rows in self.splits[number])
             self._copied = number, (kept, out)
         return self._copied[1]
@@ -143,13 +143,13 @@ def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Featur
 
 
 def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> Compared:
-    """Fit the scales of both parts by maximum likelihood on held-out images: at most two numbers.
+    """Fit the scales of both parts by maximum likelihood on held-out images: at most two parameters.
 
-    The scale of a head also says how far the examples are to be trusted beside the names.
+    The scale of a head also states how much to trust the examples relative to the names.
     """
     each = truth.each
     there = [side for side, part in enumerate(parts) if bool(part.any())]
-    # Of about unit size, so that the curvature along the logarithms of the scales is about 1.
+    # Scaled to about unit size, so that the curvature in the logarithms of the scales is about 1.
     both = [parts[side] / max(float(parts[side].std()), 1e-6) for side in there]
     rows = torch.arange(len(truth))
 

@@ -16,7 +16,7 @@ from frevl.training.classification.choose import Choice
 
 __all__ = ["unknown_threshold"]
 
-_SAMPLE = 2_000  # images of the store, where no labelled ones were held out
+_SAMPLE = 2_000  # images of the store, used if no labelled ones were held out
 
 
 def unknown_threshold(
@@ -24,20 +24,20 @@ def unknown_threshold(
 ) -> tuple[dict[str, float] | None, list[str]]:
     """Choose a threshold for the largest logit of an image.
 
-    Not the largest probability: that compares the classes with each other, and something has to be the likeliest. With
-    half of the classes taken away, CLIP's names told the images of the others by logit with an AUROC of 0.94, by
-    probability with 0.76 (research/experiments/log.md).
+    Not of the largest probability, which compares the classes with each other, so that something is always likeliest.
+    With half of the classes removed, CLIP's names identified images of the removed classes by logit with an AUROC of
+    0.94, by probability with 0.76 (research/experiments/log.md).
 
     Args:
-        choice: Has the calibrated logits of held-out images, if there are any.
-        network: As it will be used.
-        store: Its own images stand in where none were held out.
-        towers: Of the images.
-        share: Of images that keep their label; None sets no threshold.
-        seed: Of the sample.
+        choice: Provides the calibrated logits of held-out images, if there are any.
+        network: The final network.
+        store: Its images are used if none were held out.
+        towers: Image towers that the network reads.
+        share: Share of images that keep their label; None sets no threshold.
+        seed: Random seed of the sample.
 
     Returns:
-        ``{"below": logit, "share": share}`` or None, and a note that says what it was measured on.
+        ``{"below": logit, "share": share}`` or None, and a note on the data used.
     """
     if share is None:
         return None, []

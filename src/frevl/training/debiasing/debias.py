@@ -50,29 +50,29 @@ def debias(
     columns: str | Sequence[str] | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Run:
-    """Make a run without the prior of one side, or one whose texts no longer differ in what should not matter.
+    """Derive a run without the prior of one side, or one whose texts no longer differ in what should not matter.
 
     Args:
-        run: The finished run; it stays as it is.
-        out: Folder of the new run.
-        without: ``image`` subtracts what the run answers to the text alone, ``text`` what it answers to the image.
-        strength: How much is subtracted, in [0, 1]; None chooses on development data, 0 among the choices.
+        run: The finished run; it is not modified.
+        out: Folder for the new run.
+        without: ``image`` subtracts the run's answer to the text alone, ``text`` its answer to the image alone.
+        strength: Share to subtract, in [0, 1]; None chooses it on development data, with 0 among the options.
         neutral: A file of biases instead of ``without``: lines ``{"biased": text}``, whose directions are projected out
-            of the vectors of texts, and ``{"same": [text, text]}``, which are made equal
+            of the text vectors, and ``{"same": [text, text]}``, whose texts are made equal
             (`frevl.training.debiasing.neutral`).
-        weight: How strongly texts of a line of ``same`` are made equal.
-        whole_prompts: Project out biased prompts with what they have in common, as the paper does.
-        store: Of the embeddings; None takes the one that the run was trained on.
-        pairs: The training pairs of the run; None takes them where they were. Other pairs are refused.
-        dev: Development pairs, of images that the run has not seen; None takes those of the training.
-        columns: Of the files of pairs, as in `frevl.data.pairs.read_pairs`.
-        seed: Of the choice of the training items that are kept.
+        weight: How strongly the texts of a ``same`` line are made equal.
+        whole_prompts: Whether to project out biased prompts including what they have in common, as in the paper.
+        store: The store with the embeddings; None uses the one that the run was trained on.
+        pairs: The run's training pairs; None reads them from their recorded place. Other pairs are refused.
+        dev: Development pairs with images that the run has not seen; None uses those of the training.
+        columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
+        seed: Random seed for choosing the training items that are kept.
 
     Returns:
         The saved run. Scorers, exports and the service treat it like any other.
 
     Raises:
-        UsageError: The run does not read both sides, or nothing says what to do.
+        UsageError: The run does not read both sides, or neither ``without`` nor ``neutral`` is given.
         PairsError: The pairs are not those that the run was trained on.
         RunError: The folder holds a run, or other files.
     """

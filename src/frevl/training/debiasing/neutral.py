@@ -1,4 +1,4 @@
-"""Texts that differ only in a bias: finding such pairs, and projecting out what they differ in."""
+"""Texts that differ only in a bias: locating such pairs, and projecting out what they differ in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from frevl.training.classification.names import space_of_encoder
 
 __all__ = ["Biases", "Neutral", "bias_of", "make_neutral", "neutral_map", "read_biases", "spanned"]
 
-_MOST_LEFT_OUT = 50  # pairs that are each left out once to measure what the others do for them
+_MOST_LEFT_OUT = 50  # pairs that are each left out once, to measure the effect of the map made from the others
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Neutral:
     """A network with neutral texts.
 
     Attributes:
-        network: The new one.
-        record: ``before``, ``after`` and ``held_out``: how far apart the pairs are that should be equal, as a share of
-            how far apart different texts are (`frevl.training.debiasing.neutral.bias_of`); counts.
+        network: The new network.
+        record: ``before``, ``after`` and ``held_out``: the distance between pairs that should be equal, relative to
+            that between different texts (`frevl.training.debiasing.neutral.bias_of`); and counts.
         notes: Sentences for the user.
     """
 
@@ -46,13 +46,13 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
 
     Args:
         run: The finished run.
-        store: Of its embeddings; texts that it lacks are embedded.
-        biases: What should not matter.
+        store: The store with its embeddings; missing texts are embedded.
+        biases: The differences that should not matter.
         weight: How strongly pairs are made equal.
         differences: As in `frevl.training.debiasing.neutral.spanned`.
 
     Raises:
-        UsageError: The run has no vectors of texts that a map can turn, or the biases are dependent.
+        UsageError: The run has no text vectors that a map can transform, or the biases are linearly dependent.
         StoreError: A text cannot be embedded.
     """
     turnable = run.network.turnable_texts
@@ -131,7 +131,7 @@ def _sentence(record: dict[str, Any]) -> str:
     )
 
 
-_INDEPENDENT = 1e-4  # relative singular value below which prompts say nothing of their own
+_INDEPENDENT = 1e-4  # relative singular value below which prompts are redundant
 _MOST_SHARE = 0.5  # of the directions of a space that may be projected out
 
 
@@ -140,10 +140,10 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
 
     Args:
         biased: ``(b, d)`` unit vectors.
-        differences: Of their differences from their mean, where there are several; otherwise of the prompts.
+        differences: Whether to use the differences from their mean, if there are several, instead of the prompts.
 
     Raises:
-        UsageError: They are linearly dependent, or span more than half of the space.
+        UsageError: The prompts are linearly dependent, or span more than half of the space.
     """
     if not len(biased):
         return biased.new_zeros(0, biased.shape[1]).double()
@@ -152,7 +152,7 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
     if len(vectors) > vectors.shape[1] or float(values[-1]) <= _INDEPENDENT * float(values[0]):
         raise UsageError(
             f"expected biased prompts that are linearly independent, found that {len(vectors):,} prompts span "
-            f"{int((values > _INDEPENDENT * values[0]).sum()):,} directions; leave out prompts that say the same"
+            f"{int((values > _INDEPENDENT * values[0]).sum()):,} directions; leave out prompts with the same meaning"
         )
     if len(vectors) > 1 and differences:
         vectors = vectors - vectors.mean(dim=0)
@@ -160,7 +160,7 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
     if rank > _MOST_SHARE * vectors.shape[1]:
         raise UsageError(
             f"expected biased prompts that leave at least half of the {vectors.shape[1]:,} directions of the space, "
-            f"found that they span {rank:,}; with so many gone texts no longer differ, so give fewer prompts"
+            f"found that they span {rank:,}; without so many directions texts no longer differ, so give fewer prompts"
         )
     basis: Tensor = torch.linalg.svd(vectors, full_matrices=False).Vh[:rank]
     return basis
@@ -169,11 +169,11 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
 def neutral_map(biased: Tensor, first: Tensor, second: Tensor, *, weight: float, differences: bool = True) -> Tensor:
     """Return the map ``(d, d)``, applied to text vectors from the left, ``P z``.
 
-    Args:
+    biased: ``(b, d)`` unit vectors of biased prompts; with none, nothing is projected out.
         biased: ``(b, d)`` unit vectors of biased prompts; none projects nothing out.
         first: ``(s, d)`` unit vectors of texts.
-        second: ``(s, d)`` of what each should be equal to.
-        weight: How strongly pairs are made equal; 0 not at all.
+        second: ``(s, d)`` unit vectors of the texts to which each should be equal.
+        weight: How strongly pairs are made equal; 0 leaves them as they are.
         differences: As in `spanned`.
 
     Raises:
@@ -196,12 +196,12 @@ def bias_of(first: Tensor, second: Tensor, others: Tensor) -> float:
 
     Args:
         first: ``(s, d)`` vectors of texts.
-        second: ``(s, d)`` of what each should be equal to.
-        others: ``(n, d)`` of different texts.
+        second: ``(s, d)`` vectors of the texts to which each should be equal.
+        others: ``(n, d)`` vectors of different texts.
 
     Returns:
-        The ratio of the root mean squared distances of unit vectors: 0 where they are equal, about 1 where they are as
-        different as any two texts. NaN without two different texts.
+        The ratio of root mean squared distances between unit vectors: 0 if the pairs are equal, about 1 if they differ
+        as much as any two texts. NaN with fewer than two different texts.
     """
     first, second, others = (F.normalize(part.double(), dim=1) for part in (first, second, others))
     within = (first - second).square().sum(dim=1).mean()
@@ -216,11 +216,11 @@ _FORMS = '{"biased": "a photo of a man"} or {"same": ["a photo of a male doctor"
 
 @dataclass(frozen=True)
 class Biases:
-    """What should not matter.
+    """Differences that should not matter.
 
     Attributes:
-        biased: Prompts that name it.
-        same: Texts that differ in it alone, two or more each.
+        biased: Prompts that name the bias.
+        same: Texts that differ only in the bias, two or more in each group.
     """
 
     biased: list[str]
@@ -228,7 +228,7 @@ class Biases:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Every two texts of a line of ``same``."""
+        """All pairs of texts from the same line of ``same``."""
         return [pair for texts in self.same for pair in combinations(texts, 2)]
 
     @property
@@ -241,7 +241,7 @@ def read_biases(file: str | Path) -> Biases:
     """Read one JSON object per line, ``{"biased": text}`` or ``{"same": [text, text, ...]}``.
 
     Raises:
-        InputError: The file cannot be read, or a line says something else; names the line.
+        InputError: The file cannot be read, or a line has another form; names the line.
     """
     path = Path(file)
     try:

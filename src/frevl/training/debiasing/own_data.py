@@ -34,11 +34,11 @@ class Sources:
     """The locations of a run's data, from its ``config.toml`` or as given.
 
     Attributes:
-        store: Folder.
-        pairs: Training pairs.
-        dev: Development pairs, None where the training set some of its own aside.
-        given_dev: Whether ``dev`` was given now, so that the training has not seen it.
-        columns: Of the files.
+        store: Folder of the store.
+        pairs: File of the training pairs.
+        dev: File of the development pairs; None if the training set some aside.
+        given_dev: Whether ``dev`` was given in this call, so that the training has not seen it.
+        columns: Columns of the files.
     """
 
     store: Store | Path | None
@@ -53,10 +53,10 @@ class OwnData:
     """A run's own examples, with the embeddings that its network reads.
 
     Attributes:
-        train: What it was trained on.
-        dev: What it was not fitted on: for the choice of a strength, and for calibration.
-        hashes: ``(n,)`` uint64: content of the images (texts, where there are texts alone) of both.
-        dev_is_seen: The development part is training pairs too, so a figure on it says nothing.
+        train: Pairs that it was trained on.
+        dev: Pairs that it was not fitted on, for choosing a strength and for calibration.
+        hashes: ``(n,)`` uint64: content hashes of the images (or texts, if there are only texts) of both.
+        dev_is_seen: Whether the development pairs are also training pairs, so that a figure on them is meaningless.
         notes: Sentences for the user.
     """
 
@@ -71,7 +71,7 @@ def sources_of(run: Run, *, store: Any = None, pairs: Any = None, dev: Any = Non
     """Return the locations of a run's data; given values override the run's record."""
     kept: dict[str, Any] = {}
     with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        # A run from elsewhere has none, and everything has to be given.
+        # A run from elsewhere has no such file, and everything must be given.
         kept = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
 
     def named(name: str) -> Path | None:
@@ -90,9 +90,9 @@ def own_store(run: Run, sources: Sources) -> Store:
     """Open the store of a run.
 
     Raises:
-        UsageError: The run does not say where it is.
-        StoreError: It is not there.
-        FingerprintError: It is another one.
+        UsageError: The run does not record where its store is.
+        StoreError: The store does not exist there.
+        FingerprintError: The store there is a different one.
     """
     if sources.store is None:
         raise UsageError(f"{run.path}: the run does not record its store; give it with --store")
@@ -105,8 +105,8 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
     """Read and split the pairs as in training.
 
     Raises:
-        UsageError: The run does not say where its pairs are.
-        PairsError: They are not what it was trained on, or development pairs are needed.
+        UsageError: The run does not record where its pairs are.
+        PairsError: The pairs are not those that it was trained on, or development pairs are needed.
     """
     if sources.pairs is None:
         raise UsageError(
@@ -165,18 +165,19 @@ def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
 def _refuse_parts(run: Run, data: Prepared, place: str) -> None:
     """Refuse a subset of what a run has seen, as a new split of it would set aside training data.
 
-    A run that began at another one, or was made of one, has seen more than its own pairs; there it cannot be told.
+    A run that was initialised from another, or derived from one, has seen more than its own pairs; it cannot be
+    checked.
     """
     if run.settings.get("initialise_from") is not None or "debias" in run.settings:
         return
     found, seen = np.unique(data.image_hashes), np.unique(run.train_image_hashes)
     counted = run.results.get("train_pairs")
-    counts = (None, len(data.train), len(data.train) + len(data.dev))  # a closed form is fitted on both parts
+    counts = (None, len(data.train), len(data.train) + len(data.dev))  # a closed-form model is fitted on both parts
     if not np.array_equal(found, seen) or counted not in counts:
         raise PairsError(
             f"{place}: expected all pairs that {run.path} was trained on, with its --dev pairs if it had some, found "
             f"{len(data.train):,} for training{'' if counted is None else f' instead of {counted:,}'} and "
-            f"{len(found):,} of the {len(seen):,} items that it has seen; a part would be divided anew, into "
+            f"{len(found):,} of the {len(seen):,} items that it has seen; a subset would be split again, into "
             "a development part that the run was fitted on. Give all of them, or pairs of other images with --dev"
         )
 
@@ -207,7 +208,7 @@ def _columns(run: Run, own: list[str], towers: list[Tower]) -> torch.Tensor:
     missing = next((name for name in own if name not in places), None)
     if missing is not None:
         raise RunError(
-            f"{run.path}: the run reads the tower '{missing}', which does not hold every item of these pairs; extract "
+            f"{run.path}: the run reads the tower '{missing}', which does not have every item of these pairs; extract "
             "them with the encoders of the run"
         )
     return torch.cat([places[name] for name in own]) if own else torch.zeros(0, dtype=torch.long)
@@ -217,10 +218,10 @@ def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared
     """Return the examples with the run's class order, which another split may have changed.
 
     Args:
-        run: Knows its classes.
-        data: In the classes of its training pairs.
-        place: Of the training pairs.
-        same: The split is that of the training, so the order must be the same too.
+        run: The run, which records its classes.
+        data: The data, with the classes of its training pairs.
+        place: Where the training pairs come from, for messages.
+        same: Whether the split is that of the training, so that the order must be the same too.
 
     Raises:
         PairsError: The pairs have other classes.
@@ -254,7 +255,7 @@ def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared
 
 
 def _alone(examples: Examples) -> Examples:
-    """Drop the items of other parts, which item-wise networks would also process."""
+    """Drop the items of other parts, which networks that process items separately would process too."""
     pairs = examples.pairs
     images, image_rows = torch.unique(pairs.image_rows, return_inverse=True)
     texts, text_rows = torch.unique(pairs.text_rows, return_inverse=True)

@@ -30,7 +30,7 @@ __all__ = ["BANK_OF_CLASSES", "STRENGTHS", "Lessened", "flattened", "without_sid
 
 STRENGTHS = tuple(tenth / 10 for tenth in range(11))
 BANK_OF_CLASSES = 64
-"""Training items whose answers are averaged: every further one costs a pass an item."""
+"""Number of training items whose answers are averaged; each costs a pass per item."""
 
 _LEAST_SHARE = 0.02  # of an answer's probability from one side alone: a pair weighs at most 50 times another
 
@@ -39,9 +39,9 @@ _LEAST_SHARE = 0.02  # of an answer's probability from one side alone: a pair we
 class Lessened:
     """A network minus a prior.
 
-    Attributes:
-        network: With the chosen strength.
-        strength: In [0, 1]; 0 leaves the run as it was.
+    network: The network with the chosen strength.
+        strength: In [0, 1]; 0 leaves the run unchanged.
+        tried: The development results of each strength, in percent and points.
         tried: What each strength reached on development data, in percent and points.
         notes: Sentences for the user.
     """
@@ -53,14 +53,14 @@ class Lessened:
 
 
 def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | None, seed: int) -> Lessened:
-    """Subtract a run's answer without one side.
+    """Subtract a run's answer to one side alone.
 
     Args:
         run: The finished run.
-        data: Its own examples.
-        side: What is taken away: ``image`` subtracts what the text alone would be answered.
-        strength: In [0, 1]; None chooses on the development part.
-        seed: Of the bank.
+        data: The run's own examples.
+        side: The side to remove: ``image`` subtracts the answer to the text alone.
+        strength: In [0, 1]; None chooses it on the development pairs.
+        seed: Random seed for the bank.
 
     Raises:
         UsageError: The run does not read both sides.
@@ -106,7 +106,7 @@ def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None
 def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int) -> tuple[Tensor, Tensor]:
     """Return embeddings and mask of training items, as stored in a run.
 
-    Where logits are affine one item is enough: the mean of all.
+    If logits are affine, one item is enough: the mean of all.
     """
     of_image = side == "image"
     rows = torch.unique(pairs.image_rows if of_image else pairs.text_rows)
@@ -125,12 +125,12 @@ def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int
 def flattened(priors: Tensor, truth: Answers) -> Tensor:
     """Return ``(n,)`` weights under which the prior is uninformative.
 
-    A pair weighs one over the probability that the prior gives its right answer: as if pairs had been drawn again so
-    that what one side alone suggests is right no more often than anything else.
+    A pair is weighted by the inverse of the probability that the prior gives its right answer, as if pairs had been
+    resampled so that an answer suggested by one side alone is right no more often than any other.
 
     Args:
         priors: ``(n, classes)`` probabilities from one side alone.
-        truth: The right answers; a pair without a known one weighs nothing.
+        truth: The right answers; a pair without a known one has weight 0.
     """
     right = (truth.dense(torch.arange(len(priors)), priors.shape[1]) > 0).float()
     expected = (priors * right).sum(dim=1)
@@ -149,11 +149,11 @@ def compare(
 
     Args:
         plain: ``(n, classes)`` logits.
-        prior: The same of one side alone.
+        prior: ``(n, classes)`` logits from one side alone.
         truth: The right answers.
-        weights: ``(n,)`` of `flattened`.
-        clusters: ``(n,)`` what the intervals draw.
-        strengths: The first is 0.
+        weights: ``(n,)``, from `flattened`.
+        clusters: ``(n,)`` clusters to resample for the intervals.
+        strengths: Strengths to compare; the first is 0.
     """
     found, before = [], truth.hits(plain.argmax(dim=1)).double()
     share = (weights / weights.sum().clamp(min=1e-9)).double()
@@ -175,7 +175,7 @@ def compare(
 def _best(tried: list[dict[str, Any]]) -> float:
     """Return the strength with the best flattened accuracy among those without a measurable loss in plain accuracy.
 
-    Its loss must lie within the interval, and below one point. Of equals the weakest.
+    Its loss must lie within the interval, and below one point. Ties go to the weakest.
     """
     allowed = [
         one
@@ -253,7 +253,7 @@ def _with_bank(run: Run, network: PairNetwork, data: OwnData, seed: int) -> Rera
 def _recalls(whole: Reranked, dev: EmbeddedPairs, name: str, strengths: tuple[float, ...]) -> list[Tensor]:
     """Return ``(images,)`` mean hits of each image and its texts for every strength.
 
-    Only the direction whose candidates the prior orders changes.
+    Only the direction whose candidates the prior reorders changes.
     """
     image_ids, image_at = torch.unique(dev.image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(dev.text_rows, return_inverse=True)

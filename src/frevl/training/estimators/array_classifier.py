@@ -41,14 +41,14 @@ A = TypeVar("A", bound="ArrayClassifier")
 class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
     """A classifier of embedding rows.
 
-    A subclass has `_fit`, which returns the network, its calibration and the results, and `_inputs`.
+    A subclass defines `_fit`, which returns the network, its calibration and the results, and `_inputs`.
 
     Attributes:
         classes_: ``(classes,)`` sorted labels.
-        n_features_in_: Columns of ``X``.
-        network_: The fitted network; None where there was a single class.
+        n_features_in_: Number of columns of ``X``.
+        network_: The fitted network; None if there was a single class.
         calibration_: ``scale`` and ``offset`` of its logits.
-        results_: What a run remembers of its training: development accuracy, the table of what was compared, notes.
+        results_: Record of the training: development accuracy, table of the comparison, notes.
     """
 
     classes_: NDArray[Any]
@@ -67,17 +67,17 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> A:
-        """Fit.
+        """Fit the classifier.
 
         Args:
-            X: ``(n, features)`` embeddings; what the columns are, the class says. Any floating type.
+            X: ``(n, features)`` embeddings of any floating type; the class documents the columns.
             y: ``(n,)`` labels.
-            groups: ``(n,)``; rows of one group are not independent and stay on one side of every split. None: rows
-                that are equal are one group.
-            sample_weight: ``(n,)`` not negative; how much every row counts in the fit. Rows of weight 0 are left out.
+            groups: ``(n,)``; rows of one group are not independent and stay on one side of every split. None groups
+                equal rows.
+            sample_weight: ``(n,)`` weights of at least 0. Rows of weight 0 are left out.
 
         Raises:
-            ValueError: As scikit-learn raises it: shapes that do not fit, values that are not finite.
+            ValueError: As in scikit-learn: mismatched shapes, or values that are not finite.
         """
         checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
         vectors, labels = checked
@@ -121,18 +121,18 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     def predict_set(self, X: ArrayLike, level: float = 0.9) -> NDArray[np.bool_]:
         """Return the classes that cannot be ruled out, with coverage ``level``.
 
-        Split conformal prediction on the rows that were held out in `fit`, one a group; see
-        `frevl.runs.calibration`. Where too few were held out for the level every class is in every set.
+        Split conformal prediction on the rows held out in `fit`, one per group; see `frevl.runs.calibration`. If too
+        few were held out for the level, every set contains every class.
 
         Args:
-            X: ``(n, features)``.
-            level: Between 0 and 1.
+            X: ``(n, features)`` embeddings.
+            level: Target coverage, between 0 and 1.
 
         Returns:
-            ``(n, classes)``, in the order of ``classes_``.
+            ``(n, classes)`` bool, in the order of ``classes_``.
 
         Raises:
-            ValueError: Nothing was held out (one example a class), or the level is not between 0 and 1.
+            ValueError: Nothing was held out (one example per class), or the level is not between 0 and 1.
         """
         probabilities = self.predict_proba(X)
         if self.network_ is None:
@@ -150,15 +150,15 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         """Save as an ordinary run, without pickle, for `load`, `frevl.Scorer`, evaluate, serve and export.
 
         Args:
-            folder: New or empty.
+            folder: Folder to write, new or empty.
 
         Returns:
-            The run. A store fits it only if its embeddings were declared in the same way, which they were not; import
-            the arrays and use `frevl.train` or `frevl.classify` where a store is meant to be used.
+            The run. It matches no store, because stores declare how their embeddings were made; to use it with a store,
+            import the arrays and call `frevl.train` or `frevl.classify`.
 
         Raises:
-            RunError: The folder holds a run, or cannot be written.
-            UsageError: There is a single class, so no network.
+            RunError: The folder contains a run, or cannot be written.
+            UsageError: There is a single class, so there is no network.
         """
         check_is_fitted(self)
         path = Path(folder)
@@ -220,7 +220,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network_")
 
-    # ---- what a subclass says
+    # ---- defined by subclasses
 
     @abstractmethod
     def _fit(
@@ -251,7 +251,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     def _remember_outputs(self, order: list[int]) -> None:
         """Restore the saved result of `_output_classes`."""
 
-    # ---- what they share
+    # ---- shared
 
     def _logits(self, X: NDArray[np.float32]) -> Tensor:
         image, text = (torch.from_numpy(np.ascontiguousarray(side)) for side in self._sides(X))
@@ -278,7 +278,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return Session(seed=self._seed(), time_limit=self.time_limit, device="cpu", progress=False)
 
     def _weights(self, given: ArrayLike | None, count: int) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Return which rows count and their weights; None if all count equally."""
+        """Return which rows count, and their weights; None if all count equally."""
         if given is None:
             return np.ones(count, bool), None
         weights = np.asarray(given, np.float64)
@@ -327,9 +327,9 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
 
 
 def equal_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number rows such that equal ones share a number, in order of appearance.
+    """Number the rows so that equal ones share a number, in order of appearance.
 
-    A row and its copy must not stand on both sides of a split.
+    A row and its copy must not be on different sides of a split.
     """
     keys = np.ascontiguousarray(values).view(np.dtype((np.void, values.dtype.itemsize * values.shape[1])))[:, 0]
     _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)

@@ -24,14 +24,14 @@ __all__ = ["EmbeddingClassifier"]
 class EmbeddingClassifier(ArrayClassifier):
     """Classify embeddings (of images or anything else) by examples, by vectors of class names, or both.
 
-    The methods, the choice among them and the calibration are those of `frevl.classify`, and so are the results on the
-    same embeddings.
+    The methods, the choice among them, the calibration and the results are those of `frevl.classify` on the same
+    embeddings.
 
     Args:
         method: ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel`` or ``probe``.
-        class_texts: ``(classes, features)`` vectors of the names in the space of ``X`` (CLIP and its kind), in the
-            order of ``classes``, or None. Classes of ``classes`` without rows in ``y`` are then possible.
-        classes: Their labels; None: the sorted labels of ``y``.
+        class_texts: ``(classes, features)`` vectors of the names in the space of ``X`` (CLIP and similar models), in
+            the order of ``classes``, or None. Classes without rows in ``y`` are then possible.
+        classes: Labels of the classes; None uses the sorted labels of ``y``.
         name_scale: The logit of a cosine of 1 between a row and a name: 100 for CLIP.
         time_limit: Time limit for comparing methods, in seconds.
         random_state: Seed of the splits.
@@ -78,8 +78,8 @@ class EmbeddingClassifier(ArrayClassifier):
             sample_weight: As in `ArrayClassifier.fit`.
 
         Raises:
-            ValueError: As scikit-learn raises it; also labels that are not among ``classes``, or ``class_texts`` of
-                another shape.
+            ValueError: As in scikit-learn; also for labels that are not among ``classes``, or ``class_texts`` of the
+                wrong shape.
         """
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
@@ -102,12 +102,12 @@ class EmbeddingClassifier(ArrayClassifier):
     def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
         if self.classes is None:
             if self.class_texts is not None and not len(y):
-                raise ValueError("class_texts without examples need classes, the labels that they stand for")
+                raise ValueError("class_texts without examples need classes, the labels of its rows")
             return super()._classes(y)
         given = np.asarray(self.classes)
         known: NDArray[Any] = np.unique(given)
         if len(known) != len(given):
-            raise ValueError("classes: expected different labels, found one twice")
+            raise ValueError("classes: expected distinct labels, found a duplicate")
         strange = np.setdiff1d(y, known)
         if len(strange):
             raise ValueError(f"y: expected labels of classes, found {str(strange[0])!r}")

@@ -34,8 +34,8 @@ class FusionClassifier(ArrayClassifier):
     Models, selection, early stopping and calibration are those of `frevl.train` on the same embeddings.
 
     Args:
-        image_dim: The first so many columns of ``X`` are the embedding of the image, the others that of the text.
-            None: all columns are of images.
+        image_dim: Number of leading columns of ``X`` that hold the image embedding; the rest hold that of the text.
+            None: all columns belong to the image.
         model: ``auto``, or one of the models of `frevl.train`: ``linear``, ``kernel``, ``mlp``, ``tiny`` ...
         options: Of the model: a mapping, or an object of its class in `frevl.training.options`.
         dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1); about 50,000
@@ -127,7 +127,7 @@ class FusionClassifier(ArrayClassifier):
         if weights is not None:
             train, dev = (
                 part.select(_repeated(weights[own], self._seed())) if len(part) == len(own) else part
-                for part, own in zip((train, dev), rows, strict=True)  # wrong texts were drawn beside right ones
+                for part, own in zip((train, dev), rows, strict=True)  # wrong texts were drawn for the right ones
             )
         towers: list[list[Tower]] = [
             [_tower(side, values.shape[1], self._identity)] if values.shape[1] else []
@@ -162,7 +162,7 @@ class FusionClassifier(ArrayClassifier):
         self._order = order
 
     def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
-        # The network has its classes in the order of their frequency.
+        # The network orders its classes by frequency.
         found = calibrated(logits.double(), self.calibration_, soft=False).numpy()
         ordered = np.zeros((len(found), len(self.classes_)))
         ordered[:, self._order] = found
@@ -178,11 +178,11 @@ class FusionClassifier(ArrayClassifier):
 class FusionMatcher(FusionClassifier):
     """Decide whether an image and a text belong together, from their embeddings.
 
-    ``y`` has two labels, of which the larger (1, True) says that they do. Without ``y`` all pairs are right ones, and
-    wrong texts are drawn, as `frevl.train` does with captions; ``classes_`` then are 0 and 1.
+    ``y`` has two labels, of which the larger (1, True) means that they do. Without ``y`` all pairs are right, and wrong
+    texts are drawn, as in `frevl.train` with captions; ``classes_`` are then 0 and 1.
 
     Args:
-        image_dim: As in `FusionClassifier`; None: the first half of the columns.
+        image_dim: As in `FusionClassifier`; None means the first half of the columns.
         model: ``auto``, ``cosine``, ``dual``, ``linear``, ``mlp``, ``tiny`` ...
         options: As in `FusionClassifier`.
         common_space: Whether image and text lie in one space, as those of CLIP do, so that their cosine means
@@ -251,7 +251,7 @@ class FusionMatcher(FusionClassifier):
         if not (image.shape[1] and text.shape[1]):
             raise ValueError(
                 f"expected columns of an image and of a text, found {image.shape[1]} and {text.shape[1]} (n_features = "
-                f"{X.shape[1]}); say with image_dim where the text begins"
+                f"{X.shape[1]}); set image_dim to the column where the text begins"
             )
         if self.common_space and image.shape[1] != text.shape[1]:
             raise ValueError(
@@ -287,9 +287,9 @@ def _different(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
 
 
 def _repeated(weights: NDArray[np.float32], seed: int) -> Tensor:
-    """Repeat rows according to their weights: exactly for whole numbers, otherwise on average (rounded at random).
+    """Repeat rows according to their weights: exactly for integers, otherwise on average (rounded at random).
 
-    So every model can be weighted, and a row of weight 2 is the same as two rows.
+    In this way every model supports weights, and a row of weight 2 equals two rows.
     """
     wanted = weights.astype(np.float64)
     if not (np.all(wanted == np.rint(wanted)) and wanted.sum() <= _MOST_REPEATS * len(wanted)):
@@ -300,4 +300,4 @@ def _repeated(weights: NDArray[np.float32], seed: int) -> Tensor:
 
 
 _MOST_REPEATS = 20
-_ROWS_PER_WEIGHT = 4  # rows that a row of average weight becomes: the rounding then is small
+_ROWS_PER_WEIGHT = 4  # copies of a row of average weight, so that rounding matters little

@@ -45,17 +45,17 @@ from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
 __all__ = ["MODELS", "NEEDS", "SOLVED", "Fitted", "as_it_is", "fit_model", "trainable"]
 
-# Simplest first: where two are equally good, selection takes the one that stands earlier.
+# Simplest first: in case of ties, selection takes the earlier one.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
-# Models without gradient descent: there are no steps that workers could share.
+# Models without gradient descent, which have no steps for workers to share.
 SOLVED = ("majority", "cosine", "linear", "kernel")
-# What a model of classification cannot do without; the others take images and texts, or one of them alone.
+# The sides that a classification model requires; all others accept images and texts, or one of them alone.
 NEEDS: dict[str, tuple[Side, ...]] = {
     "text": ("text",),
     "image": ("image",),
     **dict.fromkeys(("cosine", "dual", *PRESETS), ("image", "text")),
 }
-# Networks that are fitted in ways of their own, under these names, or put together from others.
+# Networks with their own way of fitting, under these names, or composed of others.
 _FITTED = (
     "adapted-cosine",
     *("average", "classes", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked"),
@@ -76,13 +76,13 @@ class Fitted(Generic[N_co]):
     """A fitted network.
 
     Attributes:
-        network: On the CPU, in evaluation mode.
-        seconds: Time spent.
-        report: How gradient descent went; None for what is solved or counted.
-        held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
-        held_out_clusters: ``(n,)`` int64 clusters of these.
+        network: The network on the CPU, in evaluation mode.
+        seconds: Time spent, in seconds.
+        report: Report of gradient descent; None for closed forms and counts.
+        held_out: Scores and truth of all training pairs, each without its own cluster, if the solution provides them.
+        held_out_clusters: ``(n,)`` int64 clusters of these pairs.
         notes: Sentences that the user should read.
-        approximation: How the solution was approximated; None: it is exact, or none at all.
+        approximation: How the solution was approximated; None if it is exact, or there is none.
     """
 
     network: N_co
@@ -94,7 +94,7 @@ class Fitted(Generic[N_co]):
     approximation: dict[str, Any] | None = None
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
-        """Return logits and truth of pairs that the network was not fitted on: held out or development."""
+        """Return logits and truth of pairs on which the network was not fitted: held out or development."""
         if self.held_out is not None:
             return self.held_out
         return list_logits(self.network, dev.pairs, 1024), dev.truth
@@ -116,16 +116,16 @@ def fit_model(
     """Fit one model.
 
     Args:
-        model: One of `trainable`.
+        model: Name of the model, one of `trainable`.
         train: Training examples.
         dev: Development examples, for early stopping and penalties.
         outputs: Number of classes; 1 for matching.
-        options: Of this model (`frevl.training.options.options_for`).
+        options: Options of this model (`frevl.training.options.options_for`).
         session: Seed, time limit, device and progress.
-        dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
-        start: A trained fusion of the same sizes, whose weights a fusion begins with.
+        dev_is_spare: Whether we set the development part aside ourselves: a model that needs none may train on it too.
+        start: A trained fusion of the same sizes, from which a fusion is initialised.
         checkpoint: Where the state of gradient descent, or a fitted linear probe, is saved.
-        log_file: Of gradient descent.
+        log_file: Log file of gradient descent, or None.
 
     Raises:
         UsageError: The model does not fit the task.
@@ -204,7 +204,7 @@ def _fit_kernel(
     network, solved = fit(examples, outputs, options)
     held_out, clusters = None, None
     if dev_is_spare and isinstance(examples.truth, Answers):
-        # Exact leave-one-image-out scores serve as development where that part was learned from.
+        # Exact leave-one-image-out scores serve as development results if the model was trained on that part.
         known = solved.known if solved.rows is None else solved.rows[solved.known]
         held_out = solved.held_out[solved.known], examples.truth.select(known)
         clusters = examples.clusters[known]

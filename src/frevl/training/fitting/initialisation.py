@@ -28,7 +28,7 @@ __all__ = [
     "statistics_of",
 ]
 
-_LAST = ("head.outer.weight", "head.outer.bias")  # the map to the logits: other classes, another meaning
+_LAST = ("head.outer.weight", "head.outer.bias")  # the map to the logits, whose meaning depends on the classes
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Pretrained:
 
     Attributes:
         network: The trained fusion; takes plain embeddings.
-        rows: ``(outputs,)`` int64, for every class of the new task the output of the same class here; None if the
-            classes are others.
-        seen: How many images of the new pairs it has learned from.
+        rows: ``(outputs,)`` int64, the output of this network for every class of the new task; None if the classes
+            differ.
+        seen: Number of images of the new pairs on which it was trained.
     """
 
     network: Fusion
@@ -48,12 +48,12 @@ class Pretrained:
 
     @property
     def preset(self) -> str:
-        """Return the preset with its width."""
+        """Return the preset with this network's width."""
         return next(name for name, sizes in PRESETS.items() if sizes["width"] == self.network.settings["width"])
 
     @property
     def shape(self) -> dict[str, int | float | bool]:
-        """Return the options that give a fusion of its shape."""
+        """Return the options that give a fusion of this shape."""
         names = ("layers", "cross_attention", "product", "difference")
         return {name: self.network.settings[name] for name in names}
 
@@ -69,11 +69,11 @@ def initialise_from(network: Fusion, start: Pretrained) -> None:
     """Copy all weights of a trained fusion; those of the output layer only if the classes are the same.
 
     Args:
-        network: Changed in place; takes plain embeddings afterwards, as the trained one does.
-        start: Of the same sizes, apart from outputs and dropout.
+        network: Network to initialise, in place; afterwards it takes plain embeddings, as the trained one does.
+        start: A trained fusion of the same sizes, apart from outputs and dropout.
 
     Raises:
-        UsageError: Another size or shape of the fused feature.
+        UsageError: The sizes or the parts of the fused feature differ.
     """
     own, others = network.settings, start.network.settings
     for name, value in own.items():
@@ -96,9 +96,9 @@ class Statistics:
     """Mean and scale of every dimension, by modality.
 
     Attributes:
-        image: ``(image_dim,)`` mean and scale; the scale is infinite where a dimension never varies, so that it says
-            nothing instead of dividing by zero.
-        text: ``(text_dim,)`` the same.
+        image: ``(image_dim,)`` mean and scale; the scale is infinite for a constant dimension, which then becomes zero
+            instead of causing a division by zero.
+        text: ``(text_dim,)`` mean and scale, likewise.
     """
 
     image: ZScore
@@ -142,7 +142,7 @@ def absorb_statistics(network: Fusion, statistics: Statistics) -> None:
 def release_statistics(network: Fusion, statistics: Statistics) -> None:
     """Undo `absorb_statistics`, so that the network takes standardised embeddings.
 
-    A dimension that never varies in the statistics keeps its part as a constant.
+    A dimension that is constant in the statistics keeps its contribution as a constant.
     """
     for projection, (mean, scale) in (
         (network.image_projection, statistics.image),

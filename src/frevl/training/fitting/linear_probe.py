@@ -21,8 +21,8 @@ from frevl.training.run_folder import Checkpoint
 
 __all__ = ["FeatureBlocks", "all_features", "fit_linear_on", "linear_loss", "mean_loss", "most_in_memory"]
 
-_MOST_THERE = 1 << 28  # numbers that may be there at once: 1 GiB, and as much again while they are turned
-_IN_A_BLOCK = 1 << 21  # numbers of a block: 8 MiB, near the size of a processor's cache
+_MOST_THERE = 1 << 28  # numbers in memory at once: 1 GiB, and as much again while they are rotated
+_IN_A_BLOCK = 1 << 21  # numbers in a block: 8 MiB, about the size of a CPU cache
 _FEWEST_ROWS = 64
 
 
@@ -32,7 +32,7 @@ def most_in_memory(network: Linear) -> int:
 
 
 def all_features(network: Linear, examples: Examples) -> Tensor:
-    """Return ``(n, features)``, standardised; the network has their mean and deviation afterwards."""
+    """Return ``(n, features)``, standardised; their mean and deviation are stored in the network."""
     features = torch.empty(len(examples), network.linear.in_features)
     for start, part in zip(range(0, len(examples), 4096), examples.pairs.batches(4096), strict=True):
         features[start : start + 4096] = network.features(*part)
@@ -53,7 +53,7 @@ def linear_loss(
 
 
 def mean_loss(network: Linear, examples: Examples, class_weights: Tensor | None, logits: Tensor) -> float:
-    """Return the mean over all examples of the loss of their ``(n, outputs)`` logits."""
+    """Return the mean loss over all examples, from their ``(n, outputs)`` logits."""
     size, total = most_in_memory(network), 0.0
     for start in range(0, len(examples), size):
         rows = slice(start, min(start + size, len(examples)))
@@ -67,9 +67,9 @@ class FeatureBlocks:
     """Features of examples, recomputed on every pass.
 
     Attributes:
-        network: Has the mean and the deviation of the features.
-        examples: All of the pairs.
-        class_weights: ``(outputs,)``, or None.
+        network: The probe, which has the mean and deviation of the features.
+        examples: The examples with all pairs.
+        class_weights: ``(outputs,)`` weights of the classes, or None.
     """
 
     network: Linear
@@ -78,7 +78,7 @@ class FeatureBlocks:
 
     @classmethod
     def measured(cls, network: Linear, examples: Examples, class_weights: Tensor | None) -> FeatureBlocks:
-        """Set the network's feature means and deviations, measured in one pass."""
+        """Measure the features' means and deviations in one pass and store them in the network."""
         blocks = cls(network, examples, class_weights)
         found = statistics_in_blocks(blocks._features(), network.linear.in_features)
         for own, measured in zip(network.statistics, found, strict=True):
@@ -114,8 +114,8 @@ def _numbers(network: Linear) -> int:
     return network.linear.in_features + 3 * network.linear.out_features
 
 
-# Of a fit under a time limit: how often the features of a pair and a pass over it can be afforded (six penalties of
-# some ten steps, with time to spare), the same for features of development pairs, and how many pairs this is timed on.
+# For a fit under a time limit: the assumed number of times the features of a pair, and a pass over it, are computed
+# (six penalties of about ten steps, with a margin), the same for development pairs, and the pairs timed.
 _FEATURES, _PASSES, _DEVELOPMENT, _TIMED = 6, 100, 40, 512
 
 
@@ -124,8 +124,8 @@ def fit_linear_on(
 ) -> list[str]:
     """Fit the linear probe with its penalty chosen on development data; return notes for the user.
 
-    It is chosen by the likelihood that is left after calibration: a few hundred pairs rank penalties better so than by
-    how many of them are right, and a strong penalty that only makes the probe less sure than it may be costs nothing.
+    It is chosen by the likelihood after calibration: a few hundred pairs rank penalties better by it than by accuracy,
+    and a strong penalty that merely makes the probe less confident costs nothing.
     """
     started, limit = checkpoint.clock.seconds(), session.time_limit
     saved = checkpoint.load()
@@ -161,10 +161,10 @@ def fit_linear_on(
 
 
 def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:
-    """Drop random pairs until enough passes over the others fit in the time limit.
+    """Drop random pairs until enough passes over the rest fit in the time limit.
 
-    The work on a few pairs is timed. Where the time suffices nothing is left out, and the result is the same as without
-    a limit.
+    The work on a few pairs is timed. If the time suffices, nothing is dropped, and the result is the same as without a
+    limit.
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     part = train.select(order[:_TIMED])
@@ -176,7 +176,7 @@ def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: 
     torch.autograd.backward(linear_loss(network, part)(features @ weight.T))
     of_a_pass = (time.monotonic() - begun) / len(part)
     most = int(limit / (_FEATURES * of_features + _PASSES * of_a_pass))
-    if min(most, len(train)) > most_in_memory(network):  # features are then made again on every pass
+    if min(most, len(train)) > most_in_memory(network):  # features are then recomputed on every pass
         most = max(most_in_memory(network), int(limit / (_PASSES * (of_features + of_a_pass))))
     most_dev = int(limit / (_DEVELOPMENT * of_features))
     dev_order = torch.randperm(len(dev), generator=torch.Generator().manual_seed(seed))

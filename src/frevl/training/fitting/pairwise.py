@@ -35,11 +35,11 @@ def pair_loss(
     """Build the loss of a network trained on the task alone.
 
     Args:
-        network: From a batch of pairs to ``(n, outputs)`` logits.
+        network: Maps a batch of pairs to ``(n, outputs)`` logits.
         train: Training examples.
         outputs: Number of classes; 1 for matching.
-        options: Label smoothing, and wrong texts for each right pair in matching.
-        device: Of the network.
+        options: Label smoothing, and the number of wrong texts per right pair in matching.
+        device: Device of the network.
         class_weights: ``(outputs,)`` as in `task_loss`.
         team: The workers that share the batch.
     """
@@ -79,10 +79,10 @@ def fusion_loss(
         train: Training examples.
         outputs: Number of classes; 1 for matching.
         options: Weights of the terms, label smoothing, temperature, mixup (of pooled embeddings only), input dropout,
-            and wrong texts for each right pair in matching.
-        device: Of the network.
+            and the number of wrong texts per right pair in matching.
+        device: Device of the network.
         class_weights: ``(outputs,)`` as in `task_loss`.
-        compiled: Mode of ``torch.compile``; empty does not compile.
+        compiled: Mode of ``torch.compile``; empty disables compilation.
         team: The workers that share the batch.
     """
     kind, train = kind_of(train.truth), on_device(train, device)
@@ -94,7 +94,7 @@ def fusion_loss(
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        # Row numbers instead of flags: an accelerator would have to be waited for to count the flags.
+        # Row numbers instead of flags: counting flags would mean waiting for the accelerator.
         matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
         ids = (moved(image_rows, device), moved(text_rows, device))
         own = needed = team.share(len(image_rows))
@@ -123,9 +123,9 @@ def _fusion_terms(
     matching: Tensor | None,
     mix: tuple[float | Tensor, Tensor] | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The terms of `fusion_loss`: tensors in, tensors out, nothing that waits for a device.
+    """Compute the terms of `fusion_loss`: tensors in, tensors out, without waiting for a device.
 
-    Inputs and truth are of the rows that are needed: this worker's, and those they are mixed with.
+    Inputs and truth are those of the rows needed: this worker's, and those they are mixed with.
     """
     image, text, image_mask, text_mask = inputs
     if options.input_dropout > 0:

@@ -1,7 +1,7 @@
 """Fit a kernel fusion approximately, to more pairs than an exact solution allows.
 
-The sum of kernels and an initial penalty are chosen as usual, by exact leave-one-cluster-out scores on a part. That sum
-is then fitted to all pairs with landmarks, and weaker penalties are tried using held-out scores of random clusters.
+The sum of kernels and an initial penalty are chosen as usual, by exact leave-one-cluster-out scores on a subset. That
+sum is then fitted to all pairs with landmarks, and weaker penalties are tried using held-out scores of random clusters.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from frevl.training.options import KernelOptions
 
 __all__ = ["fit_kernel_approximately"]
 
-_HELD_OUT = 20_000  # pairs, of whole clusters, that are scored without their cluster
+_HELD_OUT = 20_000  # pairs in whole clusters that are scored with their cluster held out
 
 
 def fit_kernel_approximately(
     train: Examples, outputs: int, options: KernelOptions | None = None
 ) -> tuple[KernelFusion, KernelFit]:
-    """Fit a kernel fusion carried by landmarks; memory does not grow with the number of training pairs.
+    """Fit a kernel fusion with landmarks; its memory does not grow with the number of training pairs.
 
     Args:
         train: Examples of a classification.
         outputs: Number of classes.
-        options: Which sums and penalties are tried, and how many landmarks there are.
+        options: The sums and penalties to try, and the number of landmarks.
 
     Raises:
-        UsageError: The examples are of matching, or the options leave nothing to try.
+        UsageError: The examples are for matching, or the options leave nothing to try.
         TrainingError: The embeddings are not finite.
     """
     options = options or KernelOptions()
     if not isinstance(train.truth, Answers):
-        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
+        raise UsageError("The model 'kernel' does classification only; for matching use a fusion, mlp or linear")
     rooms = Rooms.measured(train, train.truth, outputs, options)
     held = whole_clusters(train.clusters, _HELD_OUT)
     known = _known(train.truth, train.clusters, outputs)
@@ -60,7 +60,7 @@ def fit_kernel_approximately(
     regression = Regression.of(landmarks, torch.arange(len(train)))
     solved = _downhill(regression, penalties, held, known[held])
     half = _Scored.of(regression.first(max(1, len(landmarks.factor) // 2)), solved.ridge, held, known[held])
-    # Mostly unknown pairs cannot calibrate the scores.
+    # If most pairs are unknown, they cannot calibrate the scores.
     scale = PRIOR_SCALE if 2 * int(known.sum()) < len(known) else 1.0
     network.alphas.copy_(scale * solved.alphas)
     network.mean.mul_(scale)
@@ -112,7 +112,7 @@ class _Scored:
 
 
 def _downhill(regression: Regression, penalties: list[float], held: Tensor, known: Tensor) -> _Scored:
-    """Solve with ever weaker penalties while the held-out squared error falls."""
+    """Solve with weaker and weaker penalties while the held-out squared error falls."""
     best = _Scored.of(regression, penalties[0], held, known)
     for ridge in penalties[1:]:
         one = _Scored.of(regression, ridge, held, known)
@@ -123,7 +123,7 @@ def _downhill(regression: Regression, penalties: list[float], held: Tensor, know
 
 
 def _choose(rooms: Rooms, known: Tensor, options: KernelOptions) -> tuple[Sum, list[float], list[Sum]]:
-    """Choose the sum on a part; return it, the penalties to try on all pairs, and the sums tried."""
+    """Choose the sum on a subset; return it, the penalties to try on all pairs, and the sums tried."""
     sides = [bool(rooms.state[f"{side}_scale"].isfinite().any()) for side in ("image", "text")]
     tried = sums_of(options, image=sides[0], text=sides[1])
     penalties = penalties_of(options)

@@ -1,9 +1,9 @@
 """Fit a kernel fusion: solve it for several sums of kernels and penalties, and choose the simplest of the best.
 
 Everything is compared on exact leave-one-cluster-out scores (mostly: of one image), so nothing has to be held out. The
-penalty of a sum has the smallest squared error; among the sums, the simplest within one standard error of the best
-share of right answers is taken. Pairs whose class no other cluster has say nothing about either and are passed over;
-with too few others, shares and penalty are fixed. The procedure is ours; what earned its place is in
+penalty of a sum minimises the squared error; among the sums, the simplest within one standard error of the best
+accuracy is chosen. Pairs whose class occurs in no other cluster carry no information on either and are ignored; if too
+few others remain, shares and penalty are fixed. The procedure is ours; the experiments behind it are in
 research/experiments/log.md.
 """
 
@@ -51,15 +51,16 @@ __all__ = [
 ]
 
 FEWEST_KNOWN = 20
-"""Pairs whose class another cluster has; with fewer, and fewer than half of all, there is nothing to choose by."""
+"""Minimum number of pairs whose class occurs in another cluster; with fewer, and under half of all, nothing is
+chosen."""
 
 PRIOR_SCALE = 60.0
-"""Scale of the scores where nothing can be held out to calibrate them; measured, research/experiments/log.md."""
+"""Scale of the scores if nothing can be held out to calibrate them; measured, research/experiments/log.md."""
 
-_SCREENED = 1_000  # pairs on which a penalty to begin with is found for every sum, and hopeless sums are dropped
-_HOPELESS = 3.0  # standard errors behind the best
-_LIGHTEST = 1e-3  # weight of a pair, so that its penalty stays finite
-COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen is then solved on all
+_SCREENED = 1_000  # pairs used to find an initial penalty for every sum and to drop hopeless sums
+_HOPELESS = 3.0  # standard errors below the best
+_LIGHTEST = 1e-3  # minimum weight of a pair, so that its penalty stays finite
+COMPARED = 4_000  # pairs on which the sums are compared; the chosen sum is then solved on all pairs
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,15 @@ class KernelFit:
     """The chosen solution, and its results on held-out clusters (images).
 
     Attributes:
-        chosen: The sum of kernels.
-        ridge: Chosen penalty.
-        metric: Share of right answers, in [0, 1], of the held-out scores of `known` pairs; 0 without any.
-        best_metric: The same of the best sum, which need not be the chosen one.
+        chosen: The chosen sum of kernels.
+        ridge: The chosen penalty.
+        metric: Accuracy, in [0, 1], of the held-out scores of `known` pairs; 0 if there are none.
+        best_metric: The same for the best sum, which need not be the chosen one.
         held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
-        known: ``(n,)`` bool: another cluster has a class of the pair, so that its held-out score means something.
+        known: ``(n,)`` bool: another cluster has a class of the pair, so that its held-out score is meaningful.
         notes: Sentences that the user should read.
-        rows: Training pairs that `held_out` and `known` are of; None: all.
-        approximation: How the solution was approximated, for the run; None: it is exact.
+        rows: Training pairs to which `held_out` and `known` refer; None means all.
+        approximation: How the solution was approximated, for the run; None if it is exact.
     """
 
     chosen: Sum
@@ -90,7 +91,7 @@ class KernelFit:
 
     @property
     def decided(self) -> bool:
-        """Return whether there were pairs to choose by."""
+        """Return whether there were pairs to base the choice on."""
         return enough(self.known)
 
 
@@ -102,14 +103,14 @@ def fit_kernel_on(
     Args:
         train: Examples of a classification.
         outputs: Number of classes.
-        options: Which sums and penalties are tried.
+        options: The sums and penalties to try.
 
     Raises:
-        UsageError: The examples are of matching, or the options leave nothing to try.
+        UsageError: The examples are for matching, or the options leave nothing to try.
         TrainingError: There are too many pairs.
     """
     if not isinstance(train.truth, Answers):
-        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
+        raise UsageError("The model 'kernel' does classification only; for matching use a fusion, mlp or linear")
     image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
     text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
     images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
@@ -129,7 +130,7 @@ def fit_kernel_on(
 
 
 def pair_weights_of(weights: Tensor, of_classes: Tensor) -> Tensor:
-    """``(n,)`` above 0: the mean weight of the classes of every pair, from ``(n, outputs)`` weights of these."""
+    """Return ``(n,)`` weights above 0: the mean weight of each pair's classes, from ``(n, outputs)`` class weights."""
     shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
     return (shares @ of_classes).clamp(min=_LIGHTEST)
 
@@ -152,15 +153,15 @@ def fit_kernel(
         image_rows: ``(n,)`` int64, image of every pair.
         text_rows: ``(n,)`` int64, text of every pair.
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
-        clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
-        options: Which sums and penalties are tried.
-        pair_weights: ``(n,)`` above 0, 1 on average: how much the error of every pair counts. None is 1 for each.
+        clusters: ``(n,)`` int64; pairs with the same number (mostly: the same image) are held out together.
+        options: The sums and penalties to try.
+        pair_weights: ``(n,)`` above 0, 1 on average: the weight of each pair's error. None: 1 for each.
 
     Returns:
-        The network with the solution on all pairs, and what was chosen.
+        The network with the solution on all pairs, and the choices made.
 
     Raises:
-        TrainingError: There are more pairs than memory is planned for, or the embeddings are not finite.
+        TrainingError: There are more pairs than memory allows for, or the embeddings are not finite.
         UsageError: The options leave nothing to try.
     """
     options = options or KernelOptions()
@@ -202,7 +203,7 @@ def fit_kernel(
             solved = [downhill(whole, chosen.kind, penalties, penalties.index(chosen.ridge))]
     chosen = simplest(solved, whole)
     best = max(solved, key=lambda one: one.metric(whole))
-    # Mostly unknown pairs cannot calibrate the scores.
+    # If most pairs are unknown, they cannot calibrate the scores.
     scale = PRIOR_SCALE if 2 * int(whole.known.sum()) < len(whole.known) else 1.0
     held_out = scale * (chosen.held_out + room.mean)
     fit = KernelFit(chosen.kind, chosen.ridge, chosen.metric(whole), best.metric(whole), held_out, whole.known)
@@ -217,13 +218,13 @@ def fit_kernel(
 
 
 def enough(known: Tensor) -> bool:
-    """Return whether enough pairs are known to choose by."""
+    """Return whether enough pairs are known to base a choice on."""
     count = int(known.sum())
     return count >= FEWEST_KNOWN or 2 * count > len(known)
 
 
 def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -> list[Solved]:
-    """Solve every sum with its best penalty by squared error, except those shown to be hopeless on a part."""
+    """Solve every sum with its best penalty by squared error, except those shown to be hopeless on a subset."""
     part = problem.sample(_SCREENED)
     at, screened = len(penalties) // 2, []
     for kind in sums:
@@ -231,7 +232,7 @@ def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -
         at = penalties.index(screened[-1].ridge)
     if part is problem:
         return screened
-    # More pairs want no stronger penalty than few.
+    # More pairs need no stronger penalty than few.
     return [
         downhill(problem, one.kind, penalties, penalties.index(one.ridge))
         for one in screened
@@ -240,7 +241,7 @@ def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -
 
 
 def downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *, upward: bool = False) -> Solved:
-    """Solve a sum with ever weaker penalties (with ``upward``, then stronger ones) while the squared error falls."""
+    """Solve a sum with weaker penalties (``upward``: then stronger ones) while the squared error falls."""
     kernel = problem.kernel(kind)
     best = problem.solve(kind, penalties[at], kernel)
     for step in (1, -1) if upward else (1,):
@@ -256,7 +257,7 @@ def downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *
 
 
 def simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
-    """Return the first one within one standard error of the best."""
+    """Return the first sum within one standard error of the best."""
     return next(one for one in solved if _within(one, solved, problem, 1.0))
 
 

@@ -1,11 +1,11 @@
 """Kernel regression on many pairs, carried by a few landmarks, computed in blocks.
 
-With the kernels ``K`` of all pairs with ``m`` landmarks and ``Z`` of the landmarks with each other, what minimises the
-weighted squares of ``K b - Y`` plus ``ridge b' Z b`` is the best regression that the landmarks can carry (the subset of
-regressors, or Nyström's method: Williams and Seeger 2001; Rudi, Camoriano and Rosasco 2015). Where all pairs are
-landmarks it is the exact one. With ``Z = L L'`` it is a ridge regression on the features ``K L^-T``, so that the
-scores of a cluster that is left out have a closed form as well. The first ``k`` features are those of the first ``k``
-landmarks alone. Memory is that of some ``(m, m)`` matrices, whatever the number of pairs.
+With the kernels ``K`` of all pairs with ``m`` landmarks and ``Z`` of the landmarks with each other, the minimiser of
+the weighted squares of ``K b - Y`` plus ``ridge b' Z b`` is the best regression that the landmarks can represent (the
+subset of regressors, or Nyström's method: Williams and Seeger 2001; Rudi, Camoriano and Rosasco 2015). If all pairs are
+landmarks it is exact. With ``Z = L L'`` it is a ridge regression on the features ``K L^-T``, so the scores of a
+held-out cluster have a closed form as well. The first ``k`` features are those of the first ``k`` landmarks alone.
+Memory is that of a few ``(m, m)`` matrices, whatever the number of pairs.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from frevl.training.examples import Examples
 __all__ = ["Landmarks", "Regression", "whole_clusters"]
 
 _PAIRS_AT_ONCE = 1024
-_BLOCKS_KEPT = 64  # after which pages of embeddings in a file are let go
+_BLOCKS_KEPT = 64  # after which the pages of memory-mapped embeddings are released
 _JITTER = 1e-6  # added to the kernel of a landmark with itself, which is 1: landmarks may be equal
 
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Landmark pairs, and all pairs as seen from them; in double precision.
+    """Landmark pairs, and all pairs in terms of them; in double precision.
 
     Attributes:
-        network: Its training pairs are the landmarks.
+        network: A network whose training pairs are the landmarks.
         factor: ``(m, m)`` lower triangular ``L``.
         examples: All training pairs.
-        truth: Their answers.
+        truth: The right answers of the training pairs.
         mean: ``(outputs,)`` weight of every class in the mean, which is subtracted from the targets.
         pair_weights: ``(n,)``, 1 on average; None: 1 for each.
     """
@@ -65,18 +65,18 @@ class Landmarks:
             yield self.kernels(part), self.targets(part), self.weights(part)
 
     def kernels(self, rows: Tensor) -> Tensor:
-        """``(len(rows), m)``."""
+        """Return the ``(len(rows), m)`` kernels of some pairs with the landmarks."""
         pairs = self.examples.pairs
         image, text, image_mask, text_mask = pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows])
         image, text = mean_pool(image, image_mask).double(), mean_pool(text, text_mask).double()
         return self.network.kernels(self.network.normal_image(image), self.network.normal_text(text))
 
     def targets(self, rows: Tensor) -> Tensor:
-        """``(len(rows), outputs)``, centred."""
+        """Return the ``(len(rows), outputs)`` centred targets of some pairs."""
         return self.truth.dense(rows, len(self.mean)).double() - self.mean
 
     def weights(self, rows: Tensor) -> Tensor:
-        """``(len(rows), 1)``."""
+        """Return the ``(len(rows), 1)`` weights of some pairs."""
         if self.pair_weights is None:
             return torch.ones(len(rows), 1).double()
         return self.pair_weights[rows, None].double()
@@ -87,7 +87,7 @@ class Regression:
     """Sums of squares and products of features and targets, from which any penalty can be solved.
 
     Attributes:
-        landmarks: Whose features.
+        landmarks: The landmarks that define the features.
         squares: ``(m, m)`` weighted products of the features.
         products: ``(m, outputs)`` weighted products of features and targets.
     """
@@ -119,7 +119,7 @@ class Regression:
         return Regression(self.landmarks, self.squares - other.squares, self.products - other.products)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Return ``(k, outputs)`` alphas of the landmarks, and the ``(k, k)`` factor of what was inverted."""
+        """Return ``(k, outputs)`` alphas of the landmarks, and the ``(k, k)`` factor of the inverted matrix."""
         size = len(self.squares)
         factor, penalised = self.landmarks.factor[:size, :size], self.squares.clone()
         penalised.diagonal().add_(ridge)
@@ -128,13 +128,13 @@ class Regression:
         return torch.linalg.solve_triangular(factor.T, weights, upper=True), factor @ root
 
     def held_out(self, ridge: float, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve, and score pairs as if each one's cluster had been left out.
+        """Solve, and score pairs as if each one's cluster had been held out.
 
-        With ``H = X (X'WX + ridge)^-1 X' W`` of the features X of a cluster, the errors without it are
-        ``(I - H)^-1`` times those with it. A cluster of more pairs than landmarks is left out by solving again.
+        With ``H = X (X'WX + ridge)^-1 X' W`` for the features X of a cluster, the errors without it are ``(I - H)^-1``
+        times those with it. A cluster with more pairs than landmarks is held out by solving again.
 
         Args:
-            ridge: Above 0.
+            ridge: Penalty, above 0.
             rows: ``(r,)`` pairs of whole clusters.
 
         Returns:

@@ -32,9 +32,9 @@ class Sum:
     """A sum of kernels to try.
 
     Attributes:
-        name: In words.
-        shares: Of text, image and their product; they sum to 1.
-        option: The field of `KernelOptions` that switches it.
+        name: Name of the sum in words.
+        shares: Shares of text, image and their product, which sum to 1.
+        option: The field of `KernelOptions` that switches it on or off.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Sum:
     option: str
 
 
-# Simplest first: the order that decides between equals. Of many shares these earned their place; linear kernels and
-# other widths did not (research/experiments/log.md).
+# Simplest first: the order that breaks ties. Of many shares, these proved useful; linear kernels and other widths did
+# not (research/experiments/log.md).
 _SUMS = (
     Sum("text alone", (1.0, 0.0, 0.0), "text_alone"),
     Sum("image alone", (0.0, 1.0, 0.0), "image_alone"),
@@ -59,12 +59,12 @@ def sums_of(options: KernelOptions, *, image: bool, text: bool) -> list[Sum]:
     """Return the sums to try, simplest first.
 
     Args:
-        options: Which sums the user wants.
-        image: Whether images can tell pairs apart: there are embeddings of more than one.
-        text: The same of texts.
+        options: The sums that the user allows.
+        image: Whether images can distinguish pairs: there are embeddings of more than one.
+        text: Whether texts can distinguish pairs, likewise.
 
     Raises:
-        UsageError: The options leave none.
+        UsageError: The options leave nothing to try.
     """
     if not (image and text):
         return [_SUMS[1] if image else _SUMS[0]]
@@ -81,7 +81,7 @@ def penalties_of(options: KernelOptions) -> list[float]:
     """Return the penalties to try, strongest first, two per power of ten.
 
     Raises:
-        UsageError: The smallest is above the largest.
+        UsageError: The smallest penalty is above the largest.
     """
     largest, smallest = options.largest_penalty, options.smallest_penalty
     if smallest > largest:
@@ -122,7 +122,7 @@ class Problem:
     pair_weights: Tensor | None = None  # ``(n,)``, 1 on average
 
     def sample(self, most: int) -> Problem:
-        """Return a part of whole clusters with about ``most`` pairs, or everything if there are fewer."""
+        """Return a subset of whole clusters with about ``most`` pairs, or everything if there are fewer."""
         if len(self.targets) <= most:
             return self
         rows = drawn(self.clusters, most)
@@ -138,14 +138,14 @@ class Problem:
         )
 
     def kernel(self, kind: Sum) -> Tensor:
-        """``(n, n)`` sum of kernels of all pairs."""
+        """Return the ``(n, n)`` sum of kernels of all pairs."""
         room, (of_text, of_image) = self.room, needs(kind.shares)
         text = _between(room.texts, self.text_rows, room.text_width) if of_text else None
         image = _between(room.images, self.image_rows, room.image_width) if of_image else None
         return mixed(text, image, kind.shares)
 
     def solve(self, kind: Sum, ridge: float, kernel: Tensor | None = None) -> Solved:
-        """Solve one sum with one penalty, and score every pair with its cluster left out."""
+        """Solve one sum with one penalty, and score every pair with its cluster held out."""
         kernel = self.kernel(kind) if kernel is None else kernel
         penalty = ridge if self.pair_weights is None else ridge / self.pair_weights
         alphas, held_out = held_out_scores(kernel, self.targets, self.clusters, penalty)
@@ -153,7 +153,7 @@ class Problem:
         hits = weights.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
         known = self.known if bool(self.known.any()) else torch.ones_like(self.known)
         squares = (scores - weights).square().sum(dim=1)
-        if self.pair_weights is not None:  # rare classes count in what is chosen, too
+        if self.pair_weights is not None:  # class weights apply to the choice, too
             counted = self.pair_weights / self.pair_weights[known].mean()
             hits, squares = hits * counted, squares * counted
         error = squares[known].mean().item()
@@ -161,7 +161,7 @@ class Problem:
 
 
 def drawn(clusters: Tensor, most: int) -> Tensor:
-    """``(most,)`` rows in ascending order: the pairs of clusters at random; of the last one maybe a part."""
+    """Return ``(most,)`` rows in ascending order: the pairs of random clusters, the last of which may be cut."""
     names, numbers = torch.unique(clusters, return_inverse=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
     return order[numbers].argsort(stable=True)[:most].sort().values
@@ -179,7 +179,7 @@ def standardise(room: KernelFusion, images: Tensor, texts: Tensor) -> None:
 
 
 def _between(items: Tensor, rows: Tensor, width: Tensor) -> Tensor:
-    """``(n, n)`` kernel of the items of all pairs."""
+    """Return the ``(n, n)`` kernel of the items of all pairs."""
     used, places = torch.unique(rows, return_inverse=True)
     return kernel_matrix(items[used], items[used], width)[places][:, places]
 
@@ -190,7 +190,7 @@ def varies(items: Tensor) -> bool:
 
 
 def known_pairs(weights: Tensor, clusters: Tensor) -> Tensor:
-    """``(n,)`` bool: a class of the pair is a class of a pair of another cluster too."""
+    """Return ``(n,)`` bool: a class of the pair is also a class of a pair in another cluster."""
     rows, classes = (weights > 1e-6).nonzero(as_tuple=True)
     totals = torch.bincount(classes, minlength=weights.shape[1])
     _, places, own = torch.unique(

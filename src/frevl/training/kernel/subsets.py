@@ -21,21 +21,21 @@ from frevl.training.options import KernelOptions
 __all__ = ["Rooms"]
 
 _ITEMS_AT_ONCE = 8_192
-_PARTS_KEPT = 8  # after which pages of embeddings in a file are let go
-_FOR_WIDTHS = 2_000  # items whose distances give the width of a kernel
+_PARTS_KEPT = 8  # after which the pages of memory-mapped embeddings are released
+_FOR_WIDTHS = 2_000  # items whose distances determine the width of a kernel
 
 
 @dataclass(frozen=True, eq=False)
 class Rooms:
-    """What networks on any subset of the training pairs share.
+    """What networks on any subset of the training pairs have in common.
 
     Attributes:
         train: All training pairs.
-        truth: Their answers.
+        truth: The right answers of the training pairs.
         outputs: Number of classes.
         pair_weights: ``(n,)``, 1 on average; None: 1 for each.
         image_root: As in `KernelFusion`.
-        state: Statistics, widths and mean targets, as a network has them.
+        state: Statistics, widths and mean targets, in the form of a network's state.
     """
 
     train: Examples
@@ -47,10 +47,10 @@ class Rooms:
 
     @classmethod
     def measured(cls, train: Examples, truth: Answers, outputs: int, options: KernelOptions) -> Rooms:
-        """Measure all items that pairs use, block by block.
+        """Measure all items that the pairs use, block by block.
 
         Raises:
-            TrainingError: They are not finite.
+            TrainingError: The embeddings are not finite.
         """
         image_numbers, text_numbers = torch.unique(train.pairs.image_rows), torch.unique(train.pairs.text_rows)
         least = 0.0
@@ -120,7 +120,7 @@ class Rooms:
         return network
 
     def problem(self, rows: Tensor) -> Problem:
-        """Return an exact problem of some of the pairs."""
+        """Return an exact problem on some of the pairs."""
         room = self.room(rows, WITHOUT_CHOICE)
         weights, clusters = self.truth.dense(rows, self.outputs), self.train.clusters[rows]
         return Problem(
@@ -147,7 +147,7 @@ def _items(train: Examples, side: str, numbers: Tensor) -> Iterator[Tensor]:
 
 def _statistics(train: Examples, side: str, numbers: Tensor, *, root: bool) -> ZScore:
     width = train.pairs.images.shape[2] if side == "images" else train.pairs.texts.shape[2]
-    if not width:  # a side that the pairs do not have
+    if not width:  # a side that is absent from the pairs
         return ZScore(torch.zeros(0), torch.ones(0))
     parts = _items(train, side, numbers)
     return statistics_in_blocks((part.sqrt() if root else part for part in parts), width)

@@ -19,7 +19,7 @@ def check_folder(folder: Path) -> None:
     """Raise unless the path is a folder.
 
     Raises:
-        UsageError: It does not exist, or is a file.
+        UsageError: The path does not exist, or is a file.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
@@ -31,7 +31,7 @@ def read_picture(folder: Path, image: str, *, target: int | None = None) -> Imag
 
     Args:
         folder: Folder of the images.
-        image: Its id: the path below the folder.
+        image: Id of the image: its path below the folder.
         target: As in `frevl.encoders.images.read_image`.
     """
     if not _inside(image):

@@ -31,11 +31,11 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Look:
-    """What was measured on an image.
+    """Measurements of one image.
 
     Attributes:
-        width: Pixels.
-        height: Pixels.
+        width: Width in pixels.
+        height: Height in pixels.
         flat: Whether it is a single colour; None if the pixels were not read.
         sharpness: From `frevl.diagnosis.curation.checks.sharpness.sharpness`, or None.
     """

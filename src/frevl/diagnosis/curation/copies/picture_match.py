@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 __all__ = ["SIDE", "agreement", "edges_of"]
 
 SIDE = 96
-"""Grey values a side that an image is read with."""
+"""Number of grey values per side with which an image is read."""
 
 _GRID = 24
-_FLAT = 24.0  # length of the edges of an image below which it shows nothing: one grey value a cell
-_BLUR = 2  # cells on each side of the mean that is taken off
+_FLAT = 24.0  # length of an image's edges below which it shows nothing: one grey value per cell
+_BLUR = 2  # cells on each side of the local mean that is subtracted
 
 
 def _cuts() -> list[tuple[float, float, float, float]]:
@@ -31,7 +31,7 @@ def _cuts() -> list[tuple[float, float, float, float]]:
 
 
 def _resampling(start: float, end: float) -> NDArray[np.float32]:
-    """Return ``(24, 96)`` weights that average the grey values below each of 24 cells of a part of the side."""
+    """Return ``(24, 96)`` weights that average the grey values over each of 24 cells of a part of a side."""
     bounds = np.linspace(start * SIDE, end * SIDE, _GRID + 1)
     pixels = np.arange(SIDE)
     shared = np.minimum(bounds[1:, None], pixels + 1) - np.maximum(bounds[:-1, None], pixels)
@@ -52,13 +52,13 @@ _MEAN = _local_mean()
 
 
 def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Return the edges of an image and of its cuts.
+    """Return the edges of an image and of its crops.
 
     Args:
         grey: ``(96, 96)`` grey values.
 
     Returns:
-        ``(cuts, 576)`` of unit length, the whole image first; zeros if flat.
+        ``(crops, 576)`` of unit length, the whole image first; zeros if flat.
     """
     cells = _ROWS @ grey.astype(np.float32) @ _COLUMNS
     edges = cells - _MEAN @ cells @ _MEAN.T
@@ -73,8 +73,8 @@ def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
     """Return the agreement of two images, in [-1, 1]; 0 if one of them is flat.
 
     Args:
-        one: ``(cuts, 576)`` from `edges_of`.
-        other: The same for the other image.
+        one: ``(crops, 576)`` from `edges_of`.
+        other: ``(crops, 576)``, the same for the other image.
     """
     a, b = one.astype(np.float32), other.astype(np.float32)
     mirrored = b.reshape(-1, _GRID, _GRID)[:, :, ::-1].reshape(len(b), -1)

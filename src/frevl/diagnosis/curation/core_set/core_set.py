@@ -49,15 +49,15 @@ class CoreSet:
         runs: One record per run: path, scores on the whole set and on the core in percent, with intervals.
         pairs: One record per pair of runs: difference on the whole set and on the core in points, with intervals.
         tau: Kendall's tau-b between the runs' scores on the core and on the whole set.
-        tau_left_out: The same with every run ranked by a core chosen without it, which is what to expect for new runs.
-            None if unknown.
+        tau_left_out: The same with every run ranked by a core chosen without it: what to expect for new runs. None if
+            unknown.
         tau_random: Mean, smallest and largest tau of 20 random subsets of the same size, made of whole eligible images.
         distance: Mean over pairs of runs of the change in their difference from the whole set to the core, in points.
         distance_random: The same for the random subsets.
         tau_redrawn: Mean tau between the whole set and resamples of itself: no subset can be expected to do better.
         doubts: Reasons to doubt the result, shown before any number.
         notes: Other notes.
-        out: The written file, or None.
+        out: Path of the written file, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
     """
 

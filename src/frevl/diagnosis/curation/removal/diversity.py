@@ -24,8 +24,8 @@ class Variety:
 
     Attributes:
         name: ``vendi`` or ``effective_rank``.
-        before: Of all images.
-        after: For the remaining images.
+        before: Value for all images.
+        after: Value for the remaining images.
         low: 2.5th percentile under random removal of as many images (normal approximation).
         high: 97.5th percentile.
     """

@@ -19,7 +19,7 @@ FEWEST_LINES = 20
 WORTH_SAYING = 0.05
 """Excess share of lines that a group must lose to be reported."""
 
-_MOST_VALUES = 50  # values of a key: with more, they are ids, or numbers that are cut into quartiles
+_MOST_VALUES = 50  # values of a key: with more, they are ids, or numbers to be cut into quartiles
 _DRAWS = 400
 _NUMBERS_AT_ONCE = 20_000_000
 
@@ -30,7 +30,7 @@ class GroupShare:
 
     Attributes:
         key: The key of the pairs, or another grouping.
-        value: Of the key.
+        value: The group's value of the key.
         lines: Number of lines in the group.
         kept: Share of them kept, in [0, 1].
         low: 2.5th percentile of that share under random removal of as many lines.
@@ -109,7 +109,7 @@ def shares_kept(
     removes single lines with single lines.
 
     Args:
-        kept: ``(n,)``.
+        kept: ``(n,)`` bool, which lines are kept.
         columns: ``n`` values for each key; lines without one are in no group.
         clusters: ``(n,)`` cluster numbers from 0.
         seed: Random seed for the removals.

@@ -41,10 +41,10 @@ class Removed:
 
     Attributes:
         kept: Share of all lines kept, in [0, 1].
-        groups: What is kept of every group, hardest hit first.
+        groups: Share kept of every group, hardest hit first.
         variety: Vendi score and effective rank of the images, before and after.
         notes: What could not be examined.
-        asked: Keys, tower and seed, so that the same can be looked at again.
+        asked: Keys, tower and seed, so that the comparison can be repeated.
     """
 
     kept: float
@@ -156,17 +156,17 @@ def removed_of_lines(
     task: str,
     asked: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """Compare again what goes of judged lines, after people have decided on them.
+    """Repeat the comparison for judged lines after people have decided on them.
 
     Args:
-        store: Has the embeddings of the images, if they are still there.
-        lines: As ``frevl curate`` wrote them.
-        kept: ``(n,)`` which of them are kept now.
-        task: As of `what_is_removed`.
-        asked: What `Removed.asked` says of the comparison before.
+        store: The store with the image embeddings, if they still exist.
+        lines: The lines as ``frevl curate`` wrote them.
+        kept: ``(n,)`` bool, which of them are kept now.
+        task: As in `what_is_removed`.
+        asked: `Removed.asked` of the earlier comparison.
 
     Returns:
-        What `Removed.record` does; None if all lines are kept, or none.
+        The same as `Removed.record`; None if all lines are kept, or none.
     """
     own = ("image", "text", "target", "curate")
     images, texts = ([str(line.get(side) or "") for line in lines] for side in ("image", "text"))
@@ -177,7 +177,7 @@ def removed_of_lines(
     lost = ""
     if towers and not (find_rows(store.positions("image"), images) >= 0).all():
         towers = []
-        lost = "Variety and clusters were not looked at: some of these images are not in the store."
+        lost = "Variety and clusters were not examined: some of these images are not in the store."
     found = what_is_removed(
         store, pairs, kept, towers, task=task, keys=asked.get("keys"), seed=int(asked.get("seed") or 0)
     )
