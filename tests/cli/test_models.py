@@ -71,7 +71,10 @@ def test_what_is_no_setting_is_refused(given):
             ["--model", "kernel", "--set", "dropout=0.3"],
             "The model 'kernel' has no option 'dropout'; these have it: text, image, mlp, dual, tiny, small, base",
         ),
-        (["--model", "majority", "--set", "foo=1"], "The model 'majority' has no option 'foo', and no others."),
+        (
+            ["--model", "majority", "--set", "foo=1"],
+            "The model 'majority' has no option 'foo', nor has any other model.",
+        ),
         (["--model", "kernel", "--set", "foo=1"], "The model 'kernel' has no option 'foo'. Valid: 'text_alone',"),
         (["--model", "tiny", "--set", "members=2"], "The model 'tiny' has no option 'members'; these have it: dual."),
         (

@@ -175,7 +175,7 @@ def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_
     )  # fmt: skip
     reasons = {row["name"]: row.get("reason", "") for row in run.results["selection"]["candidates"]}
     for name in ("zero-shot", "fine-tuned"):
-        assert reasons[name].startswith("the run of --initialise-from has learned from ")
+        assert reasons[name].startswith("the run of --initialise-from was trained on ")
 
 
 @pytest.mark.parametrize("model", ["tiny", "auto"])

@@ -257,15 +257,15 @@ def mixup(
     ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one share per batch from
     Beta(alpha, alpha) and a random permutation as the others.
 
-    Only for targets that can be mixed: probabilities, not class numbers. Only for pooled embeddings, or
-    tokens that all exist (an image grid): sentences of different length have no mean place by place, and
-    counting missing words as zeros would dilute the shorter one even at a share of 1. The contrastive term
-    has no meaning on a mixed batch, whose pairs have two images each.
+    This requires targets that can be mixed: probabilities, not class numbers. It also requires pooled embeddings, or
+    tokens that all exist (an image grid): sentences of different lengths have no meaningful mean token by token, and
+    counting missing words as zeros would dilute the shorter one even at a share of 1. The contrastive term is
+    meaningless on a mixed batch, whose pairs have two images each.
 
     Args:
         image_hidden: ``(n, d)`` or ``(n, Nv, d)`` projected images.
         text_hidden: ``(n, d)`` or ``(n, Nt, d)`` projected texts.
-        targets: ``(n,)`` or ``(n, C)`` float.
+        targets: ``(n,)`` or ``(n, C)`` float targets.
         generator: A CPU generator. The same state gives the same draws on every device.
         alpha: In (0, 1]; small values mix little.
 
@@ -282,7 +282,7 @@ def mixup(
 def mixed(
     image_hidden: Tensor, text_hidden: Tensor, targets: Tensor, share: float | Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix the first ``len(other)`` rows of a batch as `mixup` does, with what `draw_mixup` drew.
+    """Mix the first ``len(other)`` rows of a batch as in `mixup`, with the values drawn by `draw_mixup`.
 
     ``share`` is a tensor for a compiled network.
     """
@@ -291,9 +291,9 @@ def mixed(
 
 
 def draw_mixup(targets: Tensor, *, generator: torch.Generator, alpha: float = 0.2) -> tuple[float, Tensor]:
-    """Draw what `mixup` mixes with: one share, and ``(n,)`` int64 other rows, on the generator's device.
+    """Draw the values for `mixup`: one share, and ``(n,)`` int64 other rows, on the generator's device.
 
-    Raises as `mixup` does.
+    Raises the same errors as `mixup`.
     """
     if not targets.is_floating_point():
         raise UsageError(
@@ -305,7 +305,7 @@ def draw_mixup(targets: Tensor, *, generator: torch.Generator, alpha: float = 0.
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha) by rejection from two uniforms, as torch's own takes no generator.
+    """Draw from Beta(alpha, alpha) by rejection from two uniforms, because torch's own takes no generator.
 
     With ``x = u ** (1/alpha)`` and ``y`` likewise, ``x / (x + y)`` given ``x + y <= 1`` is Beta distributed.
     At least half of all draws are accepted for ``alpha <= 1``.
@@ -333,11 +333,11 @@ class SeenLosses:
 
     Attributes:
         where: The epoch, for the message.
-        title: Of the training.
-        remedy: What to do.
-        steps: Of the epoch.
-        every: Look after so many steps.
-        last: The last loss that was looked at.
+        title: Name of the training.
+        remedy: Advice for the message.
+        steps: Number of steps per epoch.
+        every: Number of steps between checks.
+        last: The last loss checked.
         means: Mean of every term over the epoch.
     """
 
@@ -351,9 +351,9 @@ class SeenLosses:
     _unseen: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def add(self, batch: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Add the loss of a batch with its terms; check when due.
+        """Add the loss of a batch with its terms, and check if due.
 
-        Raises as `look`.
+        Raises the same errors as `look`.
         """
         self.means = self.means or dict.fromkeys(terms, 0.0)
         self._unseen.append((batch, torch.stack([part.detach().float() for part in (loss, *terms.values())])))

@@ -1,4 +1,4 @@
-"""Training on embeddings that do not fit in memory: items in a mapped file, read in block order."""
+"""Training on embeddings that do not fit in memory: items in a memory-mapped file, read in block order."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Deal", "Mapped", "deal_all", "deal_in_blocks", "fit_in_memory", "map_items", "read_items"]
 
-_MOST_IN_MEMORY = 3 << 29  # bytes of all embeddings of a training: 1.5 GiB
-_AT_ONCE = 65_536  # items that are read and written at a time
+_MOST_IN_MEMORY = 3 << 29  # total bytes of a training's embeddings: 1.5 GiB
+_AT_ONCE = 65_536  # items read and written at a time
 
 
 def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
-    """Return whether the embeddings of this many items are kept in memory; an item's tokens always are."""
+    """Return whether the embeddings of this many items are kept in memory; those with several tokens always are."""
     found = list(counts)
     if not all(tower.pooled for _, towers in found for tower in towers):
         return True
@@ -41,8 +41,8 @@ class Mapped:
     """Pooled items in an unnamed file, which disappears with the process.
 
     Attributes:
-        values: ``(n, 1, dim)`` in the stored type; pages are read when they are touched.
-        mask: ``(n, 1)`` bool, True.
+        values: ``(n, 1, dim)`` in the stored type; pages are read when touched.
+        mask: ``(n, 1)`` bool, all True.
     """
 
     values: Tensor
@@ -52,7 +52,7 @@ class Mapped:
     def touch(self, rows: Tensor) -> None:
         """Prefetch the pages of ``(r,)`` int64 rows, without blocking other threads."""
         width, page = self.values.shape[2], mmap.PAGESIZE // self.values.element_size()
-        step = max(1, page // width)  # items of a page
+        step = max(1, page // width)  # items per page
         starts = torch.unique(rows // step) * step * width
         self.values.view(-1)[starts[:, None] + torch.arange(0, width, page)].sum()
 
@@ -63,13 +63,13 @@ class Mapped:
 
 
 def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> Mapped:
-    """Copy pooled embeddings from a store into a file, and map it.
+    """Copy pooled embeddings from a store into a file, and map it into memory.
 
     Args:
-        store: Has them.
-        modality: Of the items.
-        ids: At least one, each once.
-        towers: At least one, all pooled; they are concatenated.
+        store: The store with the embeddings.
+        modality: Modality of the items.
+        ids: At least one id, without repeats.
+        towers: At least one tower, all pooled; they are concatenated.
 
     Raises:
         StoreError: An item or an embedding is missing.
@@ -78,7 +78,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
     try:
         folder = made_again() / "training"
     except RuntimeError as error:
-        raise TrainingError(f"{error}; set FREVL_CACHE to a folder for what does not fit in memory") from error
+        raise TrainingError(f"{error}; set FREVL_CACHE to a folder for data that does not fit in memory") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -87,7 +87,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
     except OSError as error:
         raise TrainingError(
             f"{folder}: the embeddings of this training do not fit in memory and cannot be written here "
-            f"({error.strerror or error}); make room, or set FREVL_CACHE to another folder"
+            f"({error.strerror or error}); free some space, or set FREVL_CACHE to another folder"
         ) from error
     values = np.frombuffer(mapped, dtype).reshape(len(ids), 1, -1)
     return Mapped(torch.from_numpy(values), torch.ones(len(ids), 1, dtype=torch.bool), mapped)
@@ -96,7 +96,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
 def read_items(
     store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read embeddings as `Store.read` does; many pooled ones in portions, without a second copy of all."""
+    """Read embeddings as in `Store.read`; many pooled ones in portions, without a second copy of all."""
     if len(ids) <= _AT_ONCE or not all(tower.pooled for tower in towers):
         return store.read(modality, ids, towers)
     dtype, width = np.result_type(*(tower.identity["dtype"] for tower in towers)), sum(tower.dim for tower in towers)
@@ -118,24 +118,24 @@ def _copied(
 
 
 Deal = Callable[[int, int, torch.Generator], Iterator[Tensor]]
-"""From the number of rows, the number of steps and the generator of an epoch to the rows of each step."""
+"""Maps the number of rows, the number of steps and the generator of an epoch to the rows of each step."""
 
-_BLOCK = 1024  # rows that stand together in the file
-_BLOCKS = 64  # that are shuffled together: 65,536 rows
+_BLOCK = 1024  # consecutive rows in the file
+_BLOCKS = 64  # blocks shuffled together: 65,536 rows
 
 
 def deal_all(count: int, steps: int, random: torch.Generator) -> Iterator[Tensor]:
-    """Deal all rows at random into steps of nearly equal size."""
+    """Distribute all rows at random over steps of nearly equal size."""
     yield from torch.randperm(count, generator=random).tensor_split(steps)
 
 
 def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
-    """Return how rows of pairs in a file are dealt, such that few of its pages are needed at a time.
+    """Return a function that distributes rows of pairs in a file, such that few pages are needed at a time.
 
-    A thread reads the pages of the next blocks while the rows of these are learned from; what was used is let go.
+    A thread reads the pages of the next blocks while training uses the current rows; used pages are released.
 
     Args:
-        pairs: Of mapped items, in the order of the file.
+        pairs: Pairs of mapped items, in file order.
     """
 
     def deal(count: int, steps: int, random: torch.Generator) -> Iterator[Tensor]:
@@ -145,7 +145,7 @@ def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
             coming = ahead.submit(pairs.touch, order[:group])
             for rows in order.tensor_split(steps):
                 reached += len(rows)
-                if reached > end:  # the first rows of further blocks
+                if reached > end:  # the first rows of new blocks
                     coming.result()
                     pairs.release()
                     end += group
@@ -160,7 +160,7 @@ def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
 def shuffled_in_blocks(count: int, random: torch.Generator) -> Tensor:
     """Return ``(count,)`` int64, a permutation of the rows: random blocks, and random rows within each 64 blocks."""
     whole, rest = divmod(count, _BLOCK)
-    # A last block that is not whole comes last, so that all groups but one are equally large.
+    # An incomplete last block comes last, so that all groups but one are equally large.
     blocks = torch.cat([torch.randperm(whole, generator=random), torch.arange(whole, whole + bool(rest))])
     parts = []
     for some in torch.split(blocks, _BLOCKS):

@@ -1,8 +1,8 @@
 """The hyperparameters of every model: the only place of their defaults, ranges and help.
 
-A new hyperparameter is one line here, in the class of its model, and its use. `frevl.train` takes an object of these
-classes or a mapping, the command line ``--set name=value``, and ``frevl models show NAME`` prints what stands here.
-Where None is allowed, the value follows from the data as the help says. Loads no torch.
+A new hyperparameter is one line here, in the class of its model, and its use. `frevl.train` accepts an object of these
+classes or a mapping, the command line ``--set name=value``, and ``frevl models show NAME`` prints the values here.
+Where None is allowed, the value depends on the data as the help states. Loads no torch.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ __all__ = [
 
 _MEASURES = ("accuracy", "macro_f1", "balanced_accuracy", "nll")
 FULL_BATCH = 256
-"""Pairs per step where nothing smaller is chosen."""
+"""Default number of pairs per step."""
 
 
 def option(
     default: float | str | None,
-    help: str,  # noqa: A002 - the word that the command line uses too
+    help: str,  # noqa: A002 - the same word as on the command line
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -67,11 +67,11 @@ class Session:
     """Settings of a whole training, independent of the model.
 
     Attributes:
-        seed: Of initial weights, order, dropout and splits.
+        seed: Seed of initial weights, order, dropout and splits.
         time_limit: Time limit in seconds; None is no limit.
-        device: Where to train, as PyTorch names it.
+        device: Device for training, as named by PyTorch.
         progress: Show progress.
-        team: The processes that train together; gradient descent shares its steps out among them.
+        team: The processes that train together; gradient descent divides its steps among them.
     """
 
     seed: int
@@ -201,14 +201,14 @@ class FusionOptions(PairwiseOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TwoTowerOptions(DescentOptions):
-    """Options of ``dual``, the two-tower network that can search."""
+    """Options of ``dual``, the two-tower network, which can search."""
 
     epochs: int = option(6, "Passes over the pairs.", at_least=1)
-    batch_size: int = option(1024, "Pairs per step; the others of the batch are negatives: large is good.", at_least=1)
+    batch_size: int = option(1024, "Pairs per step; the rest of the batch are negatives: large is good.", at_least=1)
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
     warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)
-    label_smoothing: float = option(0.1, "Share of the target that is spread over the batch.", at_least=0, below=1)
+    label_smoothing: float = option(0.1, "Share of the target spread over the batch.", at_least=0, below=1)
     members: int = option(3, "Number of networks trained from different seeds and averaged.", at_least=1)
     width: int | None = option(None, "Width of a member's vectors. None: 512; below 5,000 pairs 256.", at_least=1)
     hidden: int | None = option(None, "Width inside a projection. None: twice the width of the vectors.", at_least=1)
@@ -226,7 +226,7 @@ class RerankerOptions(DescentOptions):
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
     warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)
-    label_smoothing: float = option(0.0, "Share of the target that is spread over the list.", at_least=0, below=1)
+    label_smoothing: float = option(0.0, "Share of the target spread over the list.", at_least=0, below=1)
     negatives: int = option(6, "Wrong images, and wrong texts, per right pair.", at_least=1)
     layers: int | None = option(
         None, "Number of blocks. None: the preset's, 2 in tiny and 4 in small and base.", at_least=0
@@ -274,8 +274,8 @@ def options_for(model: str, first_stage: str | None = None) -> type[ModelOptions
     """Return the options class of a model.
 
     Args:
-        model: A name of ``--model``. A network without a class of its own here has `PairwiseOptions`.
-        first_stage: Not None: the model reranks the candidates of this first stage.
+        model: A value of ``--model``. A network without a class of its own here has `PairwiseOptions`.
+        first_stage: If not None, the model reranks the candidates of this first stage.
     """
     if first_stage is not None and OPTIONS.get(model) is FusionOptions:
         return RerankerOptions
@@ -288,7 +288,7 @@ def make_options(
     """Return the options of a model, with defaults for anything not given.
 
     Args:
-        model: A name of ``--model``.
+        model: A value of ``--model``.
         given: An object of the model's options class, or values by name.
         first_stage: As in `options_for`.
 
@@ -314,7 +314,7 @@ def _called(model: str, first_stage: str | None) -> str:
 
 
 def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -> str:
-    """State which models have the option, or which one may be meant."""
+    """Return a sentence that names the models with this option, or suggests a similar name."""
     own = _called(model, first_stage)
     others = [other for other, kind in OPTIONS.items() if name in kind.__dataclass_fields__]
     if name in RerankerOptions.__dataclass_fields__:
@@ -322,7 +322,7 @@ def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -
     if others:
         return f"{own[0].upper()}{own[1:]} has no option '{name}'; these have it: {', '.join(others)}."
     if not known:
-        return f"{own[0].upper()}{own[1:]} has no option '{name}', and no others."
+        return f"{own[0].upper()}{own[1:]} has no option '{name}', nor has any other model."
     return f"{own[0].upper()}{own[1:]} has no option '{name}'. {nearest(name, known)}"
 
 
@@ -382,7 +382,7 @@ def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
         return value
     abstract: Any = {bool: bool, int: numbers.Integral, float: numbers.Real, str: ()}[of_type]
     if isinstance(value, abstract) and isinstance(value, bool) == (of_type is bool):
-        with suppress(OverflowError):  # an integer that no float can hold
+        with suppress(OverflowError):  # an integer too large for a float
             number = of_type(value)
             if _inside(number, one.metadata):
                 return number
@@ -390,7 +390,7 @@ def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
 
 
 def _inside(value: float, bounds: Mapping[str, Any]) -> bool:
-    """Return whether a value is a number, finite and within its bounds."""
+    """Return whether a value is finite and within its bounds."""
     return bool(
         -math.inf < value < math.inf
         and bounds.get("at_least", value) <= value <= bounds.get("at_most", value)

@@ -74,7 +74,7 @@ def prepare(
     prefixes = np.union1d(prefixes_of(own[1]), prefixes_of(others[1]))
     if not seen:
         doubts += _shared_contents(own, others, dev_pairs.sides[0]) or shared_groups(train_pairs, dev_pairs)
-    del own, others  # of ten million images a third of a gigabyte
+    del own, others  # a third of a gigabyte for ten million images
     embedded = embed_pairs(store, [train_pairs, dev_pairs], *towers)
     train, dev_examples, labels = examples_of(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
@@ -85,7 +85,7 @@ def prepare(
     doubts = list(
         dict.fromkeys([*(note for part in parts if mistaken_side(part) for note in one_side_note(part)), *doubts])
     )
-    notes = list(dict.fromkeys([*doubts, *notes]))  # what holds for both files is said once
+    notes = list(dict.fromkeys([*doubts, *notes]))  # a note on both files is given once
     return Prepared(
         train,
         dev_examples,

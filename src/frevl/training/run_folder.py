@@ -1,6 +1,6 @@
 """The folder of a training: claiming it, continuing after an interruption, its states, and its config file.
 
-During training, its folder contains a hidden folder with the lock and one file for every finished or current part (a
+During training, the folder contains a hidden folder with the lock and one file for every finished or current part (a
 network, a candidate, one fold of a candidate), which is removed when the run is complete.
 """
 
@@ -32,7 +32,7 @@ from frevl.training.options import ModelOptions
 from frevl.training.workers.team import ALONE, Team
 from frevl.version import __version__
 
-if TYPE_CHECKING:  # the loop needs checkpoints only, and trains where nothing can read a store or a pairs file
+if TYPE_CHECKING:  # the loop needs only checkpoints, and must work without code that reads stores or pairs files
     from frevl.data.pairs import Pairs
     from frevl.store.reader import Store
 
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
-# Settings that name what the ``data`` beside them tells by content: a path may be relative, or lead elsewhere by now.
+# Settings whose content the adjacent ``data`` identifies: a path may be relative, or lead elsewhere by now.
 PLACES = ("pairs", "dev", "run", "initialise_from", "examples", "classes", "space")
 _RUN_FILES = ("config.toml", "settings.json", "log.jsonl", *RUN_FILES[1:], POSTERIOR_FILE)
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
@@ -78,10 +78,10 @@ class Checkpoint:
     """The place where one part of a training saves its state.
 
     Attributes:
-        folder: Of the files of all parts; None keeps nothing.
-        name: Of this part; the names of its own parts begin with it.
-        clock: Of the whole training.
-        team: Whose worker 0 reads and writes for all.
+        folder: Folder with the files of all parts; None saves nothing.
+        name: Name of this part; the names of its own parts start with it.
+        clock: Clock of the whole training.
+        team: The team; its worker 0 reads and writes for all.
     """
 
     folder: Path | None
@@ -96,15 +96,15 @@ class Checkpoint:
 
     @property
     def file(self) -> Path | None:
-        """The file of this part."""
+        """The file with the state of this part."""
         return None if self.folder is None else self.folder / f"{self.name}.safetensors"
 
     def save(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write the state into one file and rename it: a kill leaves the previous state.
 
         Args:
-            tensors: By name.
-            record: What JSON can hold; ``seconds`` is the time that the part has taken.
+            tensors: Tensors by name.
+            record: A JSON-serialisable record; ``seconds`` is the time spent on the part.
 
         Raises:
             TrainingError: The file cannot be written.
@@ -172,14 +172,14 @@ def claim_run(
     When the block ends without an error, the run is complete and the states are removed.
 
     Args:
-        folder: Made if it is missing.
-        settings: What decides the result, in what JSON can hold; kept in ``settings.json``.
-        flag: What the user would name another place by.
-        team: Those who train; worker 0 holds the folder for all.
+        folder: Folder of the run; created if missing.
+        settings: Everything that determines the result, JSON-serialisable; stored in ``settings.json``.
+        flag: The option that names the folder, for messages.
+        team: The workers; worker 0 holds the folder for all.
 
     Raises:
-        RunError: The folder holds a finished run, other files, or an interrupted training with other settings;
-            another process is training in it; or it cannot be written. Or the workers have other settings.
+        RunError: The folder contains a finished run, other files, or an interrupted training with other settings;
+            another process is training in it; it cannot be written; or the workers have different settings.
     """
     team.same(_flat(json.loads(json.dumps(settings))))
     if not team.leads:
@@ -187,7 +187,7 @@ def claim_run(
         return
     _refuse_for_run(folder)
     with _locked(folder, flag) as states:
-        _refuse_for_run(folder)  # again: another process may have finished it before this one had the lock
+        _refuse_for_run(folder)  # again: another process may have finished it before this one got the lock
         interrupted = any(states.glob("*.safetensors"))
         _keep_settings(
             folder,
@@ -205,12 +205,12 @@ def claim_seeds(folder: Path, settings: Mapping[str, Any], *, team: Team = ALONE
     """Hold the folder of several seeds' runs during training.
 
     Args:
-        folder: As in `claim_run`; finished and interrupted seeds of the same settings are welcome.
-        settings: What all seeds have in common.
+        folder: As in `claim_run`; finished and interrupted seeds with the same settings are accepted.
+        settings: The settings that all seeds have in common.
         team: As in `claim_run`.
 
     Raises:
-        RunError: The folder holds a run of one seed, or seeds of another training; the rest as in `claim_run`.
+        RunError: The folder contains a run of one seed, or seeds of another training; otherwise as in `claim_run`.
     """
     team.same(_flat(dict(settings)))
     if not team.leads:
@@ -260,7 +260,7 @@ def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
 def _keep_settings(
     folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str], flag: str = "--run"
 ) -> None:
-    """Record the settings; refuse settings that differ from those of what ``stands`` in the folder."""
+    """Record the settings; refuse others than those of what ``stands`` in the folder."""
     file, now = folder / "settings.json", json.loads(json.dumps(settings))
     try:
         if stands is not None:
@@ -291,11 +291,11 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
     """Return the identity of a training's data: a run is not continued with other data.
 
     Returns:
-        The version of frevl, the fingerprint of the store, hashes of the pairs and of the images they name, and of
-        the weights of a ``former`` run that it begins with or is judged by.
+        The version of frevl, the fingerprint of the store, hashes of the pairs and of their images, and of the weights
+        of a ``former`` run that it is initialised from or judged by.
 
     Raises:
-        RunError: There is no such run.
+        RunError: The former run does not exist.
     """
     contents = {"pairs": content_of(store, pairs), "dev": None if dev is None else content_of(store, dev)}
     if former is not None:
@@ -303,7 +303,7 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 
-_AT_ONCE = 65_536  # images that are objects of Python at a time
+_AT_ONCE = 65_536  # images that exist as Python objects at a time
 
 
 def content_of(store: Store, pairs: Pairs) -> str:
@@ -312,7 +312,7 @@ def content_of(store: Store, pairs: Pairs) -> str:
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
     images = joined([pairs.images])[1]
-    from frevl.store.ids.rows_of_ids import find_rows  # pyarrow, which a training on arrays does without
+    from frevl.store.ids.rows_of_ids import find_rows  # imports pyarrow, which training on arrays does not need
 
     rows = find_rows(store.positions("image"), images)
     there = chosen(images, np.flatnonzero(rows >= 0))
@@ -345,15 +345,15 @@ def write_config(
     """Write ``config.toml`` for ``--config``: the command that reproduces the folder, including defaults.
 
     Args:
-        folder: Of the run, the seeds or the ablation.
-        arguments: Arguments of the command by name, an open store or several among them. Pairs in memory cannot be
-            written, and a comment says so.
-        options: Of the model.
+        folder: Folder of the run, the seeds or the ablation.
+        arguments: Arguments of the command by name, possibly including several open stores. Pairs in memory cannot be
+            written, which a comment states.
+        options: Options of the model.
         command: The command that was given.
-        output: Its argument that names the folder to write.
+        output: Name of the argument for the folder to write.
 
     Raises:
-        RunError: It cannot be written.
+        RunError: The file cannot be written.
     """
     from frevl.data.class_files import ClassList
     from frevl.data.columns import columns_of

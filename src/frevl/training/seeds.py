@@ -2,7 +2,7 @@
 
 A folder of seeds contains one ordinary run per seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written
 last. The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by
-cluster bootstrap over images, so the former reflects the training and the latter the test set (ours).
+cluster bootstrap over images: the former reflects the training and the latter the test set (ours).
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class SeedRuns:
     """Runs that differ only in their seed.
 
     Attributes:
-        path: Folder that holds them.
-        model: What was trained.
+        path: Folder that contains them.
+        model: Name of the trained model.
         task: ``matching`` or ``classification``.
-        parameters: Of one run.
-        encoders: Whose towers were concatenated.
+        parameters: Number of parameters of one run.
+        encoders: Encoders whose towers were concatenated.
         seeds: Seed of every run.
-        runs: Folder of every run, below ``path``.
+        runs: Folder of every run, relative to ``path``.
         development: Development metric of every run in percent.
-        development_pairs: Development pairs of the first run.
-        train_seconds: Of every run.
-        settings: What all have in common.
-        provenance: Where they come from.
+        development_pairs: Number of development pairs of the first run.
+        train_seconds: Training time of every run in seconds.
+        settings: Settings that all have in common.
+        provenance: Store fingerprint, versions and the like.
     """
 
     path: Path
@@ -107,8 +107,8 @@ def train_seeds(
         store: As in `frevl.train`.
         pairs: As in `frevl.train`.
         run: Folder to write; every seed is a run of its own in it.
-        seeds: How many.
-        seed: The first; the others follow.
+        seeds: Number of seeds.
+        seed: The first seed; the others follow.
         progress: Show progress.
         **settings: Further arguments of `frevl.train`.
 
@@ -116,9 +116,9 @@ def train_seeds(
         The runs with their development metric.
 
     Raises:
-        UsageError: Fewer than one seed, or what `frevl.train` refuses.
-        RunError: The folder holds one run, or seeds of another training.
-        PairsError: As in `frevl.train`; so are the other errors.
+        UsageError: Fewer than one seed, or invalid arguments of `frevl.train`.
+        RunError: The folder contains a single run, or seeds of another training.
+        PairsError: As in `frevl.train`, which may also raise its other errors.
     """
     pairs, settings = in_memory(pairs), {**settings, "dev": in_memory(settings.get("dev"))}
     if seeds < 1:

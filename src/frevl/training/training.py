@@ -73,36 +73,36 @@ def train(
     Args:
         store: The store, or its path.
         pairs: Training pairs, or a pairs file.
-        run: Folder to write; must not hold a finished run.
+        run: Folder to write; must not contain a finished run.
         task: ``matching`` or ``classification``.
         model: A preset of the fusion (``tiny``, ``small``, ``base``), a baseline, or ``auto``.
         options: Hyperparameters: an object of the model's class in `frevl.training.options`, such as
-            ``FusionOptions(dropout=0.3)``, or a mapping such as ``{"dropout": 0.3}``. What is not given
-            keeps its default.
+            ``FusionOptions(dropout=0.3)``, or a mapping such as ``{"dropout": 0.3}``. Values not given keep their
+            defaults.
         first_stage: In matching, ``dual`` or ``cosine``: it finds candidates and the fusion reranks them, in one run
             (with `frevl.training.options.RerankerOptions`). None: the fusion stands alone, except with ``auto``.
-        initialise_from: In classification, a run whose fusion gives this one its first weights: captions or synthetic
-            data first, then a task with few pairs. The last map is taken over too where the classes are the same. Same
-            encoders, model and layers; its images count as seen by the new run. With ``auto`` such a fusion is one
-            more candidate, and so is the former run as it is.
-        dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
+        initialise_from: In classification, a run whose fusion provides the initial weights: train on captions or
+            synthetic data first, then fine-tune on a task with few pairs. The last layer is copied too if the classes
+            are the same. Encoders, model and layers must be the same; its images count as seen by the new run. With
+            ``auto`` such a fusion is one more candidate, and so is the former run unchanged (zero-shot).
+        dev: Development pairs, for early stopping and calibration. None sets aside images of the training pairs.
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
-        encoder: Encoders whose towers are concatenated; None takes, of images and of texts, all that embedded every
+        encoder: Encoders whose towers are concatenated; None uses, for images and for texts, all that embedded every
             item of the pairs.
-        image_encoder: Encoders of the images alone, instead of ``encoder``.
-        text_encoder: Encoders of the texts alone, instead of ``encoder``.
-        seed: Of initial weights, order, dropout and splits.
+        image_encoder: Encoders for images alone, instead of ``encoder``.
+        text_encoder: Encoders for texts alone, instead of ``encoder``.
+        seed: Seed of initial weights, order, dropout and splits.
         time_limit: Time limit of the training in seconds; the learning-rate schedule shrinks to it.
         dev_share: Share of the images set aside if ``dev`` is None; about 50,000 pairs at the most.
         group_by: A key of the pairs; pairs with the same value stay together in every split.
-        find_groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with
-            one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.
-        min_answer_count: Answers named by fewer training pairs are not classes.
-        device: Where to train, as PyTorch names it; with several workers ``cuda`` gives each a device of its own.
-        workers: Processes that train together, each with a share of every batch; the result is that of one, but for
-            rounding. None: as many as torchrun has started (``WORLD_SIZE``), else one.
-        ray: Let so many workers train on a cluster of Ray: the address of its head, ``auto``, or ``local`` for one that
-            is started here. Store, pairs and run are paths that mean the same on all nodes.
+        find_groups: Whether to find pairs that are not independent (copies, near copies, keys that look like a group,
+            texts with one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.
+        min_answer_count: Answers of fewer training pairs than this are not classes.
+        device: Device for training, as named by PyTorch; with several workers, ``cuda`` gives each its own device.
+        workers: Number of processes that train together, each with a share of every batch; the result is that of one
+            process, except for rounding. None: as many as torchrun started (``WORLD_SIZE``), else one.
+        ray: Run the workers on a Ray cluster: the address of its head node, ``auto``, or ``local`` to start one here.
+            Store, pairs and run must be paths with the same meaning on all nodes.
         progress: Show progress.
 
     Returns:
@@ -113,7 +113,7 @@ def train(
         PairsError: The pairs cannot be used: unknown images, targets missing, one class only.
         StoreError: Embeddings are missing.
         TrainingError: The loss is not finite.
-        RunError: The folder holds a finished run, or an interrupted one with other settings.
+        RunError: The folder contains a finished run, or an interrupted one with other settings.
     """
     pairs, dev = in_memory(pairs), in_memory(dev)
     encoder = None if encoder is None else as_list(encoder, "encoder")
@@ -126,7 +126,7 @@ def train(
     if initialise_from is not None:
         _check_start(task, model)
     chosen_options = make_options(model, options, first_stage=first_stage)
-    _check_session(seed, "cpu" if ray is not None else device)  # of a cluster, the workers know what devices they have
+    _check_session(seed, "cpu" if ray is not None else device)  # on a cluster, the workers know their devices
     _check_workers(model, workers_asked(workers))
     named = {**arguments, "store": store.path if isinstance(store, Store) else store, "ray": None}
     if ray is not None:

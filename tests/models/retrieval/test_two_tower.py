@@ -176,7 +176,7 @@ def test_the_common_space_is_found_among_other_towers():
 
 def test_an_encoder_without_a_common_space_is_refused_with_advice():
     with pytest.raises(
-        UsageError, match="'cosine' needs an encoder whose images and texts lie in one space.*--model dual"
+        UsageError, match="'cosine' needs an encoder whose images and texts share a space.*--model dual"
     ):
         cosine_of([tower("a", "image", 3)], [tower("b", "text", 3)])
     with pytest.raises(UsageError, match="have none"):

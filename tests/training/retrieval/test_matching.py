@@ -198,8 +198,8 @@ def test_auto_keeps_the_whole_table(made, tmp_path, frevl):
     [
         ({"model": "tiny", "first_stage": "duel"}, "There is no first stage 'duel'. Did you mean 'dual'"),
         ({"model": "mlp", "first_stage": "dual"}, "--first-stage needs a fusion .*found --model mlp"),
-        ({"model": "cosine"}, "needs an encoder whose images and texts lie in one space"),
-        ({"model": "tiny", "first_stage": "cosine"}, "needs an encoder whose images and texts lie in one space"),
+        ({"model": "cosine"}, "needs an encoder whose images and texts share a space"),
+        ({"model": "tiny", "first_stage": "cosine"}, "needs an encoder whose images and texts share a space"),
     ],
 )
 def test_what_does_not_fit_is_refused(made, tmp_path, changes, message):

@@ -1,9 +1,9 @@
 """Adapt an encoder's common space to the user's pairs in closed form, or leave it unchanged.
 
-Hubness is corrected and canonical directions are added (`frevl.models.retrieval.adapted_cosine`), a little. What is
-worth it is decided by cross-validation over the training images, because a development part of some fifty images is too
-small to show two points. The simplest variant within one standard error of the best is chosen; plain cosine is the
-simplest.
+Hubness is corrected and canonical directions are added (`frevl.models.retrieval.adapted_cosine`) with small weights.
+Their worth is decided by cross-validation over the training images, because a development set of some fifty images is
+too small to reveal two points. The simplest variant within one standard error of the best is chosen; plain cosine is
+the simplest.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from frevl.training.selection.measures import one_standard_error, standard_error
 __all__ = ["FEWEST_TO_ADAPT", "Adapted", "adapt_cosine", "full_recall", "measurably_worse"]
 
 FEWEST_TO_ADAPT = 50
-"""Training images; with fewer no difference would show."""
+"""Minimum number of training images; with fewer no difference would show."""
 
 _FOLDS = 4
-_MOST = 4_000  # images that the variants are compared on
-# With logits up to 50 the hubness of an item is that of its nearest ten or so; imported encoders mostly name no scale.
+_MOST = 4_000  # images on which the variants are compared
+# With logits up to 50, an item's hubness depends on its nearest ten or so; imported encoders mostly declare no scale.
 _SCALE = 50.0
 _VARIANTS = (  # name, weight of the canonical cosine, of hubness; simplest first
     ("cosine", 0.0, 0.0),
@@ -48,12 +48,12 @@ class Adapted:
     """The result of adapting the encoder's space.
 
     Attributes:
-        name: Of the variant that was taken.
-        network: It, fitted on all training pairs: a `Cosine` or a `Reranked` that takes hubness back.
-        first: What searches in it, and what a fusion may rerank.
+        name: Name of the chosen variant.
+        network: The variant fitted on all training pairs: a `Cosine`, or a `Reranked` that corrects hubness.
+        first: The part that searches, and that a fusion may rerank.
         rows: The table: every variant with its mean recall and distance from the best.
-        reason: Why it was taken.
-        judged_on: On what the variants were compared.
+        reason: Why it was chosen.
+        judged_on: The data of the comparison, in words.
     """
 
     name: str
@@ -64,13 +64,13 @@ class Adapted:
     judged_on: str
 
     def record(self) -> dict[str, Any]:
-        """Return what the run keeps."""
+        """Return the record stored in the run."""
         return {"chosen": self.name, "reason": self.reason, "judged_on": self.judged_on, "candidates": self.rows}
 
 
 @dataclass(frozen=True)
 class _Variant:
-    """A variant with ``(images,)`` its mean recall of every held-out image."""
+    """A variant with its ``(images,)`` mean recall for every held-out image."""
 
     name: str
     hits: Tensor
@@ -82,12 +82,12 @@ def adapt_cosine(cosine: Cosine, train: Examples, seed: int) -> Adapted | None:
     """Compare the variants by cross-validation over images, and fit the chosen one.
 
     Args:
-        cosine: Of the encoder.
+        cosine: The cosine of the encoder.
         train: Training examples of a matching task.
-        seed: Of the folds and of the sample that hubness is measured with.
+        seed: Random seed of the folds and of the sample used to measure hubness.
 
     Returns:
-        The variant; None where there are fewer than `FEWEST_TO_ADAPT` images.
+        The chosen variant; None for fewer than `FEWEST_TO_ADAPT` images.
     """
     pairs = right_pairs(train)
     right = train.truth > 0.5 if isinstance(train.truth, Tensor) else None
@@ -125,10 +125,10 @@ def measurably_worse(one: Tensor, other: Tensor) -> bool:
 
 
 def full_recall(network: Cosine | Reranked, pairs: EmbeddedPairs) -> Tensor:
-    """``(images,)``: the mean of the six hits of every image of right pairs and its texts, all pairs ranked.
+    """Return ``(images,)``: the mean of the six hits of every image of right pairs and its texts, ranking all pairs.
 
     Args:
-        network: A first stage, or one that takes hubness back, without a fusion.
+        network: A first stage, or one with hubness correction, without a fusion.
         pairs: Right pairs.
     """
     image_ids, image_at = torch.unique(pairs.image_rows, return_inverse=True)
@@ -155,7 +155,7 @@ def _fitted(cosine: Cosine, pairs: EmbeddedPairs, seed: int) -> list[Cosine | Re
             cosine, images[pairs.image_rows], texts[pairs.text_rows], weight=weight, scale=_SCALE
         )
         banks = bank_of(first, images, texts, pairs.image_rows, pairs.text_rows, BANK, seed)
-        banks = banks[0].half().float(), banks[1].half().float()  # as a saved run holds them
+        banks = banks[0].half().float(), banks[1].half().float()  # as stored in a run
         weights = TermWeights(image_hubness=hubs, text_hubness=hubs)
         found.append(Reranked.of(first, *banks, None, weights=weights, depth=max(DEPTHS)))
     return found

@@ -1,8 +1,8 @@
 """``--model auto`` for matching: compare first stages, reranking and baselines on development data.
 
-Candidates are compared by the mean of six recalls (among the first 1, 5 and 10, both directions). Among those whose
-paired difference from the best lies within one standard error, by image, or below 0.2 points, the simplest is taken.
-The procedure is ours.
+Candidates are compared by the mean of six recalls (at 1, 5 and 10, both directions). Among those whose paired
+difference from the best is within one standard error, by image, or below 0.2 points, the simplest is chosen. The
+procedure is ours.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _DEFAULT_LIMIT = 1100.0  # seconds, if no time limit is given
 _BASELINE_SHARE = 0.05  # of the time limit, for each of linear and mlp
 _FUSION = "tiny"
 _LINEAR_PAIRS = 5000
-_WORTH = 0.002  # a mean recall gained by less is not worth another part, however sure it is
-_SAMPLE = 100  # development images that linear and mlp are judged on: all their pairs go through the network
+_WORTH = 0.002  # a smaller gain in mean recall is not worth another component, however certain
+_SAMPLE = 100  # development images for judging linear and mlp: the network processes all their pairs
 
 
 N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
@@ -52,7 +52,7 @@ N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
 
 @dataclass(frozen=True)
 class _Tried(Generic[N_co]):
-    """A candidate with ``(images,)`` its mean recall on every development image, or on those of a sample."""
+    """A candidate with its ``(images,)`` mean recall on every development image, or on a sample of them."""
 
     name: str
     hits: Tensor
@@ -68,12 +68,12 @@ def choose_matching(
 
     Args:
         data: Training and development examples.
-        options: Of ``auto``.
-        session: The time limit bounds everything together.
+        options: Options of ``auto``.
+        session: Its time limit covers everything together.
         checkpoint: Where the states of all trainings are saved.
 
     Returns:
-        The choice, and the table with reasons that the run keeps.
+        The chosen network, and the table with reasons for the run's record.
 
     Raises:
         PairsError: There are too few images.
@@ -101,12 +101,12 @@ def choose_matching(
         plain = cast("Cosine", first_stages[0].fitted.network)
         started = checkpoint.clock.seconds()
         adapted = adapt_cosine(plain, data.train, session.seed)
-        seconds = checkpoint.clock.seconds() - started  # here, because every worker has to ask for it
+        seconds = checkpoint.clock.seconds() - started  # here, because every worker must call it
         if adapted is not None and adapted.network is not plain:
             left_out.append(_adapted(adapted, first_stages, tried, dev, seconds))
             _say(tried[0], session)
     steps.begin("reranking")
-    # Unlike processors differ in the last bits, and workers that chose for themselves would rerank other candidates.
+    # Different CPUs differ in the last bits, and workers choosing on their own would rerank different candidates.
     first = session.team.agreed(max(first_stages, key=lambda one: float(one.hits.mean())))
     search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
@@ -145,10 +145,10 @@ def _adapted(
 ) -> dict[str, Any]:
     """Replace the cosine by the adapted cosine, unless that is measurably worse on development data.
 
-    Cross-validation over the training images has compared the two on more images than development data hold.
+    Cross-validation over the training images has compared the two on more images than the development data have.
 
     Returns:
-        The row of the one that is left out.
+        The table row of the one that is left out.
     """
     plain, hits = first_stages[0], full_recall(adapted.network, dev)
     if measurably_worse(hits, plain.hits):
@@ -207,13 +207,13 @@ def _against_baselines(
 
 
 def _some(train: Examples, seed: int) -> Examples:
-    """Return at most 5,000 of the pairs: the linear probe passes over them a hundred times."""
+    """Return at most 5,000 of the pairs, because the linear probe passes over them a hundred times."""
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:_LINEAR_PAIRS]
     return train.select(rows.sort().values)
 
 
 def _by_image(fitted: Fitted[PairNetwork], sample: EmbeddedPairs) -> Tensor:
-    """``(images,)``: the mean of the six hits of each image and its texts, all pairs scored."""
+    """Return ``(images,)``: the mean of the six hits of each image and its texts, scoring all pairs."""
     image_ids, image_at = torch.unique(sample.image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(sample.text_rows, return_inverse=True)
     right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)

@@ -46,12 +46,13 @@ __all__ = [
 FIRST_STAGES = ("dual", "cosine")
 
 _ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; research/experiments/log.md, "Retrieval"
-BANK = 2000  # training items of each modality that hubness is measured with
+BANK = 2000  # training items of each modality by which hubness is measured
 _WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
-FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
-# A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
+FEWEST_IMAGES = 6  # with fewer, a fold has no wrong image
+# A fusion stays at chance for its first hundred steps: batches grow from 32 to 256 with the number of captions.
 _STEPS, _SMALLEST_BATCH = 32, 32
-# Of a time limit: first stage and cross-fitted first stages; the fusion gets what is left, less a tenth for judging.
+# Shares of a time limit: first stage and cross-fitted first stages; the fusion gets the rest, minus a tenth for
+# judging.
 FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
 
@@ -68,17 +69,17 @@ def fit_matching(
     """Fit one model for matching.
 
     Args:
-        model: One of `frevl.training.fitting.fit_model.trainable`.
+        model: Name of the model, one of `frevl.training.fitting.fit_model.trainable`.
         data: Training and development examples.
-        options: Of this model; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
+        options: Options of this model; a standalone fusion or mlp uses the batch size of `with_enough_steps`.
         session: Seed, time limit, device and progress.
-        first_stage: ``dual`` or ``cosine``: the fusion reads the best candidates of this first stage again. None: the
+        first_stage: ``dual`` or ``cosine``: the fusion reranks the best candidates of this first stage. None: the
             fusion stands alone.
         checkpoint: Where the states of all trainings are saved.
-        log_file: Of the gradient descent of a network that stands alone.
+        log_file: Log file of the gradient descent of a standalone network.
 
     Returns:
-        The network, and the record of what was chosen on development data, if anything was.
+        The network, and the record of choices made on development data, if any.
 
     Raises:
         UsageError: The model does not fit the task, or the encoders have no common space.
@@ -109,8 +110,8 @@ def fit_matching(
 def with_enough_steps(options: ModelOptions, pairs: int) -> ModelOptions:
     """Choose the batch size of a standalone fusion or mlp, if none is given: 32 steps per epoch (ours).
 
-    It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
-    steps, and training ended at chance (research/experiments/log.md, "Matching on few captions").
+    It is between 32 and 256 right pairs, and so 256 from 8,192 pairs on. On 1,000 captions, batches of 256 give four
+    steps per epoch, and training ended at chance (research/experiments/log.md, "Matching on few captions").
     """
     if not isinstance(options, PairwiseOptions) or options.batch_size is not None:
         return options
@@ -131,9 +132,9 @@ def fit_first_stage(
     Args:
         kind: ``dual`` or ``cosine``.
         data: Training examples.
-        options: Of the dual encoder; not used by the cosine.
+        options: Options of the dual encoder; the cosine has none.
         session: Seed, time limit, device and progress.
-        share: Of the time limit.
+        share: Share of the time limit.
         checkpoint: Where the states of the members are saved.
     """
     if kind == "cosine":
@@ -158,13 +159,13 @@ def fit_reranked(
 ) -> tuple[Fitted[Reranked], WeightSearch]:
     """Train a fusion on the mistakes of cross-fitted first stages, and measure what it adds to the given first stage.
 
-    The network returned has the weight 1 for the fusion and 0 for hubness: `Reranked.weighed` gives it those chosen.
+    The returned network has weight 1 for the fusion and 0 for hubness; `Reranked.weighed` applies the chosen weights.
 
     Args:
-        preset: Of the fusion.
+        preset: Preset of the fusion.
         first: The fitted first stage.
         data: Training and development examples.
-        options: Of the reranker.
+        options: Options of the reranker.
         session: Seed, time limit, device and progress.
         checkpoint: Where the states of all trainings are saved.
 
@@ -179,7 +180,7 @@ def fit_reranked(
     if len(torch.unique(pairs.image_rows)) < FEWEST_IMAGES:
         raise PairsError(
             f"Reranking expects at least {FEWEST_IMAGES} training images with right texts, found "
-            f"{len(torch.unique(pairs.image_rows))}; give more pairs, or take --model dual"
+            f"{len(torch.unique(pairs.image_rows))}; give more pairs, or use --model dual"
         )
     mined = mine_hard_negatives(
         pairs, session=replace(session, time_limit=None if limit is None else _MINING_SHARE * limit),
@@ -207,7 +208,7 @@ def fit_reranked(
     )  # fmt: skip
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=session.seed)
-    # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
+    # The scale of an encoder's own cosine is arbitrary, so only a trained one uses the alignment in the search.
     network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if network.trained else 0.0)
     banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, BANK, session.seed)
     weights = TermWeights(alignment=network.alignment_weight, fusion=1.0)
@@ -225,8 +226,8 @@ def narrow_towers(towers: Sequence[Tower]) -> list[Tower]:
 def without_wide(data: Prepared) -> Prepared:
     """Drop image towers wider than 4,096, if there are others.
 
-    Statistics of many layers and regions, as `packaged-deep` keeps them, drown what tells images apart: R@1 on
-    Flickr8k fell by 2 to 4 points with them, and training took five times as long.
+    Statistics of many layers and regions, as in `packaged-deep`, drown out what distinguishes images: R@1 on Flickr8k
+    fell by 2 to 4 points with them, and training took five times as long.
     """
     kept = narrow_towers(data.image_towers)
     if len(kept) == len(data.image_towers):

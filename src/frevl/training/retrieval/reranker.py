@@ -1,9 +1,9 @@
 """Train a reranker on hard negatives, mined by a first stage that was not trained on their images.
 
-A first stage has memorised the captions of its training images: its mistakes there are not those it makes on new
-images, and its scores are too confident. So the images are dealt into folds; for each fold a two-tower network is
-trained on the others and ranks the fold (cross-fitting, ours). The reranker then learns from the same kind
-of mistakes, beside the same kind of scores, as it will meet.
+A first stage has memorised the captions of its training images: its mistakes there differ from those on new images, and
+its scores are too confident. The images are therefore divided into folds; for each fold a two-tower network is trained
+on the others and ranks the fold (cross-fitting, ours). The reranker then trains on the kind of mistakes, and with the
+kind of scores, that it will encounter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from frevl.training.workers.team import Share
 
 __all__ = ["HardNegatives", "assign_folds", "bank_of", "fit_reranker", "listwise_loss", "mine_hard_negatives"]
 
-_MOST_IMAGES = 2500  # images mined per fold: with five texts each 31 million scores
+_MOST_IMAGES = 2500  # images mined per fold; with five texts each, 31 million scores
 _TWIN_QUANTILE = 0.75
 
 
@@ -38,16 +38,16 @@ _TWIN_QUANTILE = 0.75
 class HardNegatives:
     """Wrong images for the text, and wrong texts for the image, of every right pair, hardest first.
 
-    Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
-    stage's logit with the alignment, and the hubness taken back.
+    Rows refer to the embedded items of the pairs. ``base`` holds the scores to which the fusion adds its own: the first
+    stage's logit with the alignment, corrected for hubness.
 
     Attributes:
-        image_rows: ``(n,)`` the right image.
-        text_rows: ``(n,)`` the right text.
-        base: ``(n,)`` score of the right pair.
-        wrong_images: ``(n, k)``, -1 where there are fewer.
+        image_rows: ``(n,)`` int64, the right image.
+        text_rows: ``(n,)`` int64, the right text.
+        base: ``(n,)`` scores of the right pairs.
+        wrong_images: ``(n, k)`` int64, -1 where there are fewer.
         wrong_images_base: ``(n, k)`` scores of those images with the text.
-        wrong_texts: ``(n, k)``, -1 where there are fewer.
+        wrong_texts: ``(n, k)`` int64, -1 where there are fewer.
         wrong_texts_base: ``(n, k)`` scores of those texts with the image.
     """
 
@@ -64,7 +64,7 @@ class HardNegatives:
 
 
 def assign_folds(image_rows: Tensor, folds: int, seed: int) -> Tensor:
-    """Deal the images of ``(n,)`` pairs into folds; return ``(n,)`` fold numbers."""
+    """Divide the images of ``(n,)`` pairs into folds; return ``(n,)`` fold numbers."""
     different, inverse = torch.unique(image_rows, return_inverse=True)
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
     return (order % folds)[inverse]
@@ -84,18 +84,18 @@ def mine_hard_negatives(
 ) -> HardNegatives:
     """Rank every fold of images with a first stage trained on the others, and keep the best wrong items.
 
-    False negatives: a text that is as near to a text of the image as three quarters of its own texts are to each other
-    describes the image too, whoever wrote it; neither it nor its image is taken as wrong.
+    To avoid false negatives, a text as close to one of the image's texts as three quarters of the image's own texts are
+    to each other is taken to describe the image too; neither it nor its image counts as wrong.
 
     Args:
         pairs: Right pairs.
         session: Seed of folds and training; time limit, device and progress.
-        folds: How many.
-        depth: Wrong items kept for each pair and direction.
-        alignment_weight: Of the kernel alignment in the scores.
-        hubness_weight: How much of the hubness is taken back from the scores (`frevl.models.retrieval.reranker`).
-        bank: Most training items that hubness is measured with.
-        first: A first stage that never saw any of the images (``cosine``): none is trained.
+        folds: Number of folds.
+        depth: Number of wrong items kept for each pair and direction.
+        alignment_weight: Weight of the kernel alignment in the scores.
+        hubness_weight: Weight of the hubness subtracted from the scores (`frevl.models.retrieval.reranker`).
+        bank: Maximum number of training items by which hubness is measured.
+        first: A first stage that has never seen any of the images (``cosine``); then none is trained.
         checkpoint: Where the states of the first stages are saved.
     """
     clock = checkpoint.clock
@@ -129,7 +129,7 @@ def mine_hard_negatives(
 
 
 def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
-    """Keep the pairs of a limited number of images, as every text in a fold is compared with every image."""
+    """Keep the pairs of a limited number of images, because every text in a fold is compared with every image."""
     kept = torch.unique(image_rows[rows])[:most]
     return rows[torch.isin(image_rows[rows], kept)]
 
@@ -158,7 +158,7 @@ def bank_of(
 def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -> float:
     """Return the cosine above which a text counts as a rewording of a right one; infinite if unknown.
 
-    It is the upper quartile of the cosines between texts of the same image, after the mean text was taken away.
+    It is the upper quartile of the cosines between texts of the same image, after subtracting the mean text.
     """
     order = image_rows.argsort(stable=True)
     same = image_rows[order][1:] == image_rows[order][:-1]
@@ -172,7 +172,7 @@ def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -
 
 
 def centred(texts: Tensor) -> Tensor:
-    """Unit vectors of ``(n, d)`` embeddings without their mean."""
+    """Return unit vectors of ``(n, d)`` embeddings minus their mean."""
     values = texts.float()
     return F.normalize(values - values.mean(dim=0), dim=1)
 
@@ -188,7 +188,7 @@ def _lists(
     depth: int,
     hubness_weight: float,
 ) -> HardNegatives:
-    """Mine within one fold; every wrong item is one of the fold too, since the others were trained on."""
+    """Mine within one fold; every wrong item is from the fold too, because the others were used in training."""
     image_ids, image_at = torch.unique(image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(text_rows, return_inverse=True)
     meaning = centred(texts)[text_ids] if math.isfinite(near) else None
@@ -203,7 +203,7 @@ def _lists(
         right[text_at, image_at] = True
         alike = right.clone()
         if meaning is not None:
-            # A text is another wording of what shows an image if it is near to one of the image's texts.
+            # A text close to one of an image's texts is taken as another description of that image.
             for start in range(0, len(text_ids), 1024):
                 close = (meaning[start : start + 1024] @ meaning.T >= near).to(torch.float32)
                 alike[start : start + 1024] |= close @ right.to(torch.float32) > 0
@@ -212,7 +212,7 @@ def _lists(
         of_image = wrong.T.contiguous().topk(min(depth, len(text_ids)), dim=1)
 
     def rows(found: Any, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Row numbers and scores for each pair, padded to the same depth with -1."""
+        """Return row numbers and scores for each pair, padded to the same depth with -1."""
         numbers = torch.where(found.values.isfinite(), ids[found.indices], -1)[places]
         values = found.values.masked_fill(~found.values.isfinite(), 0.0)[places]
         missing = depth - numbers.shape[1]
@@ -239,16 +239,16 @@ def fit_reranker(
     """Train a fusion on hard negatives, from in-memory embeddings, pooled or tokens.
 
     Each right pair competes with `negatives` wrong images for its text and as many wrong texts for its image, by the
-    sum of the score that the first stage gave and the fusion's logit. The fusion starts at zero, so training starts at
-    the ranking of the first stage and learns its mistakes.
+    sum of the first stage's score and the fusion's logit. The fusion starts at zero, so training starts at the ranking
+    of the first stage and learns to correct its mistakes.
 
     Args:
-        network: Its statistics are taken from the mined items.
+        network: The fusion; its statistics are measured on the mined items.
         pairs: Embedded items.
         mined: The hard negatives.
-        options: How.
+        options: Options of the reranker.
         session: Seed of order, choice of wrong items and dropout; time limit, device and progress.
-        title: Of the progress line.
+        title: Title of the progress line.
         checkpoint: Where the state is saved.
 
     Raises:
@@ -294,12 +294,12 @@ def fit_reranker(
 
 
 def listwise_loss(right: Tensor, wrong: Tensor, exists: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of the right item in the softmax over its list, the mean over lists (ListNet with one right item).
+    """Return the cross-entropy of the right item in the softmax over its list, averaged over lists (ListNet).
 
     Args:
         right: ``(n,)`` score of the right item.
         wrong: ``(n, k)`` scores of wrong items.
-        exists: ``(n, k)`` bool; others are left out. A list without wrong items costs nothing.
+        exists: ``(n, k)`` bool; other items are ignored. A list without wrong items has loss 0.
         label_smoothing: Share of the target that is spread evenly over the items that exist.
     """
     scores = torch.cat([right[:, None], wrong.masked_fill(~exists, -torch.inf)], dim=1)
@@ -316,7 +316,7 @@ def _drawn(numbers: Tensor, base: Tensor, rows: Tensor, chosen: Tensor) -> tuple
 def _logits(
     network: Standardised, pairs: EmbeddedPairs, image_rows: Tensor, text_rows: Tensor, own: Share, device: str
 ) -> Tensor:
-    """``(k,)`` logits of this worker's pairs of the batch; every different item of them is projected once."""
+    """Return the ``(k,)`` logits of this worker's pairs in the batch, projecting every distinct item once."""
     images, image_at = torch.unique(own.of(image_rows), return_inverse=True)
     texts, text_at = torch.unique(own.of(text_rows), return_inverse=True)
     with own.of_items(image_rows, images).dropping():

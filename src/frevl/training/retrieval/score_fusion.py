@@ -1,7 +1,7 @@
 """Late fusion: choose the weight of each term of a reranked score on development data.
 
-Weight 0 is always tried, and settings that lose R@1 in either direction are excluded: on development data, reranking is
-never worse than the first stage alone.
+Weight 0 is always tried, and settings that lose R@1 in either direction are excluded, so on development data, reranking
+is never worse than the first stage alone.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ __all__ = [
     "search_weights",
 ]
 
-# Larger weights of hubness rank no better and make the scores of different items less comparable
+# Larger weights of hubness rank no better, and make scores of different items less comparable
 # (research/experiments/log.md).
 HUBNESS_WEIGHTS = (0.0, -0.25, -0.5)
 ALIGNMENT_WEIGHTS = (0.0, 5.0, 10.0, 15.0)
 FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 DEPTHS = (20, 50, 100)
 _RANKS = (1, 5, 10)
-_MOST_SCORES = 67_108_864  # images times texts that are compared in memory: 256 MB
+_MOST_SCORES = 67_108_864  # images times texts compared in memory: 256 MB
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class RankedCandidates:
     """The first stage's best items for every query in one direction, best first.
 
     Attributes:
-        columns: ``(queries, depth)`` int64.
-        right: ``(queries, depth)`` bool.
+        columns: ``(queries, depth)`` int64, the items.
+        right: ``(queries, depth)`` bool, whether each is right.
         terms: ``(queries, depth, 3)``: first stage, hubness of the candidate, fusion.
     """
 
@@ -58,11 +58,11 @@ class RankedCandidates:
 
     @property
     def first_hits(self) -> Tensor:
-        """``(queries, 3)``: the hits of the terms as they are."""
+        """Return the ``(queries, 3)`` hits of the unweighted terms."""
         return self.hits(0.0, 0.0, self.columns.shape[1])
 
     def hits(self, hubness: float, fusion: float, depth: int) -> Tensor:
-        """``(queries, 3)`` float: whether a right item is among the first 1, 5 and 10; ties count as misses."""
+        """Return ``(queries, 3)`` float: whether a right item is among the first 1, 5 and 10; ties count as misses."""
         terms, right = self.terms[:, :depth], self.right[:, :depth]
         scores = terms[..., 0] + hubness * terms[..., 1] + fusion * terms[..., 2]
         return _hits(scores, right)
@@ -70,14 +70,14 @@ class RankedCandidates:
 
 @dataclass(frozen=True)
 class FusionWeights:
-    """The choice.
+    """The chosen weights and their results.
 
     Attributes:
-        weights: Of the terms.
-        depth: Candidates a query.
-        i2t: ``(images, 3)`` hits among the first 1, 5 and 10.
-        t2i: ``(texts, 3)``.
-        tried: How many settings.
+        weights: Weights of the terms.
+        depth: Number of candidates per query.
+        i2t: ``(images, 3)`` hits at 1, 5 and 10.
+        t2i: ``(texts, 3)`` hits at 1, 5 and 10.
+        tried: Number of settings tried.
     """
 
     weights: TermWeights
@@ -88,18 +88,18 @@ class FusionWeights:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Recall in percent, by name."""
+        """Return the recalls in percent, by name."""
         rows = (("i2t", self.i2t), ("t2i", self.t2i))
         return {f"{name}_r{k}": 100 * hits[:, i].mean().item() for name, hits in rows for i, k in enumerate(_RANKS)}
 
     @property
     def mean(self) -> float:
-        """Mean of the six recalls in percent."""
+        """Return the mean of the six recalls in percent."""
         values = list(self.metrics.values())
         return sum(values) / len(values)
 
     def record(self) -> dict[str, Any]:
-        """Return what the run keeps."""
+        """Return the record stored in the run."""
         return {
             "weights": self.weights.record(),
             "depth": self.depth,
@@ -113,11 +113,11 @@ def few_enough(image_rows: Tensor, text_rows: Tensor, seed: int) -> Tensor:
 
     Args:
         image_rows: ``(n,)`` int64, the image of each pair.
-        text_rows: ``(n,)`` int64, its text.
-        seed: Of the images that are drawn where there are too many.
+        text_rows: ``(n,)`` int64, the text of each pair.
+        seed: Random seed for sampling images if there are too many.
 
     Returns:
-        ``(n,)`` bool: all pairs, or those of images drawn at random, at least two.
+        ``(n,)`` bool: all pairs, or those of randomly drawn images, at least two.
     """
     kept = torch.ones_like(image_rows, dtype=torch.bool)
     images = torch.unique(image_rows)
@@ -139,11 +139,11 @@ def rank_candidates(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, T
 
 
 def recall_by_image(scores: Tensor, right: Tensor) -> Tensor:
-    """``(images,)``: the mean of the six hits of every image and its texts (among 1, 5, 10; both directions).
+    """Return ``(images,)``: the mean of the six hits of every image and its texts (at 1, 5, 10; both directions).
 
     Args:
-        scores: ``(images, texts)``; ties count as misses.
-        right: ``(images, texts)`` bool.
+        scores: ``(images, texts)`` scores; ties count as misses.
+        right: ``(images, texts)`` bool, whether they belong together.
     """
     i2t, t2i = _hits(scores, right).mean(dim=1), _hits(scores.T, right.T).mean(dim=1)
     shares = right.float()
@@ -168,18 +168,18 @@ def choose_weights(
 ) -> FusionWeights | None:
     """Choose the weights and the depth with the best mean recall.
 
-    The hubness of the query is the same for all its candidates, so each direction decides on one weight of hubness; the
+    The hubness of the query is the same for all its candidates, so each direction determines one weight of hubness; the
     weight of the fusion and the depth are common to both.
 
     Args:
-        i2t: For every image its best texts.
-        t2i: For every text its best images.
+        i2t: The best texts for every image.
+        t2i: The best images for every text.
         hubs: Whether hubness may have a weight.
-        fusion: Whether the fusion may have one.
-        least: R@1 of both directions that no choice may fall below; None takes that of the terms without weights.
+        fusion: Whether the fusion may have a weight.
+        least: Minimum R@1 of both directions; None uses that of the unweighted terms.
 
     Returns:
-        The best, or None if every setting loses R@1 in one direction.
+        The best choice, or None if every setting loses R@1 in one direction.
     """
     hub_weights = HUBNESS_WEIGHTS if hubs else (0.0,)
     fusions = FUSION_WEIGHTS if fusion else (0.0,)
@@ -206,7 +206,7 @@ def choose_weights(
     return None if best is None else replace(best, tried=tried)
 
 
-_MOST_IMAGES = 1000  # development images that weights are chosen on
+_MOST_IMAGES = 1000  # development images on which weights are chosen
 _PAIRS_AT_ONCE = 4096
 
 
@@ -215,8 +215,8 @@ class WeightSearch:
     """Development results of a first stage alone, with hubness correction, and with the fusion.
 
     Attributes:
-        first: The first stage as it searches: with its alignment, if it has one.
-        without_hubs: With hubness taken back, and the alignment at its best weight.
+        first: The first stage as used in search: with its alignment, if it has one.
+        without_hubs: With hubness correction, and the best weight of the alignment.
         fused: With the fusion too.
         owners: ``(texts,)`` row of the image of each text.
     """
@@ -227,19 +227,19 @@ class WeightSearch:
     owners: Tensor
 
     def by_image(self, found: FusionWeights) -> Tensor:
-        """``(images,)``: the mean of the six hits of each image and its texts, what candidates are compared by."""
+        """Return ``(images,)``: the mean of the six hits of each image and its texts, used to compare candidates."""
         texts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, found.t2i.mean(dim=1))
         counts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, torch.ones(len(self.owners)))
         return 0.5 * found.i2t.mean(dim=1) + 0.5 * texts / counts.clamp(min=1)
 
     def record(self) -> dict[str, Any]:
-        """Return what the run keeps."""
+        """Return the record stored in the run."""
         named = {"first_stage": self.first, "with_crowds": self.without_hubs, "with_fusion": self.fused}
         return {name: found.record() for name, found in named.items()}
 
 
 def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
-    """Return the pairs of at most 1,000 development images (fewer with very many texts): weights need no more."""
+    """Return the pairs of at most 1,000 development images (fewer with very many texts), enough to choose weights."""
     kept = torch.unique(dev.image_rows)
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:_MOST_IMAGES]]
     part = dev.select(torch.isin(dev.image_rows, kept))
@@ -247,7 +247,7 @@ def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
 
 
 def search_alone(network: FirstStage, dev: EmbeddedPairs) -> WeightSearch:
-    """Measure a first stage alone; all results are the same but for hubness, which means nothing here."""
+    """Measure a first stage alone; all results are the same except for hubness, which is meaningless here."""
     width = network.image_parts(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
     bank = torch.zeros(1, width)
     return search_weights(Reranked.of(network, bank, bank, None, weights=TermWeights(), depth=max(DEPTHS)), dev)
@@ -257,8 +257,8 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
     """Rank development data with the first stage, and choose the weights of the other terms.
 
     Args:
-        network: First stage, banks and fusion; its own weights play no part.
-        dev: Right pairs of development.
+        network: First stage, banks and fusion; its own weights are ignored.
+        dev: Right development pairs.
     """
     image_ids, image_at = torch.unique(dev.image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(dev.text_rows, return_inverse=True)
@@ -269,7 +269,7 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
         texts = _items(network.text_items, dev.texts, dev.text_mask, text_ids)
 
         def grid_of(weight: float) -> tuple[Tensor, Tensor, Tensor]:
-            """Scores of all pairs with this weight of the alignment, hubness of images and of texts."""
+            """Return scores of all pairs with this weight of the alignment, hubness of images, and hubness of texts."""
             scales = network.first.part_scales(weight, images[0].shape[1])
             both = hubness(images[0], network.bank_texts, scales), hubness(texts[0], network.bank_images, scales)
             return images[0] * scales @ texts[0].T, *both
@@ -310,7 +310,7 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
     least: tuple[float, float] | None = None
 
     def best(weights: list[float], *, hubs: bool, fusion: bool) -> FusionWeights:
-        """The best mean recall; among equals the first, which weighs the alignment least."""
+        """Return the best mean recall; in case of ties the first, which gives the alignment the least weight."""
         tried = []
         for weight in weights:
             found = choose_weights(*sides[weight], hubs=hubs, fusion=fusion, least=least)
@@ -326,7 +326,7 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
 
 
 def _items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-    """Do the work of single items, in blocks."""
+    """Compute the work on single items, in blocks."""
     starts = range(0, len(ids), 1024)
     parts = [make(values[part].float(), _mask(mask, part)) for part in (ids[start : start + 1024] for start in starts)]
     return tuple(torch.cat(field) for field in zip(*parts, strict=True))

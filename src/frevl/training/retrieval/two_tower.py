@@ -1,6 +1,6 @@
 """Train the first stage: symmetric InfoNCE over large batches.
 
-The model ``cosine`` needs no training, only the embedding columns in a common space.
+The model ``cosine`` needs no training, only embedding columns in a common space.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMON_SPACE", "cosine_of", "fit_two_tower_ensemble", "has_common_space", "narrow_vectors", "pooled_items"]
 
-_LARGE = 5000  # pairs; with fewer a wide network is slower and not better
-_STATISTICS = 50_000  # items from which means and deviations are taken
+_LARGE = 5000  # pairs; with fewer, a wide network is slower and no better
+_STATISTICS = 50_000  # items from which means and deviations are measured
 _ITEMS_AT_ONCE = 4_096
 
 
@@ -44,13 +44,13 @@ def fit_two_tower_ensemble(
 
     Args:
         pairs: Right pairs.
-        options: How; the members' mean cosine ranks better than any of them, and than one of twice the width.
-        session: The seed is that of the first member; the time limit is that of all members together.
-        title: Of the progress line.
+        options: Options; the members' mean cosine ranks better than any single member, and than one of twice the width.
+        session: Its seed is that of the first member; its time limit covers all members together.
+        title: Title of the progress line.
         checkpoint: Where the state of every member is saved.
 
     Returns:
-        The network on the CPU in evaluation mode, and how the training went.
+        The network on the CPU in evaluation mode, and the report of the training.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -83,7 +83,7 @@ def fit_two_tower_ensemble(
                 options=options, session=replace(session, seed=seed + 1009 * number, time_limit=left),
                 title=title if members == 1 else f"{title} {number + 1} of {members}",
                 checkpoint=checkpoint.part(f"member {number + 1}"),
-                remedy="lower learning_rate, or look for broken embeddings with: frevl store verify",
+                remedy="lower learning_rate, or look for damaged embeddings with: frevl store verify",
             )
         )  # fmt: skip
         networks.append(network)
@@ -94,15 +94,15 @@ def fit_two_tower_ensemble(
 def narrow_vectors(network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, width: int) -> TwoTower:
     """Project the concatenated vectors of several members to a smaller width; narrower ones are unchanged.
 
-    The directions are those in which the vectors of training images and texts, both with the same weight, are largest:
-    the first eigenvectors of their second moments. Measured: research/experiments/log.md, "Stored vectors of dual".
+    The directions are those in which the vectors of training images and texts, equally weighted, are largest: the first
+    eigenvectors of their second moments. Measured: research/experiments/log.md, "Stored vectors of dual".
 
     Args:
-        network: Trained, in evaluation mode.
+        network: A trained network in evaluation mode.
         images: ``(images, dim)`` pooled embeddings.
-        texts: ``(texts, dim)``.
-        pairs: Whose items are the training items; 50,000 of each are looked at.
-        width: Numbers of a stored vector.
+        texts: ``(texts, dim)`` pooled embeddings.
+        pairs: Pairs whose items are the training items; up to 50,000 of each modality are used.
+        width: Width of a stored vector.
     """
     joined = int(network.settings["width"]) * int(network.settings["members"])
     if joined <= width:
@@ -134,7 +134,7 @@ def _contrast(
 
     def loss_of(rows: Tensor, _: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = pairs.image_rows[rows], pairs.text_rows[rows]
-        # An image that stands in the batch with several captions is one column with several positives.
+        # An image that occurs in the batch with several captions is one column with several positives.
         columns, places = torch.unique(image, return_inverse=True)
         own_images, own_texts = team.share(len(columns)), team.share(len(text))
         with low_precision(device):
@@ -153,7 +153,7 @@ def _contrast(
 
 
 def pooled_items(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over tokens of all items, ``(n, dim)`` in the stored type."""
+    """Return the mean over tokens of all items, ``(n, dim)`` in the stored type."""
     if values.shape[1] == 1:
         return values[:, 0]
     parts = zip(values.split(512), mask.split(512), strict=True)  # type: ignore[no-untyped-call]
@@ -161,9 +161,9 @@ def pooled_items(values: Tensor, mask: Tensor) -> Tensor:
 
 
 COMMON_SPACE = "common_space"
-"""Field of a tower's identity: names the space that image and text embeddings share, equal in both towers.
+"""Field of a tower's identity: names the space shared by image and text embeddings, equal in both towers.
 
-Absent where an encoder has none. Beside it the image tower may have ``logit_scale`` and ``logit_bias``, numbers as
+It is absent for encoders without one. The image tower may also have ``logit_scale`` and ``logit_bias``, numbers as
 text: the encoder's own logits are ``logit_scale * cosine + logit_bias``.
 """
 
@@ -178,7 +178,7 @@ def cosine_of(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> Co
 
     Args:
         image_towers: Image towers in the order in which their embeddings are concatenated.
-        text_towers: The same for texts.
+        text_towers: Text towers in the order in which their embeddings are concatenated.
 
     Raises:
         UsageError: No image tower shares a space with a text tower.
@@ -198,8 +198,8 @@ def cosine_of(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> Co
         image_start += image.dim
     if not spaces:
         raise UsageError(
-            "The model 'cosine' needs an encoder whose images and texts lie in one space, as those of CLIP do; found "
-            f"{', '.join(tower.name for tower in [*image_towers, *text_towers])}, which have none; take --model dual, "
+            "The model 'cosine' needs an encoder whose images and texts share a space, as in CLIP; found "
+            f"{', '.join(tower.name for tower in [*image_towers, *text_towers])}, which have none; use --model dual, "
             "which learns one"
         )
     return Cosine(spaces=spaces, scale=sum(scales) / len(scales), bias=sum(biases) / len(biases)).eval()

@@ -20,12 +20,12 @@ class Candidate:
     """A candidate model with its options.
 
     Attributes:
-        name: As it stands in the table.
-        model: What `fit_model` fits.
-        changes: Options that differ from the defaults of its model.
-        begins: It starts with the weights of another run's fusion (``--initialise-from``).
-        learns: False: it is that fusion unchanged, without learning anything from the new pairs.
-        members: Of an average, what is averaged.
+        name: Name of the candidate in the table.
+        model: Name of the model for `fit_model`.
+        changes: Options that differ from the model's defaults.
+        begins: Whether it is initialised from another run's fusion (``--initialise-from``).
+        learns: False for that fusion unchanged, without training on the new pairs.
+        members: For an average, the candidates averaged.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Candidate:
     members: tuple[Candidate, ...] = ()
 
 
-_REGULARISED: dict[str, Any] = {  # what held on small real sets (research/experiments/log.md)
+_REGULARISED: dict[str, Any] = {  # what worked on small real sets (research/experiments/log.md)
     "standardise": True,
     "input_dropout": 0.3,
     "dropout": 0.4,
@@ -50,16 +50,17 @@ _REGULARISED: dict[str, Any] = {  # what held on small real sets (research/exper
     "epochs": 8,  # with more, the training pairs were memorised
 }
 
-# With a last map that knows the classes; more makes it forget (NLVR: 67.2 %, with the rate and epochs above 61.4 %).
+# For a last layer that knows the classes; with more it forgets (NLVR: 67.2 %, but 61.4 % with the rate and epochs
+# above).
 _GENTLY: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 3}
 
-# Simplest first: the order that decides between equals.
+# Simplest first: the order that breaks ties.
 CANDIDATES = (
     Candidate("majority", "majority"),
     Candidate("text", "text"),
     Candidate("image", "image"),
     Candidate("linear", "linear"),
-    Candidate("kernel", "kernel"),  # two numbers are chosen and the rest is solved: simpler than gradient descent
+    Candidate("kernel", "kernel"),  # two numbers are chosen, the rest is solved: simpler than gradient descent
     Candidate("mlp", "mlp"),
     Candidate("tiny", "tiny"),
     Candidate("tiny standardised", "tiny", _REGULARISED),
@@ -67,7 +68,7 @@ CANDIDATES = (
 )
 
 
-# What is tried first, so that a short time limit still sees what is cheap or mostly wins.
+# Tried first, so that even a short time limit covers what is cheap or often wins.
 TRIED = (
     "majority",
     "kernel",
@@ -87,10 +88,10 @@ def candidates(start: Pretrained | None, sides: Sequence[Side] = ("image", "text
     """Return all candidates, simplest first.
 
     Args:
-        sides: What the pairs have. Of one side alone, what needs the other is left out, and so is ``mlp``, which then
-            is the same network as ``image`` or ``text``.
-        start: Of ``--initialise-from``: a fusion fine-tuned from it is a candidate too and, where the classes are the
-            same, so is the former fusion itself (zero-shot).
+        sides: Sides of the pairs. With one side alone, models that need the other are left out, and so is ``mlp``,
+            which is then the same network as ``image`` or ``text``.
+        start: The fusion of ``--initialise-from``: a fusion fine-tuned from it is a candidate too and, if the classes
+            are the same, so is the former fusion itself (zero-shot).
     """
     if len(sides) == 1:
         fitting = (one for one in CANDIDATES if NEEDS.get(one.model, tuple(sides)) == tuple(sides))
@@ -106,7 +107,7 @@ def candidates(start: Pretrained | None, sides: Sequence[Side] = ("image", "text
     return (*CANDIDATES[:place], zero_shot, *CANDIDATES[place:], fine_tuned)
 
 
-# About how long candidates take beside one another, all folds and seeds; others 4. Only the bar goes by it.
+# Approximate relative times of candidates, all folds and seeds; 4 for others. Only the progress bar uses them.
 _WEIGHTS = {"majority": 0.1, "kernel": 1.0, "zero-shot": 0.5, "linear": 2.0, "small regularised": 12.0}
 
 
@@ -114,9 +115,9 @@ def steps_of(names: Sequence[str], checkpoint: Checkpoint, limit: float, *, idle
     """Return the steps of a selection; worker 0 saves their progress next to the training states.
 
     Args:
-        names: Of candidates and of what comes before and after them, in the order in which they are gone through.
-        checkpoint: Of the training.
-        limit: Seconds for all.
+        names: Names of candidates, and of what comes before and after them, in order of execution.
+        checkpoint: Checkpoint of the training.
+        limit: Total seconds.
         idle: Those that take no time, because they are left out.
     """
     kept = checkpoint.folder if checkpoint.team.leads else None

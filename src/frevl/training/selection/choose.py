@@ -1,8 +1,8 @@
 """``--model auto``: compare baselines and fusions on held-out data, and choose the simplest of the best.
 
-Every candidate is evaluated on held-out images, by cross-validation where there are few pairs. Among the candidates
-whose paired difference from the best lies within one standard error (by image), the simplest is chosen; averages of
-the best candidates are candidates too. Test data is never used. The procedure is ours.
+Every candidate is evaluated on held-out images, by cross-validation if there are few pairs. Among the candidates whose
+paired difference from the best is within one standard error (by image), the simplest is chosen; averages of the best
+candidates are candidates too. Test data are never used. The procedure is ours.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ from frevl.training.selection.uncompared import QUICK, Uncompared
 
 __all__ = ["Selection", "choose"]
 
-_FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
+_FEWEST_FOR_SMALL = 8_000  # pairs; below this, larger networks took most of the time and gained nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
 _ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
 _ENCODERS, _CHOICE = (
     "comparing encoders",
     "fitting the choice",
-)  # the first and the last step, as the progress names them
+)  # the first and last steps, as named by the progress bar
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
 _AT_LEAST = 2.0  # seconds for the one fit where the time limit allowed no comparison
 _OUT_OF_TIME = "the time limit allowed no comparison, and this is fitted in seconds"
@@ -68,14 +68,14 @@ class Selection:
 
     Attributes:
         fitted: The chosen network, fitted on the training part.
-        chosen: Its name.
-        reason: Why.
+        chosen: Name of the chosen candidate.
+        reason: Why it was chosen.
         rows: The table: every candidate with mean, standard error, difference from the best, and time.
-        judged_on: On what the candidates were compared.
+        judged_on: The data of the comparison, in words.
         data: The examples with the embeddings of the chosen encoders only.
-        encoders: The chosen encoders, with the table of all sets that were compared.
-        checked_on: On what the comparison was checked, where development pairs were given; empty otherwise.
-        choose_by: The measure that they were compared by.
+        encoders: The chosen encoders, with the table of all sets compared.
+        checked_on: The data by which the comparison was checked, if development pairs were given; otherwise empty.
+        choose_by: The measure of the comparison.
         gap: The two estimates of the choice's accuracy.
         chance: The choice against the majority answer.
     """
@@ -93,7 +93,7 @@ class Selection:
     chance: Chance | None = None
 
     def warnings(self) -> list[str]:
-        """Reasons to doubt the figures, shown before them."""
+        """Return reasons to doubt the figures, shown before them."""
         found = []
         late = ", ".join(row["name"] for row in self.rows if row.get("reason") in (NO_TIME, TOO_LONG))
         if self.reason == _OUT_OF_TIME:
@@ -148,13 +148,13 @@ def choose(
 
     Args:
         data: Training and development examples of a classification.
-        encoders: Encoders whose embeddings they hold; the set of them that does best is used.
+        encoders: Encoders whose embeddings the examples have; the best set of them is used.
         outputs: Number of classes.
-        options: Of ``auto``.
-        session: Its time limit bounds the whole selection.
-        start: A trained fusion that some candidates start from; the encoders are then those that it reads.
-        checkpoint: Where everything that is finished or under way is kept.
-        log_file: Of the gradient descent of the choice.
+        options: Options of ``auto``.
+        session: Its time limit covers the whole selection.
+        start: A trained fusion from which some candidates are initialised; the encoders are then those that it reads.
+        checkpoint: Where everything finished or in progress is saved.
+        log_file: Log file of the gradient descent of the chosen model.
 
     Returns:
         The chosen network with the whole table.
@@ -213,12 +213,12 @@ def choose(
             elif not outcome and left < limit * 0.03:
                 outcome = NO_TIME
             if not outcome:
-                # Twice the fair share: most candidates take less than theirs.
+                # Twice the fair share, because most candidates take less than theirs.
                 own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
                 outcome = score_held_out(
                     candidate, everything, splits, outputs, options, own, left, start, place, partial(steps.begin, name)
                 )
-            outcome = session.team.agreed(outcome)  # what was solved under a clock may differ from worker to worker
+            outcome = session.team.agreed(outcome)  # results under a time limit may differ between workers
             keep(outcome, place, clock.seconds() - began)
         if isinstance(outcome, str):
             left_out.append({"name": name, "reason": outcome})
@@ -247,7 +247,7 @@ def choose(
         single, held, check = [one.on_the_other_side() for one in single], check, held
         scored = single + _averages(single, held, check, measure)
         winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
-        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
+        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # for what would have been chosen
         judged_on, checked_on = checked_on, judged_on
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     left = limit - (clock.seconds() - started)
@@ -276,7 +276,7 @@ def _against_majority(
 def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> str:
     if candidate.begins and start is not None and start.seen:
         return (
-            f"the run of --initialise-from has learned from {start.seen:,} of these images, so it cannot be evaluated "
+            f"the run of --initialise-from was trained on {start.seen:,} of these images, so it cannot be evaluated "
             "on them"
         )
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
@@ -294,7 +294,7 @@ def _averages(scored: list[CandidateScores], held: Examples, check: Examples, me
     ]
     averages = []
     for members in groups:
-        # A candidate with several seeds predicts their mean: so it goes into the average, and so it is fitted.
+        # A candidate with several seeds predicts their mean: it enters the average, and is fitted, in this form.
         probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
         names = [one.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
         candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
@@ -352,7 +352,7 @@ def _final(
         return fitted
     soft = answers_of(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
-    # A member that learned from the development part knows it; the held-out folds of the selection do not.
+    # A member that trained on the development part knows it; the held-out folds of the selection do not.
     logits = _average_logits(candidate, scored, soft=soft)
     return Fitted(average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters)
 

@@ -1,9 +1,9 @@
 """Choose which encoders of a store to use for classification: single, several, or all concatenated.
 
-More embeddings are not always better on a small set: a weak tower may drown out a strong one. The sets of
-encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take
-no development data (ours). Then images and texts of the best set are tried apart, because the encoder with the best
-texts need not have the best images. Models are compared on what won.
+More embeddings are not always better on a small set: a weak tower may drown out a strong one. The sets of encoders are
+compared by the kernel fusion's exact leave-one-image-out scores, which need no development data (ours). Then images and
+texts of the best set are tried separately, because the encoder with the best texts need not have the best images.
+Models are compared on the winning set.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderChoice", "all_encoders", "choose_encoders", "encoder_sets", "narrow"]
 
-_MOST_PAIRS = 4_000  # of whole images, drawn at random if there are more: a comparison needs no more
-_MOST_ENCODERS = 4  # with more of them, only each alone and all together are compared
+_MOST_PAIRS = 4_000  # of whole images, sampled if there are more; enough for a comparison
+_MOST_ENCODERS = 4  # with more encoders, only each alone and all together are compared
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class EncoderChoice:
     """The chosen encoders.
 
     Attributes:
-        encoders: The chosen encoders, of images or texts.
-        images: Those whose image towers are used.
-        texts: Those whose text towers are used.
+        encoders: The chosen encoders of images or texts.
+        images: The encoders whose image towers are used.
+        texts: The encoders whose text towers are used.
         rows: For every set ``encoders``, ``images`` and ``texts`` likewise, ``metric`` in percent, ``behind_best`` and
-            ``seconds``; ``reason`` where a set was not tried.
-        pairs: On how many pairs.
+            ``seconds``; ``reason`` if a set was not tried.
+        pairs: Number of pairs in the comparison.
     """
 
     encoders: list[str]
@@ -62,8 +62,8 @@ def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
 def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
     """Return the sets to compare: all encoders, then each alone, then the rest.
 
-    Every subset of up to four encoders; of more, each alone and all together. A set without an image or a text tower
-    stands for itself beside all towers of the other modality. Sets that come to the same towers stand once.
+    Every subset of up to four encoders; with more, each alone and all together. A set without an image tower or a text
+    tower is combined with all towers of the other modality. Sets with the same towers are listed once.
     """
     between = range(2, len(encoders)) if len(encoders) <= _MOST_ENCODERS else ()
     sets: dict[tuple[tuple[str, ...], ...], list[str]] = {}
@@ -83,7 +83,7 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
     Args:
         data: Examples.
         images: Encoders whose image towers are kept.
-        texts: Encoders whose text towers are kept; None means the same.
+        texts: Encoders whose text towers are kept; None means the same as ``images``.
     """
     kept = {}
     for modality, towers, encoders in (
@@ -99,7 +99,7 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
     of_images, of_texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())
 
     def narrowed(examples: Examples) -> Examples:
-        # Both parts share their items, so the narrow copy stands once in memory.
+        # Both parts share their items, so the narrower copy is in memory once.
         return replace(examples, pairs=replace(examples.pairs, images=of_images, texts=of_texts))
 
     return replace(
@@ -125,15 +125,15 @@ def choose_encoders(
 
     Args:
         data: Examples of a classification, with the towers of all encoders.
-        encoders: Their names.
+        encoders: Names of the encoders.
         outputs: Number of classes.
         session: Seed and progress.
-        time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
-        balanced: Compare by the mean over classes, where rare ones count as much, instead of over pairs.
-        checkpoint: Where every set that was compared is kept.
+        time_limit: Seconds; a set that would probably not fit is left out. All encoders together come first.
+        balanced: Compare by the mean over classes, so that rare ones count equally, instead of over pairs.
+        checkpoint: Where every compared set is saved.
 
     Returns:
-        The set with the best metric, the one with the narrowest embeddings among equals.
+        The set with the best metric; in case of ties, the one with the narrowest embeddings.
     """
     sets = encoder_sets(data, encoders)
     if len(sets) < 2:
@@ -167,12 +167,12 @@ def choose_encoders(
                 place.save({}, {"row": row, "pairs": pairs, "seconds": 0.0})
                 return
         part = narrow(data, images, texts)
-        # Development pairs that the user gave stand for what is new: nothing is learned from them here.
+        # Development pairs given by the user stand for new data: nothing is trained on them here.
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
-        # All pairs are both learned from and scored: each by the solution without its own image.
+        # All pairs are both trained on and scored: each by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, KernelOptions(class_weight="balanced" if balanced else None))
-        # Unlike processors differ in the last bits, and workers that chose for themselves would train different sets.
+        # Different CPUs differ in the last bits, and workers choosing on their own would train different sets.
         row |= session.team.agreed({"metric": 100 * found.best_metric, "seconds": clock.seconds() - started})
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
@@ -217,7 +217,7 @@ def _of(towers: Sequence[Tower], encoders: Sequence[str]) -> list[Tower]:
 
 
 def _sample(examples: Examples, seed: int) -> Examples:
-    """Draw whole clusters until there are `_MOST_PAIRS` pairs; one huge cluster is cut."""
+    """Sample whole clusters until there are `_MOST_PAIRS` pairs; one huge cluster is cut."""
     if len(examples) <= _MOST_PAIRS:
         return examples
     clusters = examples.clusters

@@ -1,7 +1,7 @@
 """Fit and calibrate the requested model, or the choice of ``auto``, on prepared examples, in both tasks.
 
-`frevl.train` and the estimators of `frevl.estimators` both end here, so the same data gives the same network.
-Loads no store.
+Both `frevl.train` and the estimators of `frevl.estimators` call this, so the same data give the same network. Loads no
+store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from frevl.training.selection.choose import choose
 __all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 
-_FOR_POSTERIOR = 1_000_000  # right pairs, evenly drawn, that get wrong texts for the posterior of the last layer
+_FOR_POSTERIOR = 1_000_000  # evenly spaced right pairs that get wrong texts for the posterior of the last layer
 _NOTHING_HELD_OUT = (
     "The development figure is meaningless: nearly every class has just one example, so none could be set aside "
     "and it is measured on training pairs. For a valid figure and calibrated probabilities, give other pairs with "
@@ -40,15 +40,15 @@ _NOTHING_HELD_OUT = (
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A network with everything a run records about its training.
+    """A network with everything that a run records about its training.
 
     Attributes:
-        network: On the CPU, in evaluation mode.
-        calibration: ``scale`` and ``offset``, see `frevl.runs.calibration`.
+        network: The network on the CPU, in evaluation mode.
+        calibration: ``scale`` and ``offset``; see `frevl.runs.calibration`.
         results: Development metrics, seconds, notes and the like.
-        data: The examples as they were used: of the chosen encoders.
-        encoders: These.
-        posterior: Of the last layer, if it is known.
+        data: The examples as used: with the chosen encoders.
+        encoders: Names of the chosen encoders.
+        posterior: Posterior of the last layer, if known.
     """
 
     network: PairNetwork
@@ -71,18 +71,18 @@ def fit_prepared(
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
 ) -> FittedRun:
-    """Fit and calibrate.
+    """Fit and calibrate a network.
 
     Args:
         data: Training and development examples.
         task: ``matching`` or ``classification``.
-        model: As `frevl.train` takes it.
-        options: Of this model.
+        model: Name of the model, as in `frevl.train`.
+        options: Options of this model.
         session: Seed, time limit, device and progress.
-        first_stage: Of matching: what finds candidates.
-        start: Of classification: a trained fusion to start from.
-        checkpoint: Where everything that is finished or under way is kept.
-        log_file: Of gradient descent.
+        first_stage: In matching, the stage that finds candidates.
+        start: In classification, a trained fusion to initialise from.
+        checkpoint: Where everything finished or in progress is saved.
+        log_file: Log file of gradient descent.
 
     Raises:
         UsageError: The model does not fit the task.
@@ -117,7 +117,7 @@ def fit_prepared(
     calibration = fit_calibration(logits, truth)
     if data.dev_is_seen:
         warnings.insert(0, _NOTHING_HELD_OUT)
-        if fitted.held_out is None:  # pairs that were learned from would make every model look certain
+        if fitted.held_out is None:  # training pairs would make every model look certain
             calibration = {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     results = {
@@ -134,7 +134,7 @@ def fit_prepared(
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }
-    if fitted.approximation is not None:  # then held out are some of the pairs that were learned from
+    if fitted.approximation is not None:  # then the held-out pairs are some of the training pairs
         results |= {"train_pairs": fitted.approximation["pairs"], "approximation": fitted.approximation}
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if clusters is not None and not data.dev_is_seen:
@@ -152,7 +152,7 @@ def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, ses
     if any(side.endswith("pair") for side in inputs) and isinstance(train.truth, Tensor):
         negatives = getattr(options, "negatives", LinearOptions().negatives)
         whole = len(train)
-        if whole > _FOR_POSTERIOR:  # wrong texts of ten million pairs would take gigabytes
+        if whole > _FOR_POSTERIOR:  # wrong texts for ten million pairs would take gigabytes
             train = train.select(torch.arange(_FOR_POSTERIOR) * whole // _FOR_POSTERIOR)
         stand_for = whole / len(train)
         train = with_wrong_texts(train, negatives, session.seed)
@@ -178,10 +178,10 @@ def kept_scores(
     """Return the scores of held-out pairs to keep for prediction sets; None with soft targets.
 
     Args:
-        logits: ``(n, outputs)`` of pairs that were not learned from.
-        truth: Their answers, or ``(n,)`` of a matching.
-        clusters: ``(n,)`` int64.
-        calibration: Of the logits.
+        logits: ``(n, outputs)`` logits of pairs on which the network was not trained.
+        truth: Their answers, or ``(n,)`` for matching.
+        clusters: ``(n,)`` int64 clusters of the pairs.
+        calibration: Calibration of the logits.
     """
     if not len(logits):
         return None

@@ -15,9 +15,9 @@ from frevl.training.selection.spare_classes import spare_clusters
 __all__ = ["Fold", "cv_splits"]
 
 _FOLDS = 3
-_CROSS_VALIDATED = 20_000  # with more pairs than this, the development part alone tells enough
-_FEWEST_CLUSTERS = 10  # with fewer images a fold would hold almost none
-_FEWEST_GIVEN, _FEWEST_GIVEN_CLUSTERS = 300, 30  # development pairs and groups that candidates are compared on
+_CROSS_VALIDATED = 20_000  # with more pairs than this, the development part alone is enough
+_FEWEST_CLUSTERS = 10  # with fewer images, a fold would have almost none
+_FEWEST_GIVEN, _FEWEST_GIVEN_CLUSTERS = 300, 30  # minimum development pairs and groups for comparing candidates
 _INNER_SHARE = 0.1
 
 
@@ -26,10 +26,10 @@ class Fold:
     """Rows of one fit, numbered through the training part, then the development part.
 
     Attributes:
-        train: Fitted on.
-        inner: For early stopping and calibration; a part of ``train`` where no class could spare a pair of it.
-        held_out: What candidates are compared on.
-        check: What the comparison is checked on: the other side of development pairs that the user gave. Empty where
+        train: Rows to fit on.
+        inner: Rows for early stopping and calibration; a subset of ``train`` if no class could spare a pair.
+        held_out: Rows on which candidates are compared.
+        check: Rows by which the comparison is checked: the other side of development pairs given by the user. Empty if
             the development part was set aside from the training pairs.
     """
 
@@ -48,8 +48,8 @@ class Fold:
 def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     """Return the folds, and descriptions of the comparison and the check data.
 
-    Development pairs that the user gave are what the user calls new. Candidates are compared on them, and checked on
-    held-out groups of the training part; where they are few, the other way round. They are never fitted on.
+    Development pairs given by the user define what counts as new data. Candidates are compared on them, and checked on
+    held-out groups of the training part; if they are few, the other way round. Nothing is ever fitted on them.
     """
     rows = torch.arange(len(data.train)), torch.arange(len(data.train), len(data.train) + len(data.dev))
     clusters = torch.cat([data.train.clusters, data.dev.clusters])
@@ -64,7 +64,7 @@ def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     held = f"held-out groups of {len(train):,} training pairs"
     if len(dev) >= _FEWEST_GIVEN and of_dev >= _FEWEST_GIVEN_CLUSTERS:
         inside, inner = _apart(train, clusters, answers, random)
-        if len(inside) == len(train):  # nothing could be held out to check by
+        if len(inside) == len(train):  # nothing could be held out for the check
             return [Fold(inside, inner, dev, train[:0])], given, ""
         return [Fold(inside, inner, dev, inner)], given, held
     folds = []
@@ -76,7 +76,7 @@ def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     if folds:
         return folds, f"{_count(folds, train)} training pairs by {_FOLDS}-fold cross-validation over groups", given
     inside, inner = _apart(train, clusters, answers, random)
-    if len(inside) == len(train):  # few as they are, the given pairs are all that was not learned from
+    if len(inside) == len(train):  # few as they are, only the given pairs were not trained on
         return [Fold(inside, inner, dev, train[:0])], given, ""
     return [Fold(inside, inner, inner, dev)], held, given
 
@@ -90,7 +90,7 @@ def _answers(data: Prepared) -> Answers:
 
 
 def _count(folds: list[Fold], rows: Tensor) -> str:
-    """Describe how many pairs are held out once: all, or all but the only examples of their class."""
+    """Describe how many pairs are held out once: all, or all except the only examples of their class."""
     held = sum(len(fold.held_out) for fold in folds)
     return f"{held:,}" if held == len(rows) else f"{held:,} of {len(rows):,}"
 
@@ -98,7 +98,7 @@ def _count(folds: list[Fold], rows: Tensor) -> str:
 def _spare(
     rows: tuple[Tensor, Tensor], clusters: Tensor, answers: Answers, random: np.random.Generator
 ) -> tuple[list[Fold], str]:
-    """Cross-validate over all pairs, as a randomly set aside development part is like the rest."""
+    """Cross-validate over all pairs, because a randomly set aside development part is like the rest."""
     (train, dev), nothing = rows, rows[0][:0]
     together = torch.cat(rows)
     if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
@@ -111,7 +111,7 @@ def _spare(
         for inside, held_out in _cut(together, clusters, answers, random)
     ]
     if not folds:
-        return [Fold(train, dev, dev, nothing)], f"{len(dev):,} development pairs (the others are needed by a class)"
+        return [Fold(train, dev, dev, nothing)], f"{len(dev):,} development pairs (the others are needed for training)"
     return folds, f"{_count(folds, together)} pairs by {_FOLDS}-fold cross-validation over images"
 
 
@@ -132,7 +132,7 @@ def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Gen
 def _apart(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Set a tenth of the clusters aside for early stopping and calibration.
 
-    Where no class can spare a cluster, the tenth stays in the first part too.
+    If no class can spare a cluster, the tenth stays in the first part too.
     """
     names = np.unique(clusters[rows].numpy())
     order = random.permutation(names).tolist()

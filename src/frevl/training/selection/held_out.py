@@ -1,6 +1,6 @@
-"""Fit a candidate of ``auto`` on every fold, for its predictions on held-out pairs.
+"""Fit a candidate of ``auto`` on every fold, to predict held-out pairs.
 
-What is finished (a fold of a seed, then the candidate) is kept: an interrupted selection continues with the next.
+Finished work (a fold of a seed, then the candidate) is saved: an interrupted selection continues with the next.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = [
     "whole_schedule",
 ]
 
-NO_TIME, TOO_LONG = "no time left", "would take more than the time that is left"
-"""Why the time limit left out a candidate: before its first fit, or after it."""
+NO_TIME, TOO_LONG = "no time left", "would take more than the remaining time"
+"""Why the time limit excluded a candidate: before its first fit, or after it."""
 
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
 _DETERMINISTIC = ("majority", "linear", "kernel", "zero-shot")
-# Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
-# schedule and keep its end, whatever patience the call asks for.
+# Development pairs; with fewer, the best epoch is chance (research/experiments/log.md), so networks run their whole
+# schedule and keep its end, whatever patience was requested.
 _FEWEST_TO_STOP_BY = 1_000
 
 
@@ -57,12 +57,12 @@ class CandidateScores:
 
     Attributes:
         candidate: The candidate.
-        hits: ``(n,)`` float, what it earns on each pair (`frevl.training.selection.measures`; by default the weight of
-            the predicted class), mean over seeds.
-        probabilities: ``(n, outputs)`` calibrated.
-        fit_seconds: Longest single fit.
-        seeds: How many seeds were tried.
-        check_hits: ``(m,)`` the same on the pairs that the comparison is checked on; empty where there are none.
+        hits: ``(n,)`` float, its score on each pair (`frevl.training.selection.measures`; by default the weight of the
+            predicted class), averaged over seeds.
+        probabilities: ``(n, outputs)`` calibrated probabilities.
+        fit_seconds: Time of its longest single fit, in seconds.
+        seeds: Number of seeds tried.
+        check_hits: ``(m,)`` the same on the pairs of the check; empty if there are none.
         check_probabilities: ``(m, outputs)`` likewise.
     """
 
@@ -80,7 +80,7 @@ class CandidateScores:
         return self.candidate.name
 
     def on_the_other_side(self) -> CandidateScores:
-        """Return the same with the pairs of the check in place of those of the comparison."""
+        """Return the same with the pairs of the check and of the comparison exchanged."""
         return replace(
             self,
             hits=self.check_hits,
@@ -91,7 +91,7 @@ class CandidateScores:
 
 
 def recalled(candidate: Candidate, place: Checkpoint) -> CandidateScores | str | None:
-    """Return what came of a candidate before an interruption: its scores, or why it was left out."""
+    """Return the outcome of a candidate before an interruption: its scores, or why it was left out."""
     saved = place.load()
     if saved is None:
         return None
@@ -103,7 +103,7 @@ def recalled(candidate: Candidate, place: Checkpoint) -> CandidateScores | str |
 
 
 def keep(outcome: CandidateScores | str, place: Checkpoint, seconds: float) -> None:
-    """Keep what came of a candidate, and nothing else of it."""
+    """Save the outcome of a candidate, discarding its intermediate states."""
     if isinstance(outcome, str):
         place.save({}, {"reason": outcome, "seconds": seconds})
     else:
@@ -125,9 +125,9 @@ def score_held_out(
     place: Checkpoint,
     tell: Callable[[float], None],
 ) -> CandidateScores | str:
-    """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long.
+    """Fit a candidate on every fold, with several seeds if it is cheap; return a reason if that would take too long.
 
-    ``tell`` hears what share of the fits is done.
+    ``tell`` receives the share of the fits that is done.
     """
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
@@ -151,11 +151,11 @@ def score_held_out(
         probabilities.append(torch.cat(parts))
         held = everything.select(torch.cat([fold.held_out for fold in splits]))
         hits.append(hits_of(probabilities[-1], held, options.choose_by))
-        # Every fold sees the same pairs of the check: their mean, as an average of the folds would predict.
+        # Every fold predicts the same pairs of the check: take the mean, as an average of the folds would.
         checks.append(torch.stack(check_parts).mean(dim=0))
         seeds += 1
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
-            planned = seeds  # deterministic, or too dear to repeat
+            planned = seeds  # deterministic, or too expensive to repeat
     return CandidateScores(
         candidate,
         torch.stack(hits).mean(dim=0),
@@ -180,13 +180,13 @@ def _held_out(
     """Fit a candidate on one fold.
 
     Returns:
-        Its probabilities for the held-out part, and for the pairs of the check; the seconds of the fit.
+        Its probabilities for the held-out part and for the pairs of the check, and the seconds of the fit.
     """
     saved = place.load()
     if saved is not None:
         return saved[0]["held_out"], saved[0]["check"], saved[1]["fit_seconds"]
     train, dev = everything.select(fold.train), everything.select(fold.inner)
-    spare = fold.inner_is_spare  # what is compared or checked on must not be learned from
+    spare = fold.inner_is_spare  # pairs for comparison or checks must not be trained on
     started = place.clock.seconds()
     fitted = fit_candidate(
         candidate, train, dev, outputs, options, session, dev_is_spare=spare, start=start, checkpoint=place.part("fit")
@@ -206,7 +206,7 @@ def _held_out(
 
 
 def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
-    """Return options that keep the last epoch of the whole schedule where there are too few pairs to stop by."""
+    """Return options that keep the last epoch of the whole schedule if there are too few pairs for early stopping."""
     if not isinstance(options, PairwiseOptions) or development_pairs >= _FEWEST_TO_STOP_BY:
         return options
     return replace(options, keep_last=True, patience=sys.maxsize)
@@ -225,7 +225,7 @@ def fit_candidate(
     checkpoint: Checkpoint,
     log_file: Path | None = None,
 ) -> Fitted[PairNetwork]:
-    """Fit a candidate with its own options; a zero-shot candidate stays the fusion of another run."""
+    """Fit a candidate with its own options; a zero-shot candidate is the fusion of another run, unchanged."""
     if start is not None and not candidate.learns:
         return as_it_is(start, outputs)
     own = whole_schedule(options.for_candidate(options_for(candidate.model), candidate.changes), len(dev))
@@ -236,7 +236,7 @@ def fit_candidate(
 
 
 def hits_of(probabilities: Tensor, examples: Examples, choose_by: str = "accuracy") -> Tensor:
-    """Return ``(n,)``: what ``(n, outputs)`` probabilities earn, by default the weight of the class they predict."""
+    """Return ``(n,)`` scores of ``(n, outputs)`` probabilities; by default the weight of the predicted class."""
     return earned(choose_by, probabilities, answers_of(examples))
 
 

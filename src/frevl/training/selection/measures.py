@@ -1,14 +1,14 @@
 """Measures by which ``auto`` compares candidates: one number per pair, averaged, with its standard error.
 
-So one rule serves all measures: means, paired differences and their standard errors by cluster are those of the
-numbers. For a measure that is no mean over pairs (macro F1, balanced accuracy) the numbers are its pseudo-values,
-measure plus influence: their mean is the measure, and their standard error that of the infinitesimal jackknife (Jaeckel
-1972), with whole clusters as units.
+In this way one rule serves all measures: means, paired differences and their standard errors by cluster are those of
+the numbers. For a measure that is not a mean over pairs (macro F1, balanced accuracy) the numbers are its
+pseudo-values, measure plus influence: their mean is the measure, and their standard error that of the infinitesimal
+jackknife (Jaeckel 1972), with whole clusters as units.
 
-The one-standard-error rule takes the simplest candidate that is not measurably worse than the best, in both tasks.
-Where two estimates of one accuracy, on given development pairs and on held-out training pairs, differ by more than
-chance, one of them is wrong for what the user wants to know: dependent training pairs make cross-validation too good,
-and development pairs that resemble the training pairs do the same to themselves. The lower one is believed (ours).
+The one-standard-error rule chooses the simplest candidate that is not measurably worse than the best, in both tasks. If
+two estimates of the same accuracy, on given development pairs and on held-out training pairs, differ by more than
+chance, one of them is wrong for the user's question: dependent training pairs make cross-validation too optimistic, and
+so do development pairs that resemble the training pairs. The lower estimate is believed (ours).
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ __all__ = [
 ]
 
 UNITS = {"nll": "hundredths of a nat"}
-"""What a difference of a hundredth is called, where it is no point."""
+"""The name of a difference of one hundredth, if it is not a percentage point."""
 
-_SMALLEST = 1e-7  # probability
+_SMALLEST = 1e-7  # minimum probability
 
 
 def check_measure(choose_by: str, truth: Answers) -> None:
-    """Refuse a measure that the targets do not have.
+    """Refuse a measure that the targets do not support.
 
     Args:
         choose_by: An option of `frevl.training.options.AutoOptions`.
-        truth: Answers of all pairs.
+        truth: The answers of all pairs.
 
     Raises:
-        UsageError: Weights of answers have accuracy alone; of several right answers none has an F1 of its own.
+        UsageError: Weighted answers support accuracy alone, and pairs with several right answers have no F1.
     """
     several = bool(((truth.weights > 0).sum(dim=1) > 1).any())
     if choose_by != "accuracy" and (truth.soft or (several and choose_by != "nll")):
@@ -61,13 +61,14 @@ def check_measure(choose_by: str, truth: Answers) -> None:
 
 
 def earned(choose_by: str, probabilities: Tensor, truth: Answers) -> Tensor:
-    """Return ``(n,)`` what predictions earn on each pair; the mean is the measure, and more is better.
+    """Return the ``(n,)`` scores of predictions on each pair; their mean is the measure, and more is better.
 
     Args:
-        choose_by: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``macro_f1`` (as
-            `frevl.evaluation.metrics.macro_f1`), or ``nll``: the log-likelihood, its negative, in nats.
-        probabilities: ``(n, outputs)``.
-        truth: Of the same pairs. A class that training never saw is one more class, and never predicted.
+        choose_by: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``macro_f1`` (as in
+            `frevl.evaluation.metrics.macro_f1`), or ``nll`` (the log-likelihood in nats).
+        probabilities: ``(n, outputs)`` predicted probabilities.
+        truth: Answers of the same pairs. A class that training never saw counts as one more class, which is never
+        predicted.
     """
     hits = truth.hits(probabilities.argmax(dim=1))
     if choose_by == "accuracy" or not len(hits):
@@ -88,17 +89,17 @@ def earned(choose_by: str, probabilities: Tensor, truth: Answers) -> Tensor:
     top, bottom = top[:, occurs], bottom[:, occurs]
     size = bottom.mean(dim=0)
     ratio = top.mean(dim=0) / size
-    influence = (top - ratio * bottom) / size  # of a pair on the ratio of every class; its mean is 0
+    influence = (top - ratio * bottom) / size  # influence of a pair on the ratio of every class; its mean is 0
     return (ratio + influence).mean(dim=1).to(hits.dtype)
 
 
 def shown(choose_by: str, mean: float) -> str:
-    """Write down a measure."""
+    """Format a measure for display."""
     return f"{-mean:6.3f} nats" if choose_by == "nll" else f"{100 * mean:6.2f} %"
 
 
 def in_nats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table of log-likelihoods with their negative as metric, and everything in nats."""
+    """Return the rows of a table of log-likelihoods with the negative as metric, and everything in nats."""
     keys = ("standard_error", "behind_best", "standard_error_of_difference")
     return [
         {**row, "metric": -row["metric"] / 100, **{key: row[key] / 100 for key in keys}} if "metric" in row else row
@@ -107,23 +108,23 @@ def in_nats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Compared(Protocol):
-    """A candidate with its scores on what all candidates are compared on."""
+    """A candidate with its scores on the pairs of the comparison."""
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Name of the candidate in the table."""
 
     @property
     def hits(self) -> Tensor:
-        """``(n,)``, mostly in [0, 1]: what it earns on each pair, or on each image."""
+        """``(n,)``, mostly in [0, 1]: its score on each pair, or on each image."""
 
     @property
     def fit_seconds(self) -> float:
-        """Of its longest fit."""
+        """Time of its longest fit, in seconds."""
 
     @property
     def seeds(self) -> int:
-        """How many seeds were tried."""
+        """Number of seeds tried."""
 
 
 C = TypeVar("C", bound=Compared)
@@ -132,13 +133,13 @@ C = TypeVar("C", bound=Compared)
 def one_standard_error(
     candidates: Sequence[C], clusters: Tensor, *, worthwhile: float = 0.0, unit: str = "points"
 ) -> tuple[C, str, list[dict[str, Any]]]:
-    """Take the simplest candidate whose paired difference from the best is within one standard error.
+    """Choose the simplest candidate whose paired difference from the best is within one standard error.
 
     Args:
-        candidates: Simplest first.
-        clusters: ``(n,)`` int64, the unit of resampling: pairs of one cluster are not independent.
-        worthwhile: Smallest gain in [0, 1] that is worth a less simple candidate, however sure it is.
-        unit: What a hundredth is called.
+        candidates: Candidates, simplest first.
+        clusters: ``(n,)`` int64, the unit of resampling: pairs in one cluster are not independent.
+        worthwhile: Minimum gain in [0, 1] that justifies a less simple candidate, however certain it is.
+        unit: Name of one hundredth.
 
     Returns:
         The choice, the reason, and the table.
@@ -163,7 +164,7 @@ def table_row(one: Compared, best: Compared, clusters: Tensor) -> dict[str, Any]
 
     Args:
         one: The candidate.
-        best: What it is compared with.
+        best: The candidate to compare with.
         clusters: ``(n,)`` int64, the unit of resampling.
     """
     return {
@@ -179,23 +180,23 @@ def table_row(one: Compared, best: Compared, clusters: Tensor) -> dict[str, Any]
 
 
 def standard_error(values: Tensor, clusters: Tensor) -> float:
-    """Standard error of a mean whose clusters are the independent units (ratio estimator)."""
+    """Return the standard error of a mean whose clusters are the independent units (ratio estimator)."""
     deviations = torch.zeros(int(clusters.max()) + 1, dtype=torch.double)
     deviations.index_add_(0, clusters, (values - values.mean()).double())
     return float(deviations.square().sum().sqrt() / len(values))
 
 
-_Z = 2.58  # standard errors: one in a hundred by chance, either way
-_FEWEST_CLUSTERS = 10  # with fewer the standard errors mean little
+_Z = 2.58  # standard errors: exceeded once in a hundred by chance, in either direction
+_FEWEST_CLUSTERS = 10  # with fewer, the standard errors mean little
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The two figures of the candidate that the comparison preferred.
+    """Two estimates of the accuracy of the candidate that won the comparison.
 
     Attributes:
-        compared: Percent right on what candidates were compared on.
-        checked: Percent right on the other side.
+        compared: Percent right on the pairs of the comparison.
+        checked: Percent right on the pairs of the check.
         error: Standard error of their difference in points.
         beyond_chance: Whether they differ by more than chance explains.
     """
@@ -206,13 +207,13 @@ class Gap:
     beyond_chance: bool
 
     def sentence(self, compared_on: str, checked_on: str) -> str:
-        """Say it so that it can stand first."""
+        """Return a sentence that can come first in a report."""
         high, low = (compared_on, checked_on) if self.compared > self.checked else (checked_on, compared_on)
         best, worst = max(self.compared, self.checked), min(self.compared, self.checked)
         return (
             f"Two estimates disagree by more than chance explains: {worst:.1f} % on {low}, {best:.1f} % on {high}. The "
             "lower one counts, and the model was chosen by it. Pairs that belong together on both sides of a split, "
-            "or development pairs of another kind, do this; name such groups with --group-by."
+            "or development pairs of another kind, cause this; name such groups with --group-by."
         )
 
 
@@ -220,10 +221,10 @@ def gap_between(hits: Tensor, clusters: Tensor, other_hits: Tensor, other_cluste
     """Compare the mean of two independent sets of pairs.
 
     Args:
-        hits: ``(n,)`` in [0, 1], what a candidate earns on each pair.
+        hits: ``(n,)`` in [0, 1], a candidate's score on each pair.
         clusters: ``(n,)`` int64, the unit of resampling.
-        other_hits: ``(m,)`` of the other pairs.
-        other_clusters: ``(m,)``.
+        other_hits: ``(m,)`` in [0, 1], its scores on the other pairs.
+        other_clusters: ``(m,)`` int64, their clusters.
     """
     errors = standard_error(hits, clusters), standard_error(other_hits, other_clusters)
     error = (errors[0] ** 2 + errors[1] ** 2) ** 0.5

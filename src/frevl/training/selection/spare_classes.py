@@ -18,23 +18,23 @@ MOST_SET_ASIDE = 50_000
 epoch over ten million pairs that ends with a tenth of them would spend minutes on measuring."""
 
 _MOST_LOST = 0.2
-"""Share of the pairs of a held-out cluster whose classes nothing else shows.
+"""Maximum share of a held-out cluster's pairs whose classes occur nowhere else.
 
-A labelled image is its cluster, so one that stands alone for its class is never held out. An image with fifty
-questions mostly has an answer that no other has; it is held out all the same, or nothing could be.
+A labelled image is its own cluster, so the only one of its class is never held out. An image with fifty questions often
+has an answer that no other has; it is held out nonetheless, or nothing could be.
 """
 
 
 def spare_clusters(
     clusters: Tensor, answers: Answers, order: Sequence[int] | np.ndarray, most: int | None = None
 ) -> list[int]:
-    """Return clusters, in order, that no class needs.
+    """Return clusters, in order, that no class needs for training.
 
     Args:
-        clusters: ``(n,)`` int64, of every pair.
-        answers: Of every pair; an answer that is no class counts for nothing.
+        clusters: ``(n,)`` int64, the cluster of every pair.
+        answers: The answers of every pair; an answer that is not a class is ignored.
         order: Clusters that may be held out, in the order in which they are tried.
-        most: Take no more than so many; None takes all that can be spared.
+        most: Maximum number of clusters; None takes all that can be spared.
 
     Returns:
         The clusters to hold out, in their order.
@@ -44,7 +44,7 @@ def spare_clusters(
     wanted = [int(name) for name in (order if most is None else order[:most])]
     outside = given & ~torch.isin(clusters, torch.tensor(wanted, dtype=torch.long))[:, None]
     if bool((torch.bincount(answers.classes[outside], minlength=len(left))[left > 0] > 0).all()):
-        return wanted  # what mostly happens
+        return wanted  # the usual case
     by_cluster = clusters.argsort(stable=True)
     names, counts = torch.unique(clusters, return_counts=True)
     rows_of = dict(zip(names.tolist(), torch.split(by_cluster, counts.tolist()), strict=True))
@@ -56,7 +56,7 @@ def spare_clusters(
         classes, known = answers.classes[rows], given[rows]
         own = torch.bincount(classes[known], minlength=len(left))
         gone = ((left == own) & (own > 0))[classes.clamp(min=0)] & known
-        # A pair is lost if nothing else shows any of its classes.
+        # A pair is lost if none of its classes occurs elsewhere.
         lost = (gone.any(dim=1) & ~(known & ~gone).any(dim=1)).sum()
         if int(lost) <= _MOST_LOST * len(rows):
             taken.append(int(name))

@@ -27,8 +27,8 @@ __all__ = ["Together", "WorkerEndedError", "error_of", "joined"]
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=30)  # for a worker that is slow, or whose machine has lost its power
-_REASON_SECONDS = 5.0  # how long the reason of a failure is waited for
+_PATIENCE = timedelta(minutes=30)  # for a slow worker, or one whose machine has lost power
+_REASON_SECONDS = 5.0  # time to wait for the reason of a failure
 
 
 class WorkerEndedError(TrainingError):
@@ -36,10 +36,10 @@ class WorkerEndedError(TrainingError):
 
 
 class _Gathered(torch.autograd.Function):
-    """Rows of all workers; the gradient of a worker's own rows flows back to it.
+    """Gather the rows of all workers; the gradient of a worker's own rows flows back to it.
 
-    Every worker computes the same loss of what it gathered, `counted_once`: divided by the number of workers. So the
-    gradient of its own rows, times that number, is the whole one, and nothing has to be sent back.
+    Every worker computes the same loss from the gathered rows, `counted_once`: divided by the number of workers. The
+    gradient of its own rows, multiplied by that number, is therefore complete, and nothing has to be sent back.
     """
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         own = ctx.size * gradients[0][ctx.rows]
-        missing = ctx.given - len(own)  # the row that a worker without rows computes for nothing
+        missing = ctx.given - len(own)  # the unused row computed by a worker without rows
         return nn.functional.pad(own, (0, 0, 0, missing)) if missing else own, None, None
 
 
@@ -98,16 +98,16 @@ class Together:
     """One of several workers.
 
     Args:
-        store: Of torch distributed, where failures are told; this team's own part of it.
-        place: Of this worker among all.
-        backend: Of the process group.
-        ended: Says which worker has ended, as far as this process can know.
+        store: Store of torch distributed, through which failures are reported; this team's own part of it.
+        place: This worker's place among all.
+        backend: Backend of the process group.
+        ended: Returns which worker has ended, as far as this process knows.
     """
 
     def __init__(self, store: Store, place: Place, backend: str, ended: Callable[[], str] = lambda: "") -> None:
         self._store, self._place, self._ended = store, place, ended
         self.rank, self.size = place.rank, place.size
-        self._carrier = "cuda" if "nccl" in backend else "cpu"  # where what is sent lies
+        self._carrier = "cuda" if "nccl" in backend else "cpu"  # device of the tensors sent
         self._sums = torch.zeros(0)
         with self._talking():
             dist.init_process_group(
@@ -120,7 +120,7 @@ class Together:
         return self.rank == 0
 
     def share(self, count: int) -> Share:
-        """Return a contiguous share; a worker without any row computes the first one, which then weighs nothing."""
+        """Return a contiguous share; a worker without any row computes the first one, with weight 0."""
         counts = [len(part) for part in torch.arange(count).tensor_split(self.size)]
         start = sum(counts[: self.rank])
         places = torch.arange(start, start + counts[self.rank]) if counts[self.rank] else torch.arange(min(1, count))
@@ -153,7 +153,7 @@ class Together:
         return whole[0], dict(zip(terms, whole[1:], strict=True))
 
     def all_rows(self, own: Tensor, counts: list[int]) -> list[Tensor]:
-        """Return the ``(k, d)`` rows of every worker, whose numbers are known."""
+        """Return the ``(k, d)`` rows of every worker; their numbers are known."""
         most = max(counts)
         padded = torch.zeros(most, *own.shape[1:], device=self._carrier)
         padded[: len(own)] = own
@@ -207,13 +207,13 @@ class Together:
             FrevlError: Another worker has failed although this one has not.
         """
         if error is None:
-            self.same({})  # nobody is done before worker 0 has saved the run
+            self.same({})  # nobody finishes before worker 0 has saved the run
         elif not isinstance(error, WorkerEndedError) and not getattr(error, "from_worker", False):
             with suppress(RuntimeError):
                 self._store.set(f"error {self.rank}", _told(error, self.rank))
         dist.destroy_process_group()
         if error is not None and self.leads:
-            time.sleep(0.5)  # worker 0 may hold the store, from which the others learn the reason
+            time.sleep(0.5)  # worker 0 may host the store, from which the others learn the reason
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
@@ -227,7 +227,7 @@ class Together:
 
     def _reason(self, error: RuntimeError) -> FrevlError:
         until = time.monotonic() + _REASON_SECONDS
-        with suppress(RuntimeError):  # the store ends with the worker that holds it
+        with suppress(RuntimeError):  # the store ends with the worker that hosts it
             while time.monotonic() < until:
                 for rank in range(self.size):
                     if self._store.check([f"error {rank}"]):
@@ -245,14 +245,14 @@ _GO_ON = "every complete epoch is kept: run the same command again to continue"
 
 
 def _told(error: BaseException, rank: int) -> str:
-    """Return what the other workers are told about an error."""
+    """Return the report of an error for the other workers."""
     if isinstance(error, FrevlError):
         return json.dumps([type(error).__name__, str(error)])
     return json.dumps(["TrainingError", f"Worker {rank} failed: {type(error).__name__}: {error}"])
 
 
 def error_of(name: str, message: str) -> FrevlError:
-    """Return the error of another worker; some kinds are made of other arguments than their message."""
+    """Return the error of another worker; some kinds take other arguments than their message."""
     kind = WorkerEndedError if name == WorkerEndedError.__name__ else getattr(frevl.errors, name, TrainingError)
     error: FrevlError = kind.__new__(kind)
     Exception.__init__(error, message)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["one_voice", "place_of", "workers_asked", "working_together"]
 
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_ARRIVAL = timedelta(minutes=10)  # for all workers to come
-_teams = count()  # that this process has been in: each has a part of the store of its own
+_ARRIVAL = timedelta(minutes=10)  # time limit for all workers to join
+_teams = count()  # numbers this process's teams: each has its own part of the store
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
@@ -64,15 +64,15 @@ def working_together(
     """Make this process one of several workers during the block, starting the others if necessary.
 
     Args:
-        work: The function that is running: other workers call it too.
-        arguments: Of that call.
-        workers: How many; None takes what the environment says, else one.
-        device: Of the training.
+        work: The running function, which the other workers call too.
+        arguments: Arguments of that call.
+        workers: Number of workers; None takes it from the environment, else one.
+        device: Device of the training.
 
     Raises:
-        UsageError: The number is not that of the environment, or the arguments cannot be sent.
-        TrainingError: A worker did not come, or has ended.
-        FrevlError: What another worker has failed with.
+        UsageError: The number differs from that of the environment, or the arguments cannot be sent.
+        TrainingError: A worker did not join, or has ended.
+        FrevlError: The error with which another worker failed.
     """
     asked = workers_asked(workers)
     if current_team().size > 1:
@@ -98,7 +98,7 @@ def workers_asked(workers: int | None) -> int:
     """Return the number of workers; by default, as many as torchrun started.
 
     Raises:
-        UsageError: Fewer than one, or another number than torchrun has started.
+        UsageError: Fewer than one, or a different number from that started by torchrun.
     """
     if current_team().size > 1:
         return current_team().size
@@ -127,9 +127,9 @@ def _store_of_environment() -> Store:
 
 @contextmanager
 def one_voice() -> Iterator[bool]:
-    """Let one worker speak for all; yields whether it is this one (always true for a single worker).
+    """Let one worker print for all; yields whether it is this one (always true for a single worker).
 
-    What went wrong is said once, too: by worker 0, which learns it from the others, or by all if it is gone.
+    Errors are also reported once: by worker 0, which learns of them from the others, or by all if it is gone.
     """
     place = place_of(os.environ)
     if place is None or place.rank == 0:

@@ -21,23 +21,23 @@ from frevl.training.workers.team import Place
 __all__ = ["on_ray"]
 
 _log = logging.getLogger("frevl")
-_MOST_DEATHS = 3  # of workers in one call; after every one the training goes on from its last complete epoch
-_PLACES = ("store", "pairs", "dev", "run", "initialise_from")  # arguments that are paths, where they are no data
+_MOST_DEATHS = 3  # worker deaths in one call; after each, training continues from the last complete epoch
+_PLACES = ("store", "pairs", "dev", "run", "initialise_from")  # arguments that are paths, unless they are data
 _PATIENCE = 300.0  # seconds for all workers to start: each loads PyTorch
 
 
 class _Worker:
-    """What runs on a node."""
+    """The actor that runs on a node."""
 
     def greet(self) -> tuple[str, str, dict[str, str]]:
-        """Return the node, its address, and what runs there."""
+        """Return the node, its address, and the versions running there."""
         import ray
 
         grant_processors(1)
         return socket.gethostname(), ray.util.get_node_ip_address(), versions_here()
 
     def host(self) -> int:
-        """Hold the store through which the workers meet; return its port."""
+        """Host the store through which the workers meet; return its port."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         self._store: Any = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)  # noqa: S104 - other nodes ask
@@ -47,7 +47,7 @@ class _Worker:
     def work(
         self, where: tuple[str, int], place: Place, device: str, work: Callable[..., Any], arguments: Mapping[str, Any]
     ) -> tuple[str, Any]:
-        """Take part; return what worker 0 has found, or the kind of an error and its message."""
+        """Take part; return the result of worker 0, or the kind of an error and its message."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         try:
@@ -64,22 +64,22 @@ def on_ray(
 ) -> Any:
     """Call a function in workers of a cluster, and return what worker 0 returns.
 
-    All workers start together or none does, on as few nodes as possible, with one core each and, for ``cuda``, one
-    accelerator each. If one dies or loses its node, all are restarted, and training continues from the last complete
-    epoch.
+    Either all workers start together or none does, on as few nodes as possible, with one core each and, for ``cuda``,
+    one accelerator each. If one dies or loses its node, all are restarted, and training continues from the last
+    complete epoch.
 
     Args:
-        work: Of a module; it finds itself one of several workers.
-        arguments: Of the call. Store, pairs, run and the like are paths that mean the same on all nodes; relative ones
-            are those of this process.
-        workers: How many.
+        work: A module-level function; when called, it finds itself one of several workers.
+        arguments: Arguments of the call. Store, pairs, run and the like must be paths with the same meaning on all
+            nodes; relative paths refer to this process.
+        workers: Number of workers.
         address: See `frevl.store.many_nodes.connection.connected`.
-        device: Of the training.
+        device: Device of the training.
 
     Raises:
         UsageError: No number of workers is given, or the cluster is too small.
         MissingExtraError: Ray is not installed.
-        FrevlError: What a worker has failed with; a node runs another frevl; workers die again and again.
+        FrevlError: A worker failed; a node runs another version of frevl; or workers die repeatedly.
     """
     if workers is None:
         raise UsageError("--ray needs --workers N, the number of processes that share every step")
@@ -107,7 +107,7 @@ def on_ray(
 
 
 def _without_relative_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Make all paths absolute, as workers run in the folder in which their node was started."""
+    """Make all paths absolute, because workers run in the folder in which their node was started."""
     return {
         name: place_of(value).absolute() if name in _PLACES and isinstance(value, str | PurePath) else value
         for name, value in arguments.items()
@@ -144,7 +144,7 @@ def _once(
         greetings = ray.get(greeted, timeout=1.0)
         for node, _, versions in greetings:
             refuse_other_code(node, versions)
-        # With an accelerator each, Ray shows a worker its own alone: it is the first one there.
+        # With an accelerator each, Ray shows a worker only its own, as the first one.
         nodes = [ip for _, ip, _ in greetings]
         where = (nodes[0], ray.get(actors[0].host.remote()))
         started = [
@@ -155,13 +155,13 @@ def _once(
         while left:
             done, left = head.wait(left)
             answers[done[0]] = ray.get(done[0])
-            if answers[done[0]][0] and left:  # what it failed with, the others learn; a worker that died says nothing
+            if answers[done[0]][0] and left:  # others learn why it failed; a worker that died is silent
                 more, left = head.wait(left, 30.0, len(left))
                 answers |= {one: ray.get(one) for one in more}
                 break
         failed = [answers[one] for one in started if one in answers and answers[one][0]]
         if failed:
-            # Of an error and what follows from it, the error: whoever lost a worker only knows that it did.
+            # Report the original error, not its consequences: whoever lost a worker only knows that it did.
             raise error_of(*next((one for one in failed if one[0] != WorkerEndedError.__name__), failed[0]))
         return answers[started[0]][1]
     except ray.exceptions.RayTaskError as error:
@@ -170,7 +170,7 @@ def _once(
         with suppress(ray.exceptions.RayError):
             for actor in actors:
                 ray.kill(actor)
-            if not head.is_gone:  # it would be asked, for a minute
+            if not head.is_gone:  # otherwise it would be queried for a minute
                 remove_placement_group(group)
 
 

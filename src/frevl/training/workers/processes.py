@@ -33,7 +33,7 @@ _END_SECONDS = 20.0
 def with_helpers(work: Callable[..., Any], arguments: Mapping[str, Any], workers: int, device: str) -> Iterator[Team]:
     """Be worker 0 during the block; the others call the same function in separate processes.
 
-    They end with this process. The cores that one process would use are divided among them.
+    The helpers end with this process. The cores that one process would use are divided among them.
     """
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -77,15 +77,15 @@ def _started(request: tuple[Any, ...], threads: int) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        # What can be imported here can be imported there, whatever way it was found.
+        # Whatever can be imported here can be imported there, however it was found.
         "PYTHONPATH": os.pathsep.join(path or str(os.getcwd()) for path in sys.path),  # noqa: PTH109
     }
-    # A session of its own: Ctrl-C reaches this process alone, which ends the others.
-    helper = subprocess.Popen(  # noqa: S603 - Python, of this very installation
+    # A separate session: Ctrl-C reaches only this process, which ends the others.
+    helper = subprocess.Popen(  # noqa: S603 - this Python installation
         [sys.executable, "-c", _START], stdin=subprocess.PIPE, env=environment, start_new_session=True
     )
     if helper.stdin is not None:
-        with suppress(BrokenPipeError):  # it has ended already, which is noticed below
+        with suppress(BrokenPipeError):  # it has already ended, which is handled below
             helper.stdin.write(told)
             helper.stdin.flush()
     return helper
@@ -128,7 +128,7 @@ def _on_this_machine() -> Iterator[None]:
 
 
 def help_out() -> None:
-    """Be a worker started by another process, with instructions from standard input."""
+    """Act as a worker started by another process, with instructions from standard input."""
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
     threading.Thread(target=_end_with_the_other, daemon=True).start()
     place, port, device, threads, work, arguments = request
@@ -142,7 +142,7 @@ def help_out() -> None:
     try:
         with _on_this_machine(), joined(store, place, device):
             work(**arguments)
-    except FrevlError:  # worker 0 says it
+    except FrevlError:  # worker 0 reports it
         code = 3
     sys.stdout.flush()
     sys.stderr.flush()
@@ -150,6 +150,6 @@ def help_out() -> None:
 
 
 def _end_with_the_other() -> None:
-    """Standard input ends with the process that holds its other end."""
+    """Exit when standard input closes, because it ends with the process at its other end."""
     sys.stdin.buffer.read()
     os._exit(3)

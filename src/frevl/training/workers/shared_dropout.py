@@ -17,14 +17,13 @@ __all__ = ["DropoutOfTheBatch"]
 class DropoutOfTheBatch(TorchFunctionMode):
     """Draw the dropout of all rows in a batch and apply it to some of them.
 
-    Every worker has the same generator, so what all of them draw together is what one process draws. Drawing costs a
-    hundredth of the matrix product before it. It reaches every network that drops with ``nn.Dropout``,
-    ``F.dropout`` or `frevl.models.blocks.dropped`. A tensor whose first axis is not that of the rows is dropped by
-    itself.
+    All workers have the same generator, so together they draw what one process draws. Drawing costs a hundredth of the
+    matrix product before it. It affects every network that uses ``nn.Dropout``, ``F.dropout`` or
+    `frevl.models.blocks.dropped`. A tensor whose first axis is not the rows gets ordinary dropout.
 
     Args:
-        places: ``(k,)`` int64, which rows of the batch there are.
-        count: Rows of the batch.
+        places: ``(k,)`` int64, the rows of the batch that are present.
+        count: Number of rows in the batch.
     """
 
     def __init__(self, places: Tensor, count: int) -> None:
@@ -38,12 +37,12 @@ class DropoutOfTheBatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace the two drawing functions."""
+        """Replace the two functions that draw dropout."""
         named = kwargs or {}
         if func not in (F.dropout, random_bits) or args[0].shape[:1] != self._places.shape:
             return func(*args, **named)
         x, rest = args[0], args[1:]
         if func is random_bits:
             return func(x.new_empty(1).expand(self._count, *x.shape[1:]))[self._places]
-        kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share that is kept
+        kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share kept
         return x * kept[self._places.to(x.device)]

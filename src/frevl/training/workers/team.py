@@ -1,7 +1,7 @@
 """The interface between training and its workers, with the single-process implementation. Loads no torch.
 
-Every worker runs the same program on the same data. Each step, a worker computes the loss of its rows of the batch and
-the team adds the gradients up, so that all workers take the step that one process would have taken on the whole batch.
+Every worker runs the same program on the same data. In each step, a worker computes the loss of its rows of the batch
+and the team sums the gradients, so that all workers take the step that one process would have taken on the whole batch.
 Where clocks or hardware could make workers decide differently, worker 0 decides for all.
 """
 
@@ -26,10 +26,10 @@ class Place:
     """The place of a process among the workers.
 
     Attributes:
-        rank: Its number; worker 0 writes, prints and decides.
-        size: How many there are.
-        local_rank: Its number on this machine.
-        local_size: How many are on this machine.
+        rank: Number of the process; worker 0 writes, prints and decides.
+        size: Number of workers.
+        local_rank: Number of the process on this machine.
+        local_size: Number of workers on this machine.
     """
 
     rank: int
@@ -39,46 +39,46 @@ class Place:
 
 
 class Share(Protocol):
-    """The rows of a batch that one worker computes; ``k`` of ``n``."""
+    """The ``k`` of the batch's ``n`` rows that one worker computes."""
 
     def of(self, rows: Tensor) -> Tensor:
-        """``(n, ...)`` of the whole batch to the ``(k, ...)`` of this worker."""
+        """Select this worker's ``(k, ...)`` from the ``(n, ...)`` of the whole batch."""
 
     def weighed(self, mean: Tensor) -> Tensor:
-        """The mean of something over the rows of this worker, as what it adds to the mean over the batch."""
+        """Convert a mean over this worker's rows into its contribution to the mean over the batch."""
 
     def gathered(self, vectors: Tensor) -> Tensor:
-        """``(k, d)`` of this worker to the ``(n, d)`` of all; a loss made of them has to be `counted_once`."""
+        """Gather this worker's ``(k, d)`` into the ``(n, d)`` of all; a loss of them must be `counted_once`."""
 
     def counted_once(self, loss: Tensor) -> Tensor:
-        """A loss that every worker computes alike from gathered vectors, as what this worker adds to it."""
+        """Convert a loss that every worker computes from gathered vectors into this worker's contribution."""
 
     def dropping(self) -> AbstractContextManager[object]:
-        """Inside it, dropout on ``(k, ...)`` drops what one process would drop of these rows."""
+        """Return a context in which dropout on ``(k, ...)`` is what one process would apply to these rows."""
 
     def among(self, places: Tensor, count: int) -> Share:
-        """Of something else that follows from the rows: ``(j,)`` int64 places of ``count``."""
+        """Return the share of something derived from the rows: ``(j,)`` int64 places among ``count``."""
 
     def of_items(self, rows: Tensor, items: Tensor) -> Share:
-        """Of the different items of the batch, which of them this worker needs.
+        """Return this worker's share of the distinct items of the batch.
 
         Args:
-            rows: ``(n,)`` the item of every row of the batch.
-            items: ``(j,)`` different items of this worker's rows.
+            rows: ``(n,)`` int64, the item of every row of the batch.
+            items: ``(j,)`` int64, the distinct items of this worker's rows.
         """
 
     def with_partners(self, partners: Tensor) -> tuple[Share, Tensor]:
-        """The rows of this worker followed by those that they are mixed with.
+        """Return the share of this worker's rows followed by the rows with which they are mixed.
 
         Args:
-            partners: ``(n,)`` int64, the partner of every row of the batch.
+            partners: ``(n,)`` int64, the mixing partner of every row of the batch.
 
         Returns:
-            Their share of the batch, and where in it the partners of this worker's rows are.
+            Their share of the batch, and the positions in it of the partners of this worker's rows.
         """
 
     def first(self, rows: Tensor) -> Tensor:
-        """Of rows that have partners behind them, those of this worker itself."""
+        """From rows followed by their partners, return those of this worker alone."""
 
 
 class Team(Protocol):
@@ -93,17 +93,17 @@ class Team(Protocol):
         """Return whether this is worker 0, which writes, prints and decides."""
 
     def share(self, count: int) -> Share:
-        """This worker's share of ``count`` rows; shares are contiguous and of nearly equal size."""
+        """Return this worker's share of ``count`` rows; shares are contiguous and of nearly equal size."""
 
     def summed(
         self, parameters: Sequence[Tensor], loss: Tensor, terms: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add up the gradients of all workers, in place, and their losses.
+        """Sum the gradients of all workers, in place, and their losses.
 
         Args:
-            parameters: Whose gradients; what no worker has a gradient of keeps none.
-            loss: What this worker adds to the loss of the batch.
-            terms: The terms that it is made of, by name.
+            parameters: Parameters whose gradients to sum; those without a gradient on any worker keep none.
+            loss: This worker's contribution to the loss of the batch.
+            terms: The terms of that loss, by name.
 
         Returns:
             Loss and terms of the whole batch, without gradients.
@@ -119,13 +119,13 @@ class Team(Protocol):
         """Give all workers worker 0's weights."""
 
     def device(self, asked: str) -> str:
-        """Return the device of this worker: of ``cuda``, each takes one of those of its machine."""
+        """Return the device of this worker: for ``cuda``, each uses a different one on its machine."""
 
     def same(self, what: Mapping[str, Any]) -> None:
-        """Stop if workers differ in what must be the same.
+        """Fail if workers differ in what must be the same.
 
         Raises:
-            RunError: They do; it names the worker and what differs.
+            RunError: The workers differ; names the worker and the difference.
         """
 
 
@@ -186,14 +186,14 @@ class Alone:
         return value
 
     def decided(self, find: Callable[[], T]) -> T:
-        """Compute it."""
+        """Compute the value."""
         return find()
 
     def aligned(self, network: nn.Module) -> None:
         """Do nothing."""
 
     def device(self, asked: str) -> str:
-        """Return it unchanged."""
+        """Return the device unchanged."""
         return asked
 
     def same(self, what: Mapping[str, Any]) -> None:
