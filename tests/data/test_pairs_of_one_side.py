@@ -30,8 +30,8 @@ def test_images_alone(tmp_path):
     assert [pairs.row(i) for i in range(4)] == IMAGES
     assert pairs.select([2]).sides == ("image",)
     assert pairs.notes == (
-        "No pair has a text: only images are used, and whatever needs a text is skipped. If it stands under "
-        "another key ('shop'), name it with --columns text=NAME.",
+        "No pair has a text: only images are used, and whatever needs a text is skipped. If another "
+        "key has it ('shop'), name it with --columns text=NAME.",
     )
 
 

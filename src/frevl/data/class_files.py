@@ -38,11 +38,11 @@ class ClassEntry:
     """One class.
 
     Attributes:
-        label: What images are labelled with, and what a pair's ``target`` says.
-        names: Words to put into a template; the label where nothing else is given; none where it is no word.
-        descriptions: Texts that are used as they are.
-        examples: Ids of images of this class.
-        kind: What kind of thing it is, or an empty string.
+        label: The label of images, and the ``target`` of pairs.
+        names: Words to insert into a template; by default the label; empty if the label is not a word.
+        descriptions: Texts to use unchanged.
+        examples: Ids of images in this class.
+        kind: The kind of thing, such as ``fish``; may be empty.
         place: ``file:line``, for messages.
     """
 
@@ -59,9 +59,9 @@ class ClassList:
     """Classes in file order.
 
     Attributes:
-        entries: At least two.
+        entries: The classes, at least two.
         rejected: Lines that could not be used.
-        source: The file as it was named, or an empty string.
+        source: The file as given, or an empty string.
     """
 
     entries: tuple[ClassEntry, ...]
@@ -81,11 +81,10 @@ def read_classes(source: Any) -> ClassList:
         source: A ``.txt``, ``.jsonl`` or ``.json`` file; names; a mapping from class to texts; or a `ClassList`.
 
     Returns:
-        At least two different classes; lines that cannot be used stand in ``rejected``.
+        At least two different classes; unusable lines are in ``rejected``.
 
     Raises:
-        InputError: The file cannot be read or has another ending, a class stands there twice, or there are fewer than
-            two.
+        InputError: The file cannot be read or has another suffix, a class occurs twice, or there are fewer than two.
     """
     if isinstance(source, ClassList):
         return source
@@ -103,7 +102,7 @@ def read_classes(source: Any) -> ClassList:
         if path.suffix.lower() == ".json":
             return _checked(_of_mapping(_one_object(path), str(path)), [], str(path))
         if path.suffix.lower() == ".txt":
-            # Not splitlines, which would also split names at other scripts' separators.
+            # Not splitlines, which would also split names at separators of other scripts.
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             rows = ((f"{path}:{number}", line, "") for number, line in enumerate(lines, 1) if line.strip())
             return _checked(*_of_rows(rows), str(path))
@@ -122,7 +121,7 @@ def _one_object(path: Path) -> dict[str, Any]:
 
     def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         most = Counter(name for name, _ in entries).most_common(1)
-        if most and most[0][1] > 1:  # Python would silently take the last one
+        if most and most[0][1] > 1:  # Python would silently keep the last one
             raise InputError(
                 f"{path}: the class '{most[0][0]:.60}' appears twice; give every class once, with all its texts"
             )
@@ -189,7 +188,7 @@ def _entry(row: Any, place: str) -> ClassEntry | str:
         return f"field 'kind': expected a text, found {type(kind).__name__}"
     label = label.strip()
     descriptions = tuple(_as_description(text, label) for text in lists["descriptions"])
-    names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label means nothing
+    names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label is not a word
     return ClassEntry(label, names, descriptions, tuple(lists["examples"]), kind, place)
 
 
@@ -244,7 +243,7 @@ def check_templates(templates: Sequence[str]) -> None:
     """Refuse a template without a placeholder for the name.
 
     Raises:
-        UsageError: Names the template.
+        UsageError: A template has no placeholder; names it.
     """
     for template in templates:
         if template.count("{}") != 1:

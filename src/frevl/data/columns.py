@@ -57,18 +57,18 @@ def choose_columns(
 ) -> Columns:
     """Find the column of each field.
 
-    A given column is used first; then one with the field's own name, ignoring case; then the only one with a synonymous
-    name. A column ``answer`` is the target of a ``question``.
+    A column given by the user has priority; then one with the field's own name, ignoring case; then the only one with a
+    synonymous name. A column ``answer`` is the target if there is a ``question``.
 
     Args:
         place: File and line, for messages.
         names: Columns of the table, or keys of a row.
-        given: Of some fields, the columns that the user named.
-        required: Fields that must have a column, but for one of them in a table of images, or texts, alone: with a
-            target, or with nothing else. Nothing is refused where none is required.
+        given: Columns that the user named for some of the fields.
+        required: Fields that must have a column, except that a table may have only images or only texts: with a target,
+            or with nothing else. If empty, nothing is refused.
 
     Raises:
-        PairsError: There is no such column, several could be meant, or a name appears twice.
+        PairsError: A column is missing, several are possible, or a name occurs twice.
     """
     names = list(names)
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -96,7 +96,7 @@ def choose_columns(
                 f"{field}={others[0]} (found {_shown(names)})"
             )
     missing = [field for field in required if field not in found]
-    # Classes of images only, or texts only. Without a target, a column of another name may be the missing one.
+    # Classes of images only, or of texts only. Without a target, a column with another name may be the missing one.
     alone = len(missing) == 1 and bool(found) and ("target" in found or len(names) == len(found))
     if missing and not alone:
         named = ",".join(f"{field}=NAME" for field in missing)
@@ -108,7 +108,7 @@ def choose_columns(
 
 
 def means_image(name: str) -> bool:
-    """Return whether a column of this name would be taken for the image's."""
+    """Return whether a column with this name would be used for images."""
     return _plain(name) in ("image", *_OTHER_NAMES["image"])
 
 

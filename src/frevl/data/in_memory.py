@@ -33,11 +33,11 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
         source: A table, a mapping of columns, rows as mappings or as ``(image, text)`` or ``(image, text, target)``, or
             one such row.
         given: Columns that the caller named.
-        notes: Gets sentences on renamed columns and on what was not read.
+        notes: Receives sentences on renamed columns and on what was not read.
 
     Raises:
-        UsageError: Nothing that could be pairs.
-        PairsError: A table does not say what the image and the text are.
+        UsageError: The value cannot be pairs.
+        PairsError: The columns of image and text in a table cannot be determined.
     """
     table = table_of(source)
     if table is not None:
@@ -71,7 +71,7 @@ def table_of(source: Any) -> Any:
     if hasattr(source, "columns"):
         try:
             return pa.Table.from_pandas(source, preserve_index=False)
-        except (pa.ArrowException, TypeError, ValueError):  # a column of mixed types: each row has its own
+        except (pa.ArrowException, TypeError, ValueError):  # a column of mixed types: the rows are read one by one
             return None
     return None
 

@@ -25,11 +25,11 @@ def as_list(value: Iterable[A] | A, name: str) -> list[A]:
     """Return a list; a single text or path becomes a list with one element, not of characters.
 
     Args:
-        value: A list, anything that can be gone through once, or one text or path.
-        name: Of the argument, for the message.
+        value: A list, any iterable, or one text or path.
+        name: Name of the argument, for the message.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The value is neither.
     """
     if isinstance(value, str | Path):
         return [value]
@@ -47,11 +47,11 @@ def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
     """Match names to known ones, ignoring a leading ``./``, backslashes and Unicode composition.
 
     Args:
-        names: Names of images, as pairs have them.
+        names: Names of images, as in pairs.
         known: Ids of images.
 
     Returns:
-        For every name that is not known itself and means exactly one known one, that one.
+        For every name that is not known itself but matches exactly one known id, that id.
     """
     unknown = [name for name in dict.fromkeys(names) if name not in known]
     if not unknown:

@@ -13,7 +13,7 @@ from frevl.errors import UsageError
 __all__ = ["refuse_inputs"]
 
 # In an input folder, a file with an output's suffix may be replaced: most likely the same command wrote it before (a
-# result kept next to the images, or in its run). Any other file there, such as an image, may not ...
+# result kept next to the images, or in its run). Any other file there, such as an image, may not be replaced ...
 _ENDINGS = {"--json": (".json",), "--html": (".html", ".htm"), "--markdown": (".md",), "--onnx": (".onnx",)}
 _OTHER_ENDINGS = (".json", ".jsonl", ".md", ".npz", ".svg")
 # ... nor may those that make a run.
@@ -25,16 +25,16 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
     """Refuse to overwrite inputs. Links are followed.
 
     Args:
-        outputs: Paths to write (or None), by the name that the user knows, such as ``--out``. Files will be written
-            into a folder.
-        inputs: What will be read, by name: a path or a list of paths; anything else is ignored. In ``hf:FOLDER`` and
+        outputs: Paths to write (or None), by the option that the user knows, such as ``--out``. Folders will have files
+            written into them.
+        inputs: What will be read, by option: a path or a list of paths; anything else is ignored. In ``hf:FOLDER`` and
             ``NAME=FOLDER``, the folder counts.
 
     Raises:
         UsageError: An output is an input, would replace a file inside an input folder, or is another output.
     """
     read = [(name, path) for name, value in inputs.items() for path in _existing(value)]
-    # A store that is added to is read, too.
+    # A store to which items are added is read, too.
     read += [(name, path) for name, value in outputs.items() for path in _existing(value) if _is_store(Path(path))]
     written: dict[Path, tuple[str, Any]] = {}
     for name, value in outputs.items():
@@ -73,7 +73,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def _holds_pairs(file: Path) -> bool:
-    """Whether a file with one JSON object per line was written by frevl: pairs, or pairs with scores."""
+    """Return whether a file with one JSON object per line was written by frevl: pairs, or pairs with scores."""
     try:
         with file.open("rb") as lines:
             first = json.loads(lines.readline(1 << 20) or b"{}")

@@ -68,17 +68,18 @@ _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 class Pairs:
     """Pairs in columns; each position is one pair.
 
-    Columns are lists; those of a large file are coded (`frevl.data.packed.columns`) and create values on access.
+    Columns are lists; those of a large file are dictionary-encoded (`frevl.data.packed.columns`) and create values on
+    access.
 
     Attributes:
-        images: Image ids; all empty where the pairs are texts alone.
-        texts: Sentences or questions, exactly as they stand in the file; all empty where the pairs are images alone.
-        targets: One target a pair, or None.
-        extras: Every other key of the pair.
-        places: ``file:line`` of the pair (``file:row`` counted from 1 for Parquet), the file as it was given.
+        images: Image ids; all empty if the pairs are only texts.
+        texts: Sentences or questions, exactly as in the file; all empty if the pairs are only images.
+        targets: One target per pair, or None.
+        extras: All other keys of each pair.
+        places: ``file:line`` of each pair (``file:row``, counted from 1, for Parquet), with the file as given.
         rejected: Lines that could not be read, with their reasons.
-        notes: Sentences on how the file was read: columns that were taken for others, or were not read.
-        source: The file that was read, as it was given, or None.
+        notes: Sentences on how the file was read: columns that were renamed, or not read.
+        source: The file that was read, as given, or None.
     """
 
     images: Sequence[str]
@@ -105,7 +106,7 @@ class Pairs:
 
     @property
     def clusters(self) -> Sequence[str]:
-        """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the unit."""
+        """What stays together when pairs are split or resampled: the key ``cluster`` if present, or else the unit."""
         extras = self.extras
         if isinstance(extras, WithCluster):
             return extras.clusters
@@ -151,20 +152,20 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     only.
 
     Args:
-        source: A file: JSON (one object per line, or a list of objects), a table as text (with commas, tabs or
-            semicolons, in UTF-8 or UTF-16), Parquet, Arrow or Feather. Or pairs in memory: `Pairs`, a table of pandas,
-            polars, Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a
-            mapping of columns, one pair.
-        columns: The columns or keys that hold the fields, as in ``image=filepath,text=title``; by default those of the
-            same name, or of a name that means the same.
+        source: A file: JSON (one object per line, or a list of objects), a text table (with commas, tabs or semicolons,
+            in UTF-8 or UTF-16), Parquet, Arrow or Feather. Or pairs in memory: `Pairs`, a table of pandas, polars,
+            Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a mapping of
+            columns, or one pair.
+        columns: Columns or keys of the fields, as in ``image=filepath,text=title``; by default those with the same or a
+            synonymous name.
 
     Returns:
         The pairs in file order.
 
     Raises:
-        PairsError: The file is missing, empty, of another kind, or not one line of it can be used; or some pairs with a
+        PairsError: The file is missing, empty or of another kind, no line of it can be used, or some pairs with a
             target have a text (an image) and others none.
-        UsageError: The columns name no field of a pair.
+        UsageError: ``columns`` names an unknown field.
     """
     if isinstance(source, Pairs):
         return source
@@ -215,7 +216,7 @@ def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
             return None
         kept = read_packed(path, given)
     except OSError:
-        return None  # said where it is read row by row
+        return None  # reported when it is read row by row
     if kept is None:
         return None
     rejects = tuple(Reject("pair", f"{path}:{line}", reason) for line, reason in kept.rejected)
@@ -232,12 +233,12 @@ def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tup
     """Return pairs as a list of ``(image id, text)``; a missing side is empty.
 
     Args:
-        pairs: Such a list, or anything that `read_pairs` takes but a file.
-        sides: What is read of them. Of one side alone, the pairs may be a list of image ids, or of texts.
+        pairs: Such a list, or anything that `read_pairs` accepts except a file.
+        sides: Sides to read. With one side alone, the pairs may be a list of image ids, or of texts.
 
     Raises:
-        UsageError: It is nothing of the kind.
-        PairsError: One of them is no pair: nothing is left out here, so that results keep their places.
+        UsageError: The value is none of these.
+        PairsError: An element is not a pair: nothing is left out here, so that results keep their positions.
     """
     if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         return pairs
@@ -263,7 +264,7 @@ def problem_of(row: object) -> str:
     """Return why a pairs file cannot hold a row, naming the field; an empty string if it can.
 
     Args:
-        row: An object with ``image``, ``text`` and maybe ``target``, as it would stand in a line.
+        row: An object with ``image``, ``text`` and optionally ``target``, as in a line of the file.
     """
     lacking = lacking_side(row) if isinstance(row, dict) else ""
     return (nothing_found(lacking) if lacking else problem_in(row)) or (HALF_PAIR if has_half_pair(row) else "")
@@ -273,10 +274,10 @@ def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
     """Leave out pairs without a target if others have one: they are unlabelled.
 
     Args:
-        pairs: As read. Where no pair has a target they are captions, and all of them stay.
+        pairs: Pairs as read. If none has a target they are captions, and all of them are kept.
 
     Returns:
-        The pairs that can be trained on or judged by, and one reject for each that cannot.
+        The pairs usable for training or evaluation, and one reject for each of the others.
     """
     judged = told(pairs.targets)
     count = int(judged.sum())
@@ -292,11 +293,11 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
 
     Args:
         pairs: At least two different images.
-        share: Share of the images, in (0, 1), that goes to the second part; at least one image goes there.
-        seed: Chooses the images.
+        share: Share of the images, in (0, 1), for the second part, which gets at least one image.
+        seed: Random seed for choosing the images.
 
     Returns:
-        The larger and the smaller part; the order of the file is kept.
+        The larger and the smaller part, both in file order.
 
     Raises:
         PairsError: There are fewer than two different images.
@@ -318,7 +319,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
 def mistaken_side(pairs: Pairs) -> str:
     """Return the key that probably holds the missing side, or an empty string.
 
-    Sentences of three words or more (a list of them, too) look like texts, names with the ending of an image like
+    Sentences of three words or more (or a list of them) look like texts, and names with an image suffix look like
     images, if most pairs have one. Keys such as ``question_type`` do not.
     """
     if len(pairs.sides) == 2 or not len(pairs):
@@ -343,10 +344,10 @@ def one_side_note(pairs: Pairs) -> list[str]:
     if mistaken:
         return [
             f"No pair has {WITH_ARTICLE[side]}, and '{mistaken}' looks like one: only {LEFT_ALONE[side]} are used. "
-            f"If it is meant, name it with --columns {side}={mistaken} if it is meant."
+            f"If it is one, name it with --columns {side}={mistaken}."
         ]
     keys = ", ".join(f"'{key}'" for key in list(dict.fromkeys(key for extra in pairs.extras for key in extra))[:8])
-    hint = f" If it stands under another key ({keys}), name it with --columns {side}=NAME." if keys else ""
+    hint = f" If another key has it ({keys}), name it with --columns {side}=NAME." if keys else ""
     a = WITH_ARTICLE[side]
     return [f"No pair has {a}: only {LEFT_ALONE[side]} are used, and whatever needs {a} is skipped.{hint}"]
 
@@ -360,7 +361,7 @@ def _other_keys(row: object) -> str:
 
 
 def _without_gaps(targets: list[Target | None]) -> list[Target | None]:
-    """Turn ``1.0`` back into ``1`` where gaps made a table's column of whole numbers one of floats."""
+    """Turn ``1.0`` back into ``1`` if missing values turned a table's integer column into floats."""
     given = [target for target in targets if target is not None]
     written = all(isinstance(target, str) and _WHOLE_FLOAT.fullmatch(target) for target in given)
     if not given or len(given) == len(targets) or not written:

@@ -59,13 +59,13 @@ class EmbeddedPairs:
     """Embeddings of the distinct images and texts, and which of them form pairs.
 
     Attributes:
-        images: ``(images, tokens, dim)`` in the stored type; ``dim`` is 0 where the pairs are texts alone.
-        image_mask: ``(images, tokens)`` bool.
-        texts: ``(texts, tokens, dim)``; ``dim`` is 0 where the pairs are images alone.
-        text_mask: ``(texts, tokens)`` bool.
+        images: ``(images, tokens, dim)`` in the stored type; ``dim`` is 0 if the pairs are only texts.
+        image_mask: ``(images, tokens)`` bool, True where a token exists.
+        texts: ``(texts, tokens, dim)`` in the stored type; ``dim`` is 0 if the pairs are only images.
+        text_mask: ``(texts, tokens)`` bool, True where a token exists.
         image_rows: ``(n,)`` int64, row of each pair's image.
         text_rows: ``(n,)`` int64, row of each pair's text.
-        files: Where items are that are not in memory, images and texts.
+        files: The files of items that are not in memory: images and texts.
     """
 
     images: Tensor
@@ -126,7 +126,7 @@ class EmbeddedPairs:
         return self if images is self.images and texts is self.texts else replace(self, **items, files=None)
 
     def fits(self, device: torch.device | str) -> bool:
-        """Whether it is an accelerator where these items are not yet, and take at most a quarter of its free memory.
+        """Return whether a device is an accelerator without these items, which fit in a quarter of its free memory.
 
         Batches are then better gathered there than gathered on the CPU and copied.
         """
@@ -220,7 +220,7 @@ def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str
 
 
 _log = logging.getLogger("frevl")
-_MOST_THERE = 1 << 26  # logits accumulated on a device before they are fetched
+_MOST_THERE = 1 << 26  # logits accumulated on a device before they are copied
 
 
 def placed(network: PairNetwork, device: str) -> PairNetwork:

@@ -51,7 +51,7 @@ def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> 
     Args:
         logits: ``(n, 1)`` for matching, ``(n, classes)`` for classification.
         calibration: ``scale`` and ``offset``.
-        soft: True where every class has a probability of its own (soft targets), as for matching.
+        soft: True if every class has a probability of its own (soft targets), as in matching.
 
     Returns:
         Probabilities of the shape of the logits; they sum to one over the classes unless ``soft``.
@@ -69,14 +69,14 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
     separable pairs would lead to certainty, and vanishes as n grows.
 
     Of the fit, the share ``1 - c / gain`` is kept (none if that is negative), where gain is twice the log-likelihood
-    that it adds and c is what chance adds: few pairs change nothing unless they are very clear. This is shrinkage as of
-    James and Stein 1961, with constants of ours.
+    that it adds and c is what chance adds: few pairs change nothing unless they are very clear. This is shrinkage as in
+    James and Stein 1961, with our own constants.
 
     Args:
-        logits: ``(n, outputs)`` on pairs that were not trained on.
+        logits: ``(n, outputs)`` logits of pairs not used in training.
         target: ``(n,)`` 0 or 1 for matching, or the answers of a classification.
-        shrink: Keep that share. False keeps all: to weigh networks against each other, where nobody reads a
-            probability, a noisy scale is better than the one by which a network overrates itself.
+        shrink: Whether to keep only that share. False keeps all: to weight networks against each other, where nobody
+            reads a probability, a noisy scale is better than one by which a network overrates itself.
 
     Returns:
         ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data do not determine them (no pair has a
@@ -104,7 +104,7 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
         log_scale, offset = point.unbind()
         adjusted = logits * log_scale.exp() + (offset if binary else 0.0)
         fit = F.binary_cross_entropy_with_logits(adjusted, truth) if binary else F.cross_entropy(adjusted, truth)
-        # Identical logits fit any scale: it then stays at 1.
+        # Identical logits fit any scale, which then stays at 1.
         value = fit + 1e-3 * (log_scale.square() + offset.square())
         return value.item(), torch.autograd.grad(value, point)[0]
 
@@ -132,8 +132,8 @@ def calibration_notes(pairs: int) -> list[str]:
 
 _MOST_SCORES = 2_000  # scores kept in a run: the level is then within 0.7 points
 _COMPARED_AT = 0.9
-_WIDE = 0.1  # of the interval of a coverage, from which it is said: below 140 scores at 90 %
-_STEPS = 10_000  # of a distribution
+_WIDE = 0.1  # width of a coverage interval from which it is reported: below 140 scores at 90 %
+_STEPS = 10_000  # steps of a numerical distribution
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class ConformalScores:
 
     Attributes:
         kind: ``probability`` or ``adaptive``.
-        scores: ``(m,)`` sorted; infinite where no class is right.
+        scores: ``(m,)`` sorted scores; infinite where no class is right.
     """
 
     kind: str
@@ -155,10 +155,10 @@ class ConformalScores:
         """Compute the scores of held-out pairs.
 
         Args:
-            probabilities: ``(n, classes)`` calibrated.
-            right: ``(n, classes)``, which classes are right; none where the right one is not among the classes.
-            clusters: ``(n,)``; pairs of one cluster are not independent.
-            seed: Of the draws.
+            probabilities: ``(n, classes)`` calibrated probabilities.
+            right: ``(n, classes)`` bool, which classes are right; none if the right one is not among the classes.
+            clusters: ``(n,)``; pairs in one cluster are not independent.
+            seed: Random seed for the draws.
         """
         order = np.random.default_rng(seed).permutation(len(clusters))
         _, first = np.unique(np.asarray(clusters)[order], return_index=True)
@@ -173,7 +173,7 @@ class ConformalScores:
     def threshold(self, level: float) -> float:
         """Return the score up to which a class belongs to a set; infinite with too few scores.
 
-        With ``m`` scores it is the ``ceil((m + 1) level)``-th smallest: conservative, as rounding goes.
+        With ``m`` scores it is the ``ceil((m + 1) level)``-th smallest, which is conservative.
         """
         place = math.ceil((len(self.scores) + 1) * level - 1e-9)
         return math.inf if place > len(self.scores) else float(self.scores[place - 1])
@@ -195,10 +195,10 @@ class ConformalScores:
         ]
 
     def notes(self, level: float) -> list[str]:
-        """Return `note`; where there are enough scores, say how far the coverage of these sets may lie from the level.
+        """Return `note`; if there are enough scores, state how far the coverage of these sets may be from the level.
 
-        Over measurements of ``m`` scores the coverage is ``level`` on average (or a little more); that of one of them
-        has the distribution Beta(k, m + 1 - k) with ``k = ceil((m + 1) level)`` (Vovk 2012, proposition 2b).
+        Over repeated measurements of ``m`` scores the coverage is ``level`` on average (or slightly more); that of a
+        single one has the distribution Beta(k, m + 1 - k) with ``k = ceil((m + 1) level)`` (Vovk 2012, proposition 2b).
         """
         if not math.isfinite(self.threshold(level)):
             return self.note(level)
@@ -211,7 +211,7 @@ class ConformalScores:
         ]
 
     def coverage(self, level: float) -> tuple[float, float]:
-        """Return between what the coverage of sets lies in 95 of 100 measurements of as many scores."""
+        """Return the bounds of the coverage of sets in 95 of 100 measurements with as many scores."""
         place = math.ceil((len(self.scores) + 1) * level - 1e-9)
         steps = (np.arange(_STEPS) + 0.5) / _STEPS
         logs = (place - 1) * np.log(steps) + (len(self.scores) - place) * np.log1p(-steps)
@@ -235,7 +235,7 @@ def check_level(level: float) -> None:
     """Refuse an impossible level.
 
     Raises:
-        UsageError: It is not between 0 and 1.
+        UsageError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise UsageError(

@@ -23,13 +23,13 @@ class OwnEncoders:
     """The encoders behind a run's embeddings; each is loaded and checked on first use."""
 
     def __init__(self, run: Run, store: Store, towers: Mapping[Modality, list[Tower]], *, device: str) -> None:
-        """Record what they must be consistent with; nothing is loaded.
+        """Record what the encoders must be consistent with; nothing is loaded.
 
         Args:
-            run: What reads the embeddings.
-            store: What they are like.
-            towers: Those that the run reads, by modality.
-            device: Where the encoders run.
+            run: The run that reads the embeddings.
+            store: The store whose embeddings they must match.
+            towers: Towers that the run reads, by modality.
+            device: Device on which the encoders run.
         """
         self._towers = towers
         self._run, self._store, self._device = run, store, device
@@ -63,7 +63,7 @@ class OwnEncoders:
 
         Args:
             image: A path, the bytes of an image file, or a Pillow image.
-            max_pixels: As `frevl.encoders.images.read_image`.
+            max_pixels: As in `frevl.encoders.images.read_image`.
 
         Raises:
             ImageError: The image cannot be read.
@@ -76,10 +76,10 @@ class OwnEncoders:
         """Embed images as they would be in the store.
 
         Args:
-            prepared: What `prepare_image` made of each.
+            prepared: The result of `prepare_image` for each image.
 
         Returns:
-            One ``(tokens, dim)`` array an image, in the stored type; what `score` takes as ``images``.
+            One ``(tokens, dim)`` array per image, in the stored type, as accepted by ``images`` of `score`.
 
         Raises:
             FingerprintError: An encoder is not the one that made the store.

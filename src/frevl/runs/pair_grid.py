@@ -95,7 +95,7 @@ class ScoreRows:
         """Return all ``(images, texts)`` scores: in memory, or in an unnamed temporary file if there are many.
 
         Raises:
-            InputError: The file does not fit on the disk.
+            InputError: The temporary file does not fit on the disk.
         """
         grid = _empty_grid(*self.shape)
         for start, first, tile in self.tiles():

@@ -34,8 +34,8 @@ class Posterior:
     """What the last layer of a network has seen in training, by side.
 
     Attributes:
-        directions: ``(r, width)`` float32 of `frevl.models.classification.posterior.known_directions`, by what
-            `PairNetwork.last_layer_inputs` names.
+        directions: ``(r, width)`` float32 from `frevl.models.classification.posterior.known_directions`, by the names
+            of `PairNetwork.last_layer_inputs`.
     """
 
     directions: dict[str, Tensor]
@@ -48,8 +48,8 @@ class Posterior:
         `frevl.models.ensemble.Average.doubt` for averages.
 
         Args:
-            network: That it is of, in float32; the posterior stays on the CPU.
-            pairs: Embedded.
+            network: The network it belongs to, in float32; the posterior stays on the CPU.
+            pairs: The embedded pairs.
         """
         found = [torch.zeros(0)]
         device = next(network.parameters(), found[0]).device  # a scorer may have moved it to a device
@@ -65,13 +65,13 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs, *, stand_for: floa
     """Fit the posterior of a network's last layer, in closed form and one pass.
 
     Args:
-        network: Trained, on the CPU.
-        pairs: That it was trained on; each image counts once for the image side, each text once for that of texts.
+        network: A trained network on the CPU.
+        pairs: Its training pairs; for the image side each image counts once, for the text side each text.
 
-        stand_for: How many pairs each of these stands for, where they are a sample.
+        stand_for: Number of pairs that each of these represents, if they are a sample.
 
     Returns:
-        The posterior; None if the network has no such layer, or one of very wide inputs.
+        The posterior; None if the network has no such layer, or its inputs are too wide.
     """
     if not len(pairs):
         return None
@@ -125,7 +125,7 @@ def save_posterior(posterior: Posterior | None, folder: Path) -> None:
     """Write the posterior next to its weights; without one, remove the file of any other weights.
 
     Raises:
-        OSError: The folder cannot be written, or the weights are not there.
+        OSError: The folder cannot be written, or the weights are missing.
     """
     file = folder / POSTERIOR_FILE
     if posterior is None:
@@ -142,14 +142,14 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     """Read the posterior of a run.
 
     Args:
-        network: Of the run.
-        folder: Of the run.
+        network: Network of the run.
+        folder: Folder of the run.
         image_dim: Width of an image embedding.
         text_dim: Width of a text embedding.
 
     Raises:
-        UsageError: The run has none.
-        RunError: It is damaged, or of other weights.
+        UsageError: The run has no posterior.
+        RunError: The posterior is damaged, or belongs to other weights.
     """
     file = folder / POSTERIOR_FILE
     if not file.is_file():
@@ -177,8 +177,8 @@ def carried_over(
 
     Args:
         former: The run's network.
-        folder: Of the run.
-        network: Made of it.
+        folder: Folder of the run.
+        network: The network derived from it.
         image_dim: Width of an image embedding.
         text_dim: Width of a text embedding.
 
@@ -227,7 +227,7 @@ def _about(metadata: Mapping[str, str] | None) -> dict[str, object]:
     """Return the file's metadata.
 
     Raises:
-        ValueError: It says nothing of the kind.
+        ValueError: It has no such metadata.
     """
     about = json.loads((metadata or {}).get(_ABOUT, "{}"))
     if not isinstance(about, dict):

@@ -28,14 +28,15 @@ def conformal_scores(
 
     Args:
         scorer: The run with its store.
-        calibrate: Pairs with known targets that the run has not learned from, or a pairs file; None takes the run's.
-        evaluated: Pairs that the sets are to be evaluated on.
+        calibrate: Pairs with known targets that the run was not trained on, or a pairs file; None uses the scores kept
+            in the run.
+        evaluated: Pairs on which the sets are to be evaluated.
 
     Returns:
-        The scores, and what makes them doubtful: pairs that the run has learned from, or that are evaluated on as well.
+        The scores, and reasons to doubt them: pairs on which the run was trained, or that are also evaluated.
 
     Raises:
-        UsageError: The run keeps none, or was trained on soft targets.
+        UsageError: The run has no scores, or was trained on soft targets.
         PairsError: The pairs cannot be used.
     """
     if scorer.run.task == "classification" and scorer.soft:

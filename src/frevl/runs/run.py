@@ -47,11 +47,11 @@ def refuse_other_files(folder: Path, own: Sequence[str]) -> None:
     """Refuse a folder with files not written by a training: weights must not land among someone's documents.
 
     Args:
-        folder: Where a run is to be written; may be absent.
-        own: Names, with ``*`` for anything, that an interrupted training may have left. Hidden files are passed over.
+        folder: Folder for the run; may not exist yet.
+        own: Names, with ``*`` as a wildcard, that an interrupted training may have left. Hidden files are ignored.
 
     Raises:
-        RunError: Names the first other file.
+        RunError: There is another file; names the first.
     """
     try:
         names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -70,26 +70,26 @@ class Run:
     """A trained fusion or baseline.
 
     Attributes:
-        path: Its folder.
-        model: What was asked for: ``tiny``, ``linear``, ...
+        path: Folder of the run.
+        model: The requested model: ``tiny``, ``linear``, ...
         task: ``matching`` or ``classification``.
         network_name: Key of `frevl.models.registry.NETWORKS`.
         network_settings: Arguments that build the network.
         labels: Class names in the order of the outputs; empty for matching.
         encoders: Encoders whose towers were concatenated.
-        towers: Identity of every tower, by modality and name, in the order of concatenation; none of a modality that
-            the run does not read (images alone, or texts alone).
+        towers: Identity of every tower, by modality and name, in order of concatenation; empty for a modality that the
+            run does not read (if it reads only images, or only texts).
         calibration: ``scale`` and ``offset``: calibrated logits are ``scale * logits + offset``.
-        settings: What `train` was called with.
-        results: Development metrics, training seconds and the like.
+        settings: The arguments of `train`.
+        results: Development metrics, training time in seconds and the like.
         provenance: Store fingerprint, seed, versions, command, hardware.
-        train_image_hashes: ``(n,)`` uint64 of the content of the images seen in training or development; of the texts
-            where the run reads texts alone.
+        train_image_hashes: ``(n,)`` uint64 hashes of the content of images seen in training or development; of texts if
+            the run reads only texts.
         network: The network with its weights, on the CPU, in evaluation mode.
-        space_image_hashes: Of ``train_image_hashes``, those of images from which only the run of ``--space`` has
-            learned, so without a class.
-        posterior: Of the last layer of a network that was just trained; that of a run on disk is read when somebody
-            asks for doubt (`frevl.runs.posterior.load_posterior`).
+        space_image_hashes: Those of ``train_image_hashes`` on which only the run of ``--space`` was trained, so without
+            a class.
+        posterior: Posterior of the last layer of a network just trained; that of a saved run is read only when doubt is
+            requested (`frevl.runs.posterior.load_posterior`).
     """
 
     path: Path
@@ -119,10 +119,10 @@ class Run:
         """Refuse pairs that lack a side the run reads.
 
         Returns:
-            A note where the pairs have more than the run reads; empty otherwise.
+            A note if the pairs have more sides than the run reads; empty otherwise.
 
         Raises:
-            PairsError: They have no text, or no image, and the run reads it.
+            PairsError: The pairs have no text, or no image, and the run reads it.
         """
         missing = [side for side in self.sides if side not in pairs.sides]
         if missing:
@@ -178,7 +178,7 @@ class Run:
         """Load a run from its folder, or from the model hub: ``hf:NAME[@REVISION]``.
 
         Raises:
-            RunError: There is no complete run at this path, it is damaged, or a newer frevl wrote it.
+            RunError: There is no complete run at this path, it is damaged, or it was written by a newer frevl.
         """
         path = run_folder(path)
         if not (path / "run.json").is_file():
@@ -243,12 +243,12 @@ class Run:
         """Refuse a network that does not match the embeddings or the run's stated outputs.
 
         Args:
-            network: The run's own, or a form of it.
-            store: The embeddings; `check_store` has accepted it.
-            device: Where the network is.
+            network: The run's own network, or a form of it.
+            store: The store with the embeddings, accepted by `check_store`.
+            device: Device of the network.
 
         Raises:
-            RunError: It does not.
+            RunError: The network does not match.
         """
         image_dim, text_dim = (
             sum(store.towers[name].dim for name in self.towers[modality]) for modality in ("image", "text")
@@ -276,7 +276,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         KeyError: An entry is missing.
-        ValueError: An entry is of another kind, or there is one that is not known.
+        ValueError: An entry has another type, or is unknown.
     """
     for name, (check, expected) in _ENTRIES.items():
         if not check(record[name]):
@@ -290,7 +290,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     if (record["task"] == "classification") != bool(record["labels"]):
         raise ValueError(f"a run of {record['task']} has {len(record['labels']):,} class names")
     for side, own in record["towers"].items():
-        # The first one found: a network that reads only images may contain one that also knows texts.
+        # Use the first one found: a network that reads only images may contain one that also knows texts.
         width = next(settings_named(record["network_settings"], f"{side}_dim"), 0)
         if not own and (record["task"] == "matching" or width):
             raise ValueError(f"there is no tower of the {side}s that its network reads")

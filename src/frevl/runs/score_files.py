@@ -47,17 +47,18 @@ def scoring_through(
     """Score blocks locally or on a cluster.
 
     Args:
-        address: Of the cluster, see `frevl.store.many_nodes.connection.connected`; None scores here.
+        address: Address of the cluster, see `frevl.store.many_nodes.connection.connected`; None scores locally.
         scorer: The run with its store. Nodes open both under the same paths.
-        call: Scores one block. With a cluster it can be pickled: a function of a module, or a `functools.partial`.
-        notes: Gets sentences that a user should read.
+        call: Scores one block. For a cluster it must be picklable: a module-level function, or a `functools.partial` of
+            one.
+        notes: Receives notes for the user.
 
     Yields:
-        What takes blocks, and yields their results in the same order.
+        A function from blocks to their results, in the same order.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        FrevlError: There is no cluster, or a node sees another store or run, or another frevl.
+        FrevlError: There is no cluster, or a node sees another store or run, or has another version of frevl.
     """
     if address is None:
         yield lambda blocks: (call(scorer, block) for block in blocks)
@@ -146,21 +147,21 @@ def score_file(
         scorer: The run with its store.
         pairs: Pairs, or a pairs file.
         out: File to write; appears complete or not at all.
-        notes: Gets sentences for the user: on texts that the encoder cannot read, on sets that hold everything.
-        sets: Add ``"set"``, the labels that cannot be ruled out, the likeliest first, so that the right one is among
-            them as often as this level between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
-        calibrate: Pairs to measure the sets on instead of those that the run has held out.
-        doubt: Add ``"doubt"``: how little the pair is like what the run has learned from (`Scorer.doubt`).
-        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head. They see run and
-            store under the same paths.
+        notes: Receives notes for the user: on texts that the encoder cannot read, on sets that contain every class.
+        sets: Add ``"set"``, the labels that cannot be ruled out, likeliest first, so that the right one is among them
+            with this frequency, between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
+        calibrate: Pairs for calibrating the sets, instead of those held out by the run.
+        doubt: Add ``"doubt"``: how unlike the run's training data the pair is (`Scorer.doubt`).
+        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head node. Nodes must see
+            run and store under the same paths.
 
     Returns:
-        How many pairs were scored, and what was left out.
+        The number of scored pairs, and what was left out.
 
     Raises:
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
-        UsageError: The file is one that is read here, or the run has no doubt.
+        UsageError: The output is also an input, or the run cannot give doubt.
     """
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
@@ -217,9 +218,9 @@ def score_file(
 def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, int, list[Reject]]:
     """Score every image of a pairs file with every text, as needed for retrieval metrics.
 
-    The file is read with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the
-    pairs file, ``score`` is ``(n, m)`` float32, and of a run with a first stage ``similarity`` ``(n, m)`` float32 is
-    the dot product by which that ranks, ``depth`` how many of its candidates ``score`` orders again (0 for none).
+    Read the file with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the pairs
+    file, ``score`` is ``(n, m)`` float32, and for a run with a first stage ``similarity`` ``(n, m)`` float32 is the dot
+    product by which it ranks, and ``depth`` the number of its candidates that ``score`` reorders (0 for none).
 
     Args:
         scorer: A matching run with its store.
@@ -227,10 +228,10 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         out: File to write, ``.npz``; appears complete or not at all.
 
     Returns:
-        How many images and texts were scored, and what was left out.
+        The numbers of scored images and texts, and what was left out.
 
     Raises:
-        UsageError: The run does classification, the file has another extension, or is one that is read here.
+        UsageError: The run does classification, the file has another extension, or the output is also an input.
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
     """
@@ -274,7 +275,7 @@ def _check_room(out: Path, images: list[str], texts: list[str], grids: int) -> N
     if size > _MOST_NAMES:
         longest = max(map(len, images if kind == "image" else texts))
         raise InputError(
-            f"{out}: numpy keeps strings as wide as the longest {kind}, which has {longest:,} characters, so they "
+            f"{out}: numpy stores all strings as wide as the longest {kind}, which has {longest:,} characters, so they "
             f"take {size / 1e9:,.1f} GB; shorten it, or leave it out"
         )
     needed = 4 * len(images) * len(texts) * grids + sum(widest.values())
@@ -283,7 +284,7 @@ def _check_room(out: Path, images: list[str], texts: list[str], grids: int) -> N
     if needed > free:
         raise InputError(
             f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {needed / 1e9:,.1f} GB, "
-            f"and {there} has {free / 1e9:,.1f} GB left; free some space, or score fewer (frevl evaluate does not "
+            f"and {there} has {free / 1e9:,.1f} GB free; free some space, or score fewer (frevl evaluate does not "
             "need such a file)"
         )
 

@@ -72,17 +72,17 @@ class Scorer:
 
         Args:
             run: Folder of the run.
-            store: Where the embeddings are.
-            batch_size: Pairs at once; None: 1,024, on an accelerator 16,384.
-            device: Where PyTorch computes. On an accelerator a fusion scores in float16 (docs/accelerator.md).
-            backend: ``torch``, or ``onnx``: scores come from the run's exported file, on the CPU.
+            store: Path of the store, or the store itself.
+            batch_size: Number of pairs at once; None means 1,024, or 16,384 on an accelerator.
+            device: Device for PyTorch. On an accelerator a fusion scores in float16 (docs/accelerator.md).
+            backend: ``torch``, or ``onnx`` to score with the run's exported file, on the CPU.
             onnx: The exported file, if it is not ``model.onnx`` in the run's folder.
 
         Raises:
-            UsageError: There is no such backend or device, or an exported file for another backend.
-            RunError: There is no complete and sound run at this path, or no exported file of it.
+            UsageError: There is no such backend or device, or an exported file is given for another backend.
+            RunError: There is no complete, intact run at this path, or it has no exported file.
             StoreError: There is no store at this path.
-            FingerprintError: They do not belong together.
+            FingerprintError: The run and the store do not match.
         """
         if backend != "torch" or onnx is not None:
             check_backend(backend, onnx, device)
@@ -98,13 +98,13 @@ class Scorer:
         """Score pairs.
 
         Args:
-            pairs: ``(image id, text)``; of a run that reads one side alone also image ids, or texts, themselves.
-            images: Embeddings of images that need not be in the store, by the id that ``pairs`` use for them:
-                ``(tokens, dim)`` each, as `embed_images` makes them. The store is asked for all others.
+            pairs: ``(image id, text)``; for a run that reads one side alone, image ids or texts are accepted too.
+            images: Embeddings of images that need not be in the store, by the ids used in ``pairs``: ``(tokens, dim)``
+                each, from `embed_images`. All others are read from the store.
 
         Returns:
-            Logits in float32: ``(n,)`` for matching (the larger, the better the match), ``(n, classes)`` for
-            classification, in the order of ``run.labels``.
+            Logits in float32: ``(n,)`` for matching (larger is a better match), ``(n, classes)`` for classification, in
+                the order of ``run.labels``.
 
         Raises:
             StoreError: An image is not in the store.
@@ -132,15 +132,15 @@ class Scorer:
         """Score pairs with a matching run, and compute the probability of each match.
 
         Args:
-            pairs: As `score`.
-            images: As `score`.
+            pairs: As in `score`.
+            images: As in `score`.
 
         Returns:
-            ``(n,)`` scores, those of `score`, and ``(n,)`` calibrated probabilities. A run that reranks computes these
-            without what only orders the candidates of one query (`frevl.models.retrieval.reranker`): both need not rank
-            pairs alike.
+            ``(n,)`` scores as in `score`, and ``(n,)`` calibrated probabilities. A run that reranks computes these
+                without the terms that only reorder one query's candidates (`frevl.models.retrieval.reranker`), so the
+                two may rank pairs differently.
 
-        Raises as `score`, and UsageError if the run does classification.
+        Raises the errors of `score`, and UsageError if the run does classification.
         """
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
@@ -152,15 +152,15 @@ class Scorer:
         """Return how unlike the training data pairs are.
 
         Args:
-            pairs: As `score`.
-            images: As `score`.
+            pairs: As in `score`.
+            images: As in `score`.
 
         Returns:
-            ``(n,)`` float32 from 0, as known as can be, to 1, like nothing known: what the posterior of the last layer
-            leaves of its prior variance (`frevl.runs.posterior.Posterior.doubt`). It says nothing about which
-            answer is right, and is no probability.
+            ``(n,)`` float32 from 0, fully known, to 1, unlike anything known: the share of its prior variance left by
+                the posterior of the last layer (`frevl.runs.posterior.Posterior.doubt`). It does not indicate which
+                answer is right, and is not a probability.
 
-        Raises as `score`, and UsageError if the run has none, RunError if it is damaged.
+        Raises the errors of `score`, UsageError if the run cannot give doubt, and RunError if it is damaged.
         """
         if self._posterior is None:
             image_dim, text_dim = (sum(tower.dim for tower in self._towers[side]) for side in MODALITIES)
@@ -173,11 +173,11 @@ class Scorer:
         """Score pairs by one side alone, if the run keeps a bank of training items of the other.
 
         Args:
-            pairs: As `score`.
+            pairs: As in `score`.
 
         Returns:
-            ``(n, classes)`` float32 logits, ``(n, 1)`` for matching; None where the run has no bank (runs that rerank,
-            and those of `frevl debias --without`, have one).
+            ``(n, classes)`` float32 logits, ``(n, 1)`` for matching; None if the run has no bank (runs that rerank, and
+                those of `frevl debias --without`, have one).
         """
         if (prior := self.network.prior) is None:
             return None
@@ -241,8 +241,8 @@ class Scorer:
         """Classify pairs.
 
         Args:
-            pairs: As `score`.
-            k: How many classes to name.
+            pairs: As in `score`.
+            k: Number of classes to list.
 
         Raises:
             UsageError: The run does matching.
@@ -256,7 +256,7 @@ class Scorer:
 
         Args:
             image_ids: Ids of images in the store.
-            k: How many classes to name.
+            k: Number of classes to list.
 
         Raises:
             UsageError: The run does matching, or reads texts too.

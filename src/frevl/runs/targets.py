@@ -39,9 +39,9 @@ class Answers:
     """Encoded classification targets; a pair has up to ``k`` answers.
 
     Attributes:
-        classes: ``(n, k)`` int64 class indices, -1 where there is no (known) answer.
-        weights: ``(n, k)`` float32 in [0, 1], 0 where there is none.
-        soft: True if the file gave weights: then every answer has a probability of its own, and they need not sum to 1.
+        classes: ``(n, k)`` int64 class indices, -1 if there is no (known) answer.
+        weights: ``(n, k)`` float32 in [0, 1], 0 if there is none.
+        soft: True if the file gave weights: every answer then has its own probability, and they need not sum to 1.
     """
 
     classes: Tensor
@@ -86,8 +86,8 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
     """Return the classes of training targets, most frequent first, ties in alphabetical order.
 
     Args:
-        targets: Training targets only: a vocabulary that has seen test answers leaks.
-        min_count: Leave out answers that fewer pairs name.
+        targets: Training targets only: a vocabulary that includes test answers is a leak.
+        min_count: Leave out answers of fewer pairs than this.
 
     Raises:
         PairsError: No class is frequent enough.
@@ -105,7 +105,7 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
 
 def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> Answers:
     """Convert targets to class indices and weights."""
-    if isinstance(targets, Coded):  # each different one once
+    if isinstance(targets, Coded):  # each distinct one once
         codes, different = coded_values(targets)
         return encode_answers(list(different), labels).select(torch.from_numpy(codes.astype(np.int64)))
     index = {label: i for i, label in enumerate(labels)}
@@ -152,10 +152,10 @@ def balanced_weights(counts: Tensor) -> Tensor:
 def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | None) -> Tensor | None:
     """Return the ``(outputs,)`` class weights; None if all pairs count equally.
 
-    Args:
+    truth: Answers of the training pairs.
         truth: Of the training pairs.
         outputs: Number of classes.
-        class_weight: The option: ``balanced``, or None.
+        class_weight: The option ``balanced``, or None.
 
     Raises:
         UsageError: The classes of these targets cannot be counted.
@@ -178,7 +178,7 @@ def match_truth(pairs: Pairs) -> Tensor:
     No target means yes, as do ``true``, ``1`` and ``match``; ``false``, ``0`` and ``no match`` mean no.
 
     Raises:
-        PairsError: Another target.
+        PairsError: There is another target.
     """
     meaning = {"true": 1.0, "1": 1.0, "match": 1.0, "false": 0.0, "0": 0.0, "no match": 0.0}
 
@@ -206,7 +206,7 @@ def row_prefixes(hashes: np.ndarray) -> np.ndarray:
     """Return the first 64 bits of each of ``(n,)`` content hashes that are bytes of 32 letters, ``(n,)`` uint64."""
     prefixes = np.zeros(len(hashes), np.uint64)
     letters = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, hashes.dtype.itemsize)
-    for place in range(16):  # one digit of all of them at a time
+    for place in range(16):  # one digit of all hashes at a time
         one = letters[:, place]
         digits = np.where(one > ord("9"), one - (ord("a") - 10), one - ord("0"))
         prefixes = (prefixes << np.uint64(4)) | digits.astype(np.uint64)
@@ -226,7 +226,8 @@ class Prediction:
         label: The most probable class.
         probability: Its calibrated probability.
         top: The most probable classes with their probabilities, best first.
-        unknown: It probably belongs to none of them: False where the run has no threshold (``classify --unknown``).
+        unknown: Whether the pair probably belongs to none of them; False if the run has no threshold (``classify
+        --unknown``).
     """
 
     label: str
@@ -240,8 +241,8 @@ class Ranked(NamedTuple):
 
     Attributes:
         classes: ``(n, k)`` int64, best first.
-        probabilities: ``(n, k)``, calibrated.
-        unknown: ``(n,)`` bool, as `Prediction.unknown`.
+        probabilities: ``(n, k)`` calibrated probabilities.
+        unknown: ``(n,)`` bool, as in `Prediction.unknown`.
     """
 
     classes: np.ndarray
@@ -254,9 +255,9 @@ def ranked(scores: np.ndarray, probabilities: np.ndarray, *, k: int, unknown_bel
 
     Args:
         scores: ``(n, classes)`` logits.
-        probabilities: The same shape, calibrated.
-        k: How many to find.
-        unknown_below: A largest logit below this means "unknown"; None: never.
+        probabilities: ``(n, classes)`` calibrated probabilities.
+        k: Number of classes to find.
+        unknown_below: A largest logit below this means "unknown"; None disables this.
     """
     best = _best(scores, k)
     largest = np.take_along_axis(scores, best[:, :1], axis=1)[:, 0]
@@ -278,7 +279,7 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     if k > _FEW_BEST:
         return _sorted_candidates(scores, k)
-    # Finding a maximum is memory-bound, which is faster than any partial sort of a thousand classes.
+    # Finding a maximum is memory-bound, and faster than a partial sort of a thousand classes.
     left, rows = scores.copy(), np.arange(len(scores))
     columns = np.empty((len(scores), k), np.int64)
     for place in range(k):
@@ -291,7 +292,7 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _sorted_candidates(scores: np.ndarray, k: int) -> np.ndarray:
-    """Do the same as `_best` for many rows: sorting a thousand classes costs more than scoring them."""
+    """Do the same as `_best` for many rows: sorting a thousand classes would cost more than scoring them."""
     values, columns = (part.numpy() for part in torch.from_numpy(scores).topk(max(k, 2), dim=1))
     tied = np.flatnonzero(values[:, 0] == values[:, 1])  # the first of several largest may not be among those
     columns = columns[:, :k]

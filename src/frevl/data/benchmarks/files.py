@@ -30,7 +30,7 @@ class Folder:
 
     Attributes:
         root: The folder.
-        found: What `find` has found so far: the files that are read.
+        found: Files found by `find` so far: those that are read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -40,7 +40,7 @@ class Folder:
             root: The folder; links to folders are followed, hidden folders are not.
 
         Raises:
-            InputError: There is no such folder.
+            InputError: The folder does not exist.
         """
         if not root.is_dir():
             raise InputError(f"{root}: no such folder; give the folder with the benchmark's files.")
@@ -81,7 +81,7 @@ class Folder:
 
         Args:
             name: Official path or name, with or without the ending.
-            exact: The whole official path must be there, because names alone are not unique.
+            exact: Require the whole official path, because names alone are not unique.
         """
         stem, suffix = _split_suffix(name)
         if suffix.lower() not in IMAGE_SUFFIXES:
@@ -103,20 +103,20 @@ def need(mapping: Any, key: str, kind: type | tuple[type, ...], place: str) -> A
     """Return ``mapping[key]``, checked.
 
     Args:
-        mapping: What should be a JSON object.
-        key: The key that the official format has.
+        mapping: The value that should be a JSON object.
+        key: A key of the official format.
         kind: Accepted types of the value.
-        place: File and place for the message.
+        place: File and position, for the message.
 
     Raises:
-        InputError: Not an object, no such key, or a value of another type.
+        InputError: It is not an object, the key is missing, or the value has another type.
     """
     if not isinstance(mapping, Mapping):
         raise InputError(f"{place}: expected an object with '{key}', found {type(mapping).__name__}.")
     if key not in mapping:
         found = ", ".join(f"'{name}'" for name in list(mapping)[:8]) or "nothing"
         raise InputError(f"{place}: expected the key '{key}', found {found}; is this another version of the file?")
-    # In Python, True is a number; for the authors of these files it is not.
+    # In Python, True is a number; to the authors of these files it is not.
     if not isinstance(mapping[key], kind) or (isinstance(mapping[key], bool) and kind is not bool):
         wanted = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
         raise InputError(f"{place}: expected '{key}' to be {wanted}, found {type(mapping[key]).__name__}.")
@@ -127,7 +127,7 @@ def read_json(path: Path) -> Any:
     """Read a file with a single JSON value.
 
     Raises:
-        InputError: It cannot be read, is not UTF-8, or ends too early.
+        InputError: The file cannot be read, is not UTF-8, or ends too early.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)

@@ -1,6 +1,6 @@
 """Load published sets from their official files as rows for a pairs file.
 
-A row is an object of `frevl.data.pairs`: ``image`` (path below the benchmark's folder), ``text``, mostly ``target``,
+A row is an object of `frevl.data.pairs`: ``image`` (path below the benchmark's folder), ``text``, usually ``target``,
 and further keys by which results can be sliced. One of them has a fixed meaning: rows with the same ``cluster`` are not
 independent, although their images differ; split and resample by it.
 
@@ -36,11 +36,11 @@ class Benchmark:
 
     Attributes:
         name: Name in `BENCHMARKS`.
-        split: As asked for.
+        split: The requested split.
         task: ``matching`` or ``classification``.
         rows: Objects for a pairs file, in the order of the official file.
-        left_out: ``(id, reason)`` of everything that is not in the rows; a missing image stands here once.
-        notes: Sentences for the user: other counts than the official ones, images missing.
+        left_out: ``(id, reason)`` for everything that is not in the rows; a missing image is listed once.
+        notes: Sentences for the user: row counts that differ from the official ones, missing images.
         files: The official files that were read.
     """
 
@@ -59,12 +59,12 @@ class Source:
 
     Attributes:
         task: ``matching`` or ``classification``.
-        splits: For each split its name in file names, and the number of rows in the full official set (None:
-            not known to us, not checked).
-        files: File names with their readers; the first one found is read. ``{split}`` is filled in.
-        where: Where to get the files; ends a sentence.
-        exact_images: Image names are not unique: only the official path will do.
-        rows_of: Number of rows of files that hold another split than the others of the set.
+        splits: For each split, its name in file names and the number of rows in the full official set (None if unknown
+            to us, and not checked).
+        files: File names with their readers; the first file found is read. ``{split}`` is replaced.
+        where: Where to get the files, worded to end a sentence.
+        exact_images: Whether image names are ambiguous, so that the official path is required.
+        rows_of: Row counts of files that contain a different split from the others of the set.
     """
 
     task: Task
@@ -193,7 +193,7 @@ BENCHMARKS: Mapping[str, Source] = {
     ),
 }
 
-# Different authors' names for the same split.
+# Names that different authors use for the same split.
 _DEVELOPMENT = ("dev", "val", "validation")
 
 
@@ -213,23 +213,23 @@ def load_benchmark(
     Args:
         name: A key of `BENCHMARKS`.
         root: Folder with the official files and the images; only easy-vqa has a default, its package.
-        split: A split of this set; ``dev``, ``val`` and ``validation`` mean the same.
-        check: Refuse a set whose number of rows is not the official one. By default the difference is a note,
-            because people work on parts of sets.
-        find_images: Look for every image and leave out the rows whose image is missing. Without it, the
-            official path becomes the image id, for embeddings that exist already.
-        min_answer_count: Of the training split of vqa-v2: answers that are the majority answer of fewer questions
-            are no classes; questions without any other answer are left out. Customary is 9, which makes 3,129
-            classes of training and validation questions together (Anderson et al. 2018).
+        split: A split of the set; ``dev``, ``val`` and ``validation`` are equivalent.
+        check: Refuse a set whose number of rows differs from the official one. By default a difference is only noted,
+            because people work on subsets.
+        find_images: Look for every image and leave out rows whose image is missing. If False, the official path becomes
+            the image id, for existing embeddings.
+        min_answer_count: For the training split of vqa-v2: answers that are the majority answer of fewer questions are
+            not classes, and questions without any other answer are left out. The customary value is 9, which gives
+            3,129 classes for the training and validation questions together (Anderson et al. 2018).
 
     Returns:
         Rows, what was left out, and notes for the user.
 
     Raises:
-        UsageError: No such set or split, or a `min_answer_count` for what has no vocabulary.
+        UsageError: No such set or split, or `min_answer_count` is given for a set without a vocabulary.
         MissingExtraError: easy-vqa is not installed.
-        InputError: A file or all images are missing, a file is truncated or of another version, or, with
-            `check`, the number of rows is another one.
+        InputError: A file or all images are missing, a file is truncated or of another version, or, with `check`, the
+            number of rows differs.
     """
     if name not in BENCHMARKS:
         raise UsageError(f"There is no benchmark '{name}'. {nearest(name, BENCHMARKS)}")
@@ -296,11 +296,11 @@ def left_out_sentence(benchmark: Benchmark) -> str:
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
-    """Write rows as a JSONL pairs file, all or nothing.
+    """Write rows as a JSONL pairs file, completely or not at all.
 
     Args:
         rows: Objects with at least ``image`` and ``text``.
-        path: The file; an existing one is replaced when the new one is complete.
+        path: The file; an existing one is replaced once the new one is complete.
 
     Raises:
         InputError: The file cannot be written.
@@ -345,7 +345,7 @@ def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple
 
 
 def _usable(items: list[Row | LeftOut]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Leave out rows that a pairs file cannot hold (blank texts, broken characters), with their whole groups."""
+    """Leave out rows that a pairs file cannot contain (blank texts, broken characters), with their whole groups."""
     rows: list[Row] = []
     left_out: list[tuple[str, str]] = []
     broken: set[str] = set()

@@ -40,13 +40,13 @@ _SKILLS = {
 def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six images per sentence, one row each.
 
-    The six show the same three boxes in different orders, and up to four sentences come from one presentation:
-    these rows are not independent. ``cluster`` names the presentation: split and resample by it. Images carry the
-    name of their split; a part cut out of another official split may keep that one's names, if all of them are there.
+    The six show the same three boxes in different orders, and up to four sentences come from one presentation: these
+    rows are not independent. ``cluster`` names the presentation: split and resample by it. Images carry the name of
+    their split; a subset cut out of another official split may keep that split's names, if all of them exist.
 
-    Slices. From the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``.
-    From the structured representation: ``scene`` (``towers`` if all objects are squares of size 20 that stand
-    at the same x, else ``scattered``), ``objects`` (how many, in three boxes), ``colours`` (how many).
+    Slices. From the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``. From the
+    structured representation: ``scene`` (``towers`` if all objects are squares of size 20 with the same x, else
+    ``scattered``), ``objects`` (their number in the three boxes), ``colours`` (their number).
     """
     sentences = list(json_lines(path))
     part = _nlvr_part(folder, [line for _, line in sentences], split)

@@ -35,7 +35,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     notes, annotated, twice = _vqa_annotations(folder, path, split, subset)
     yield from twice
     seen: set[int] = set()
-    # Questions for test-dev are about images of test.
+    # Questions for test-dev refer to images of test.
     images = "test2015" if subset.startswith("test") else subset
     for number, question in enumerate(need(document, "questions", list, str(path))):
         place = f"{path}, questions[{number}]"
@@ -105,8 +105,8 @@ def frequent_answers(rows: Sequence[Row], minimum: int) -> list[str]:
     """Return the majority answers of enough training questions; see `answer_vocabulary`.
 
     Args:
-        rows: Of `vqa_v2`, of the training split.
-        minimum: How many questions; customary is 9.
+        rows: Rows of `vqa_v2` from the training split.
+        minimum: Minimum number of questions; the customary value is 9.
     """
     return answer_vocabulary((row["multiple_choice_answer"] for row in rows), minimum)
 
@@ -118,7 +118,7 @@ def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[l
 
     Args:
         rows: Rows with a soft target.
-        vocabulary: Of `frevl.data.benchmarks.vqa_answers.answer_vocabulary`, from the training split.
+        vocabulary: From `frevl.data.benchmarks.vqa_answers.answer_vocabulary` on the training split.
 
     Returns:
         Rows with at least one answer left, and what was left out, one entry per question.
@@ -162,10 +162,10 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """Question line, answer line, and so on (Malinowski and Fritz 2014); the question names its image.
 
     Read from ``qa.894.raw.<split>.txt``, or from the full file and the official image list of the split. ``text`` is
-    the question without its image's name ("in the image3"), which says nothing about the image but splits equal
-    questions and, numbered along NYU Depth's videos, reveals the room; ``question`` is the original. ``cluster`` is the
-    run of images whose numbers follow each other: mostly one room, seen again and again, so a development split must
-    not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type`` is ``single`` or
+    the question without its image's name ("in the image3"), which carries no information on the image, but makes equal
+    questions differ and, being numbered along NYU Depth's videos, reveals the room; ``question`` is the original.
+    ``cluster`` is a run of images with consecutive numbers: usually one room seen repeatedly, so a development split
+    must not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type`` is ``single`` or
     ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what colour ...") or
     ``object``, a rule of ours.
     """
@@ -228,7 +228,7 @@ def _daquar_row(image: str, question: str, answers: list[str]) -> Row:
 
 
 def _without_name(question: str, image: str) -> str:
-    """Remove the image's own name from a question, with the words that introduce it."""
+    """Remove the image's name from its question, with the words that introduce it."""
     name = rf"\b{re.escape(image)}\b"
     text = re.sub(rf"\s*\b(?:in|of|on|from|at)\s+(?:(?:the|this)\s+)?{name}", "", question)
     return re.sub(r"\s+", " ", re.sub(name, "", text)).strip() or question

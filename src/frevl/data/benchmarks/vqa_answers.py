@@ -5,9 +5,9 @@ Python 3. It differs from the description on the authors' web page and from olde
 LAVIS), which always normalise the prediction and the ten answers only partly. The procedure, quirks included:
 
 1. Every answer loses tabs, newlines and blanks at its ends. That is all if the ten answers are the same:
-   then the prediction must equal them literally, "Yes" is not "yes".
+   the prediction must then equal them literally: "Yes" is not "yes".
 2. Otherwise prediction and answers are normalised; see `normalise_answer`.
-3. The accuracy is the mean, over the ten ways to leave one answer out, of ``min(1, matches / 3)``.
+3. The accuracy is the mean, over the ten ways to leave out one answer, of ``min(1, matches / 3)``.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
 
     Args:
         predicted: ``(n,)`` one answer per question.
-        answers: ``(n,)`` for each question the answers that people gave, officially ten.
+        answers: ``(n,)`` for each question, the answers that people gave, officially ten.
 
     Returns:
-        ``(n,)``.
+        ``(n,)`` accuracies in [0, 1].
 
     Raises:
         UsageError: The lengths differ, or a question has no answers.
@@ -108,14 +108,14 @@ def answer_vocabulary(answers: Iterable[str], minimum: int = 9) -> list[str]:
     """Return the answers that occur often enough to be classes.
 
     Customary for VQA v2 (Anderson et al. 2018): the majority answers (``multiple_choice_answer``), one per question,
-        occurring at least 9 times. Use only the training split.
+    that occur at least 9 times. Use only the training split.
 
     Args:
         answers: One answer per question.
-        minimum: How often an answer must occur after normalisation.
+        minimum: Minimum number of occurrences after normalisation.
 
     Returns:
-        Normalised answers, most frequent first, equally frequent ones in alphabetical order.
+        Normalised answers, most frequent first; ties in alphabetical order.
     """
     counts = Counter(normalise_answer(answer) for answer in answers)
     frequent = [(-count, answer) for answer, count in counts.items() if answer and count >= minimum]
@@ -126,10 +126,10 @@ def answer_vocabulary(answers: Iterable[str], minimum: int = 9) -> list[str]:
 def normalise_answer(answer: str) -> str:
     """Normalise an answer as the official evaluator does before comparing (step 2 above).
 
-    Punctuation other than apostrophe, colon and period becomes a blank; it vanishes instead if the answer
-    holds that sign beside a blank anywhere, or a comma between two digits anywhere. Periods vanish unless a
-    digit follows, but 32 at most. Then, word by word and in lower case: number words become digits, articles
-    vanish, missing apostrophes of contractions are put in.
+    Punctuation other than apostrophes, colons and periods becomes a blank; it is removed instead if the answer has that
+    sign next to a blank anywhere, or a comma between two digits anywhere. Periods are removed unless a digit follows,
+    up to 32 of them. Then, word by word and in lower case: number words become digits, articles are removed, and
+    missing apostrophes of contractions are added.
     """
     text = _trim(answer)
     number = _COMMA_IN_NUMBER.search(text) is not None

@@ -1,7 +1,7 @@
 """Read rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
 
-Columns of bytes never appear in the rows: images inside a table (Hugging Face, img2dataset) are referred to by id,
-    and `pictures_of` reads them for embedding.
+Columns of bytes never appear in the rows: images inside a table (Hugging Face, img2dataset) are referred to by id, and
+`pictures_of` reads them for embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "plain_batc
 
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 65_536, 64
 _LONGEST_LIST = 64  # numbers; a longer list is an embedding, not a key of a pair
-_PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  # names used next to an image's
+_PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  # names besides those of image ids
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _HASH = 32  # characters of a content hash, as in a store
 _LONGEST_NAME = 1024  # bytes
@@ -37,9 +37,9 @@ class ArrowSource:
     """A table whose columns can be read one by one.
 
     Attributes:
-        place: For messages: the file.
-        schema: Of the table.
-        read: From names of columns, or ``column.child`` for a part of a struct, and a number of rows to batches.
+        place: Name of the table in messages: the file.
+        schema: Schema of the table.
+        read: Maps column names (or ``column.child`` for a part of a struct) and a number of rows to batches.
     """
 
     place: str
@@ -51,7 +51,7 @@ def open_arrow(path: Path) -> ArrowSource:
     """Open a Parquet, Arrow or Feather file; only its schema is read.
 
     Raises:
-        PairsError: It cannot be read.
+        PairsError: The file cannot be read.
     """
     try:
         if path.suffix.lower() == ".parquet":
@@ -61,7 +61,7 @@ def open_arrow(path: Path) -> ArrowSource:
             return ArrowSource(str(path), schema, lambda names, rows: parquet_batches(path, rows, names))
         mapped = pa.memory_map(str(path))
         try:
-            table = pa.ipc.open_file(mapped).read_all()  # mapped, not copied
+            table = pa.ipc.open_file(mapped).read_all()  # memory-mapped, not copied
         except pa.ArrowInvalid:
             mapped.seek(0)
             table = pa.ipc.open_stream(mapped).read_all()
@@ -89,10 +89,10 @@ class _Plan:
     """The columns to read.
 
     Attributes:
-        columns: Of the fields. Without ``image``, the images give the ids.
-        picture: Column of images, or None.
-        extras: Further columns of the pairs.
-        notes: What is not read, and why.
+        columns: Columns of the fields. Without ``image``, ids come from the images.
+        picture: Column of image bytes, or None.
+        extras: Further columns to keep.
+        notes: Sentences on columns that are not read, and why.
     """
 
     columns: Columns
@@ -107,10 +107,10 @@ def arrow_rows(source: ArrowSource, given: Mapping[str, str], notes: list[str]) 
     Args:
         source: The table.
         given: Columns that the user named.
-        notes: Gets sentences on what was not read.
+        notes: Receives sentences on what was not read.
 
     Raises:
-        PairsError: The columns do not say what the image and the text are, or the table cannot be read.
+        PairsError: The columns of image and text cannot be determined, or the table cannot be read.
     """
     number = 0
     try:
@@ -141,10 +141,10 @@ def plain_batches(
         given: Columns that the user named.
 
     Returns:
-        None where a column is not of texts, whole numbers or truth values, or holds images: `arrow_rows` reads those.
+        None if a column is not of texts, integers or booleans, or holds images; use `arrow_rows` for those.
 
     Raises:
-        PairsError: The columns do not say what the image and the text are.
+        PairsError: The columns of image and text cannot be determined.
     """
     try:
         plan = _plan(source, given)
@@ -346,7 +346,7 @@ def _hash(content: bytes) -> str:
 
 
 def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Convert a row to what the same pair would be in JSON."""
+    """Convert a row to the form that the same pair would have in JSON."""
     fields = {name: row[name] for name in columns.values() if name in row}
     target = columns.get("target")
     if target in fields:

@@ -22,11 +22,11 @@ Row = tuple[int, Any, str]
 def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:
     """Yield the columns of the table with every ``(line, row, problem)``.
 
-    The delimiter is whichever of ``, ; |`` and tab yields the columns in the first line.
+    The delimiter is the one of ``, ; |`` and tab for which the first line contains the columns.
 
     Args:
         path: For messages.
-        stream: The file, in UTF-8, behind a byte order mark.
+        stream: The file in UTF-8, after any byte order mark.
         given: Columns that the user named.
 
     Raises:
@@ -58,11 +58,11 @@ def records(lines: Iterable[str], delimiter: str, names: list[str], target: str,
     """Yield ``(line, row, problem)`` for every record after the header.
 
     Args:
-        lines: The lines that are left, with their ends.
-        delimiter: Between columns.
-        names: Of the columns.
-        target: Column of the target.
-        before: How many lines the file has before these.
+        lines: The remaining lines, with their line endings.
+        delimiter: Delimiter between columns.
+        names: Names of the columns.
+        target: Name of the target column.
+        before: Number of lines before these.
     """
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     while True:

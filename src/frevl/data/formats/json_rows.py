@@ -15,7 +15,7 @@ __all__ = ["HALF_PAIR", "has_half_pair", "is_lines", "json_rows", "json_value", 
 
 HALF_PAIR = "expected text, found half of a surrogate pair"
 _LONGEST_LINE = 1 << 22  # bytes; a pair is a sentence
-_HEAD = 1 << 20  # bytes that determine the form of the file
+_HEAD = 1 << 20  # bytes used to detect the form of the file
 _MOST_BYTES = 256 << 20  # bytes of a file with a single object, which is read whole
 # A first line that an object or list continues after: pretty-printed JSON.
 _GOES_ON = re.compile(rb"[\[{,:]\s*$")
@@ -28,10 +28,10 @@ def json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
     Args:
         path: For messages.
-        stream: The file, in UTF-8, behind a byte order mark.
+        stream: The file in UTF-8, after any byte order mark.
 
     Raises:
-        PairsError: The file is one JSON value that holds no list of pairs, or a list that cannot be read on.
+        PairsError: The file is one JSON value without a list of pairs, or a list that cannot be read to its end.
     """
     begin = stream.tell()
     head = stream.read(_HEAD)
@@ -62,7 +62,7 @@ def _lines(stream: BinaryIO) -> Iterator[Row]:
     while raw := stream.readline(_LONGEST_LINE + 1):
         number += 1
         if problem := too_long(len(raw)):
-            while raw and not raw.endswith(b"\n"):  # a line without end must not fill memory
+            while raw and not raw.endswith(b"\n"):  # an endless line must not fill memory
                 raw = stream.readline(_LONGEST_LINE)
             yield number, None, problem
         elif raw.strip():
@@ -119,8 +119,8 @@ class _Text:
     """The text of a file, with only the part being read in memory.
 
     Attributes:
-        at: Where the reading is, in the part.
-        line: Its line, counted from 1.
+        at: Reading position within that part.
+        line: Line of the position, counted from 1.
     """
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
@@ -188,7 +188,7 @@ class _Text:
         """Move to the next entry, which starts like this one: with the same indentation on a line of its own.
 
         Returns:
-            ``next``; ``none`` where this was the last one; ``lost`` where entries do not begin on their own lines.
+            ``next``; ``none`` after the last entry; ``lost`` if entries do not start on their own lines.
         """
         before = self._part[self._part.rfind("\n", 0, self.at) + 1 : self.at]
         wanted = "\n" + ("" if before.strip() else before) + "{"

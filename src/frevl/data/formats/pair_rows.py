@@ -53,10 +53,10 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
     Args:
         path: The file.
         given: Columns that the user named (`frevl.data.columns.columns_of`).
-        notes: Gets sentences on renamed columns and on what was not read.
+        notes: Receives sentences on renamed columns and on what was not read.
 
     Raises:
-        PairsError: The file is missing, of another kind, or does not say what the image and the text are.
+        PairsError: The file is missing or of another kind, or the columns of image and text cannot be determined.
     """
     if not path.exists():
         raise PairsError(f"{path}: no such pairs file; check the path")
@@ -99,7 +99,7 @@ def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator
 
 
 def _with_columns(path: Path, rows: Iterator[Row], given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:
-    """Decide from the first object which of its keys are the fields."""
+    """Determine from the first object which of its keys are the fields."""
     columns: Columns | None = None
     for line, row, problem in rows:
         if columns is None and isinstance(row, dict) and not problem:
@@ -130,8 +130,8 @@ def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
 
 # ---- what is wrong with a row
 
-# What spreadsheets, R and Python write for a missing value. Lower-case "none" and "na" are excluded, because people
-# give them as answers.
+# How spreadsheets, R and Python write a missing value. Lower-case "none" and "na" are excluded, because people give
+# them as answers.
 NO_VALUE = frozenset(
     ("nan", "NaN", "NAN", "-nan", "null", "Null", "NULL", "None", "N/A", "n/a", "#N/A", "NA", "<NA>", "NaT")
 )
@@ -172,7 +172,8 @@ def with_the_same_sides(
     """Keep rows that all have an image and a text, or all lack the same one; reject incomplete rows.
 
     Raises:
-        PairsError: Rows with a target have different sides. Nobody can say whether a text was forgotten or never meant.
+        PairsError: Rows with a target have different sides, so a missing text may have been forgotten or never
+        intended.
     """
     lacking = {lacking_side(row) for _, _, row in rows}
     if len(lacking) < 2:

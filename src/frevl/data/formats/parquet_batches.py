@@ -1,7 +1,7 @@
 """Read an untrusted Parquet file in batches that are not much larger than its size suggests.
 
-A few bytes of Parquet can stand for gigabytes: a text of a megabyte that every row refers to, or a list of a billion
-zeros. So sizes are taken from the file's own metadata first, batches with shared texts are split before they are
+A few bytes of Parquet can represent gigabytes: a text of a megabyte to which every row refers, or a list of a billion
+zeros. Sizes are therefore first taken from the file's own metadata, batches with shared texts are split before they are
 expanded, and a file that expands excessively is refused.
 """
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 __all__ = ["check_growth", "check_names", "parquet_batches"]
 
 _BATCH_BYTES = 256 << 20
-_MOST_GROWTH = 200  # times the size of the file; captions shrink to a twentieth at best
+_MOST_GROWTH = 200  # times the size of the file; captions compress to a twentieth at best
 _HARMLESS = 512 << 20  # bytes, whatever the file
 _DEEPEST = 8  # nesting depth of the metadata; normally six
 
@@ -28,7 +28,7 @@ def check_names(schema: pa.Schema) -> None:
     """Refuse a damaged schema whose names, including nested fields and time zones, are not text.
 
     Raises:
-        UnicodeDecodeError: One is not UTF-8.
+        UnicodeDecodeError: A name is not UTF-8.
     """
     list(schema.names)
     for kind in schema.types:
@@ -49,11 +49,11 @@ def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> It
 
     Args:
         path: The file.
-        rows: Most rows of a batch.
+        rows: Maximum number of rows per batch.
         names: Columns to read, or ``column.child``; None reads all.
 
     Raises:
-        pa.ArrowException: The file is damaged, or holds much more than its size gives reason to expect.
+        pa.ArrowException: The file is damaged, or contains far more than its size suggests.
         OSError: The file cannot be read.
     """
     with pq.ParquetFile(path, memory_map=True) as file:
@@ -75,10 +75,10 @@ def check_growth(path: Path, size: int) -> None:
 
     Args:
         path: The file.
-        size: Bytes that were read from it, or that it says it holds.
+        size: Number of bytes read from it, or declared in its metadata.
 
     Raises:
-        pa.ArrowInvalid: It does.
+        pa.ArrowInvalid: The file expands too much.
     """
     if size > max(_HARMLESS, _MOST_GROWTH * path.stat().st_size):
         raise pa.ArrowInvalid(f"it holds over {size >> 20:,} MiB, more than {_MOST_GROWTH} times its size")

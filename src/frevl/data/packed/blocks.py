@@ -1,4 +1,4 @@
-"""Parse lines of JSON in blocks with Arrow, which is given only what it reads exactly as `json_rows` does.
+"""Parse lines of JSON in blocks with Arrow, which gets only what it reads exactly as `json_rows` does.
 
 A block that is not plain is halved until the offending lines are isolated; these few are read row by row.
 """
@@ -30,8 +30,8 @@ class Layout:
     """The keys of a file's lines.
 
     Attributes:
-        columns: From a field to its key, as of `frevl.data.formats.pair_rows`.
-        extras: Keys that are kept beside the fields, with the Arrow type of their values.
+        columns: Maps a field to its key, as in `frevl.data.formats.pair_rows`.
+        extras: Keys to keep besides the fields, with the Arrow type of their values.
         dropped: Keys that are not read, with their types.
     """
 
@@ -81,12 +81,12 @@ class Block:
     """Pairs from a block of lines, in columns.
 
     Attributes:
-        images: Arrow strings in codes; an empty one where a pair has none.
-        texts: The same.
-        targets: JSON of each target, in codes; that of null where there is none.
-        extras: JSON of all other keys, in codes.
+        images: Dictionary-encoded Arrow strings; an empty string if a pair has no image.
+        texts: Dictionary-encoded Arrow strings; an empty string if a pair has no text.
+        targets: Dictionary-encoded JSON of each target; ``null`` if there is none.
+        extras: Dictionary-encoded JSON of all other keys.
         lines: Line of each pair.
-        rejected: Lines that are no pair, with the reason.
+        rejected: Lines that are not pairs, with the reason.
     """
 
     images: list[pa.Array] = field(default_factory=list)

@@ -38,9 +38,9 @@ class Csv:
     """The format of a text table.
 
     Attributes:
-        delimiter: Between its columns.
-        names: Of the columns.
-        columns: From a field to its column.
+        delimiter: Delimiter between columns.
+        names: Names of the columns.
+        columns: Maps a field to its column.
         begin: Byte at which the second line begins.
     """
 
@@ -70,7 +70,7 @@ def open_csv(path: Path, given: Mapping[str, str]) -> Csv | None:
     try:
         names = next(csv.reader([header], strict=True, delimiter=delimiter), [])
     except csv.Error:
-        return None  # said where it is read row by row
+        return None  # reported when it is read row by row
     if has_half_pair(names):
         return None  # Arrow does not allow such a column name
     return Csv(delimiter, names, columns, begin)
@@ -109,7 +109,7 @@ def _read(
     """Read whole records from the start of a block of lines.
 
     Returns:
-        How many bytes were read, and how many lines; a record that may go on behind these lines is left.
+        The numbers of bytes and lines read; a record that may continue after these lines is left.
     """
     begin = lines = 0
     few = _FEW
@@ -220,8 +220,8 @@ def arrow_block(batches: Iterator[pa.RecordBatch], columns: Columns) -> Block:
     """Read all pairs of a table with columns of texts, integers and booleans.
 
     Args:
-        batches: Its columns: those of the fields, and those that are kept beside them.
-        columns: From a field to its column.
+        batches: The table's columns: those of the fields, and those to keep besides them.
+        columns: Maps a field to its column.
     """
     block, first = Block(), 1
     for batch in batches:
@@ -236,10 +236,10 @@ def _add(read: Mapping[str, pa.Array], columns: Columns, lines: np.ndarray, bloc
 
     Args:
         read: Columns of the table.
-        columns: From a field to its column.
+        columns: Maps a field to its column.
         lines: Line of each row.
-        block: Is added to.
-        written: Whether an empty target is none and one that looks like JSON is JSON, as in a text table.
+        block: Receives the pairs.
+        written: Whether an empty target means none, and one that looks like JSON is JSON, as in a text table.
     """
     import pyarrow as pa
     from pyarrow import compute as pc

@@ -42,9 +42,9 @@ def write_label_sheet(path: str | Path, labelling: Labelling, *, images: Path | 
 
     Args:
         path: The HTML file.
-        labelling: What `label_store` returned.
-        images: Folder that the image ids are relative to; without it the page shows ids alone.
-        notes: What the user should read.
+        labelling: The result of `label_store`.
+        images: Folder to which image ids are relative; without it the page shows only ids.
+        notes: Notes for the user.
 
     Raises:
         InputError: The file cannot be written.

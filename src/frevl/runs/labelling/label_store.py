@@ -41,12 +41,12 @@ class Labelling:
     """The result of a labelling.
 
     Attributes:
-        labelled: How many images.
+        labelled: Number of labelled images.
         unknown: How many of them belong to no class.
-        counts: Images by label, those that are unknown left out.
-        surest: By label, ``(probability, image id)`` of the surest, the surest first.
-        least_sure: The same of the least sure.
-        out: The file, or None.
+        counts: Number of images by label, not counting unknown ones.
+        surest: By label, ``(probability, image id)`` of the most certain images, most certain first.
+        least_sure: By label, the same for the least certain images.
+        out: Path of the written file, or None.
     """
 
     labelled: int = 0
@@ -55,8 +55,8 @@ class Labelling:
     surest: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     least_sure: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     out: Path | None = None
-    _apart: list[tuple[Sequence[str], Ranked]] = field(default_factory=list, repr=False)  # added but not yet settled
-    _labels: Sequence[str] = field(default=(), repr=False)  # of those
+    _apart: list[tuple[Sequence[str], Ranked]] = field(default_factory=list, repr=False)  # added but not yet counted
+    _labels: Sequence[str] = field(default=(), repr=False)  # labels of those
 
     def record(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
@@ -88,7 +88,7 @@ class Labelling:
             self._settle()
 
     def _settle(self) -> None:
-        """Count what `add_all` put aside, and keep those among the most or least certain."""
+        """Count what `add_all` set aside, and keep those among the most or least certain."""
         if not self._apart:
             return
         images = [image for some, _ in self._apart for image in some]
@@ -128,19 +128,20 @@ def label_store(
     """Label all images of a store.
 
     Args:
-        scorer: A run of images alone, and the store.
-        out: File of one JSON object a line: ``{"image", "label", "probability", "top": [[label, p], ...]}`` and, where
-            the run has a threshold, ``"unknown"``. It appears complete or not at all; the same call goes on with what
-            an interrupted one has written. None writes nothing.
-        where: Only images whose metadata meets this SQL condition.
-        k: How many classes to name in ``top``.
-        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head. They see run and
-            store under the same paths. The file is the same, and one way goes on with what the other has written.
-        notes: Gets sentences for the user: on workers that were lost.
+        scorer: A run for images only, with its store.
+        out: File with one JSON object per line: ``{"image", "label", "probability", "top": [[label, p], ...]}`` and, if
+            the run has a threshold, ``"unknown"``. It appears complete or not at all; repeating an interrupted call
+            continues it. None writes nothing.
+        where: SQL condition on the metadata of images to label; None labels all.
+        k: Number of classes to list in ``top``.
+        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head node. Nodes must see
+            run and store under the same paths. The file is the same, and either way continues what the other has
+            written.
+        notes: Receives notes for the user on lost workers.
         progress: Show progress.
 
     Raises:
-        UsageError: The run reads texts too, the condition cannot be understood, or the file is one that is read here.
+        UsageError: The run reads texts too, the condition is invalid, or the output is also an input.
         InputError: The file cannot be written.
     """
     if scorer.run.sides != ("image",) or scorer.run.task != "classification":
@@ -185,7 +186,7 @@ def check_label_file(out: Path) -> None:
     """Refuse a file name that suggests a format other than JSON lines.
 
     Raises:
-        UsageError: It does.
+        UsageError: The name suggests another format.
     """
     if out.suffix.lower() in _OTHER_FORMATS:
         raise UsageError(f"--out {out}: labels are written as JSON lines; give it a name such as {out.stem}.jsonl")
@@ -208,8 +209,8 @@ def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.
 
     Args:
         best: ``(n,)`` class of each image.
-        scores: ``(n,)`` of each image, the largest are wanted.
-        floors: ``(classes,)`` what a score has to reach.
+        scores: ``(n,)`` score of each image; the largest are wanted.
+        floors: ``(classes,)`` minimum scores.
     """
     rows = np.flatnonzero(scores >= floors[best])
     rows = rows[np.lexsort((-scores[rows], best[rows]))]
@@ -234,12 +235,12 @@ def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryvi
     """Return the lines of a file, assembled column by column: with `json.dumps`, writing took longer than scoring.
 
     Args:
-        images: ``n`` ids.
-        ranked: Their classes.
-        spelled: ``(classes,)`` labels as JSON.
+        images: ``n`` image ids.
+        ranked: The classes of the images.
+        spelled: ``(classes,)`` labels as JSON strings.
 
     Returns:
-        UTF-8; numbers are the shortest that read back to the same float32.
+        UTF-8 bytes; numbers are the shortest that convert back to the same float32.
     """
     labels = [spelled.take(pa.array(column)) for column in ranked.classes.T]
     numbers = [pa.array(column.astype(np.float32)).cast(pa.large_string()) for column in ranked.probabilities.T]

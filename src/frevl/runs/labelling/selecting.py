@@ -40,8 +40,8 @@ class Selection:
     """The chosen pairs, and what was left out.
 
     Attributes:
-        lines: The chosen pairs as they stood in the file, the most wanted first, each with ``"select"``.
-        counts: ``pool``, ``chosen``, ``labelled``, ``in_training``, ``copies`` (of other pairs of the pool),
+        lines: The chosen pairs as in the file, most useful first, each with ``"select"``.
+        counts: ``pool``, ``chosen``, ``labelled``, ``in_training``, ``copies`` (of other pairs in the pool),
             ``covered`` (items that cover the pool).
         rejects: Lines that could not be used.
         notes: Sentences for the user.
@@ -92,17 +92,17 @@ def select_pairs(
     Args:
         scorer: The run with its store.
         pairs: The pool; lines without a target.
-        out: File to write, one pair a line, the most wanted first, with ``"select": {"rank", "value", "margin"}`` and
-            the run's ``label`` (classification) and ``probability``. It appears complete or not at all. None writes
+        out: File to write, one pair per line, most useful first, with ``"select": {"rank", "value", "margin"}`` and the
+            run's ``label`` (classification) and ``probability``. It appears complete or not at all. None writes
             nothing.
-        k: How many to choose.
+        k: Number of pairs to choose.
         by: One of `STRATEGIES`; see `frevl.runs.labelling.strategies.choose`.
-        per_image: Most pairs of one image (of one text, in a run of texts alone).
-        labelled: Pairs that have been labelled since the run was made: files that an earlier call has written, with
-            targets added. Lines without a target are no labels and are passed over.
+        per_image: Maximum number of pairs per image (per text, for a run on texts only).
+        labelled: Pairs labelled since the run was trained: files written by an earlier call, with targets added. Lines
+            without a target are ignored.
 
     Raises:
-        UsageError: `k` or `per_image` is below 1, there is no such strategy, or the file is one that is read here.
+        UsageError: `k` or `per_image` is below 1, the strategy does not exist, or the output is also an input.
         PairsError: The pairs cannot be used, or none is left to choose from.
         InputError: The file cannot be written.
     """
@@ -115,7 +115,7 @@ def select_pairs(
     refuse_inputs({"--out": out}, {"--pairs": paths, "--run": scorer.run.path, "--store": scorer.store.path})
     notes: list[str] = []
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    notes += [note for note in read.notes if note not in one_side_note(read)]  # a message names what the run reads
+    notes += [note for note in read.notes if note not in one_side_note(read)]  # check_pairs states what the run reads
     notes += scorer.run.check_pairs(read)
     usable, rejects = usable_pairs(read.only(scorer.run.sides), scorer.store)
     originals = {place: row for row, place in enumerate(read.places)}
@@ -288,7 +288,7 @@ def _write(out: Path, lines: list[dict[str, Any]]) -> None:
         raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error
 
 
-_SHOWN = 300  # images; a page with more opens slowly
+_SHOWN = 300  # images on the page; with more it opens slowly
 
 
 def write_select_sheet(path: str | Path, selection: Selection, *, images: Path | None) -> None:
@@ -296,8 +296,8 @@ def write_select_sheet(path: str | Path, selection: Selection, *, images: Path |
 
     Args:
         path: The HTML file.
-        selection: What `select_pairs` returned.
-        images: Folder that the image ids are relative to; without it the page shows ids alone.
+        selection: The result of `select_pairs`.
+        images: Folder to which image ids are relative; without it the page shows only ids.
 
     Raises:
         InputError: The file cannot be written.

@@ -1,7 +1,8 @@
 """Greedy selection of items: by margin, by doubt, by coverage, or by margin times distance.
 
-Every strategy is greedy and deterministic: ties go to the first. Work and memory grow with items times chosen, never
-    with items squared.
+Every strategy is greedy and deterministic: ties go to the first item. Work and memory grow with items times chosen
+items,
+never with items squared.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Chosen:
     """A chosen item.
 
     Attributes:
-        row: Which.
-        value: What it was chosen by, 0 or more: the larger, the more it was wanted.
+        row: Row of the item.
+        value: Value by which it was chosen, at least 0: the larger, the more useful.
     """
 
     row: int
@@ -42,22 +43,22 @@ def choose(by: str, items: Tensor, covered: Tensor, unsure: Tensor, units: Tenso
 ]:  # fmt: skip
     """Choose items to label.
 
-    ``margin`` takes the least certain. ``cover`` takes the item farthest from everything covered or chosen (k-centre,
-    Gonzalez 1985; for labels Sener and Savarese 2018). ``doubt`` takes the one with the largest posterior variance and
-    updates the posterior with it, which needs no label (`frevl.models.classification.posterior`). ``mixed`` takes the
-    largest product of margin and distance (ours).
+    ``margin`` takes the least certain item. ``cover`` takes the item farthest from everything covered or chosen
+    (k-centre, Gonzalez 1985; for labels Sener and Savarese 2018). ``doubt`` takes the one with the largest posterior
+    variance and updates the posterior with it, which needs no label (`frevl.models.classification.posterior`).
+    ``mixed`` takes the largest product of margin and distance (ours).
 
     Args:
         by: One of `STRATEGIES`.
         items: ``(n, d)`` float32 of unit length.
-        covered: ``(m, d)``, the same of what was learned from or is labelled; may be empty.
+        covered: ``(m, d)`` float32 of unit length, the items used in training or labelled; may be empty.
         unsure: ``(n,)`` in [0, 1]: one minus the margin between the two likeliest answers.
-        units: ``(n,)`` int64; of items of one number at most `per_unit` are chosen.
-        k: How many to choose; fewer are chosen where there are not as many.
-        per_unit: At least 1.
+        units: ``(n,)`` int64; at most `per_unit` items with the same number are chosen.
+        k: Number of items to choose; fewer if there are not as many.
+        per_unit: Maximum number of items per unit, at least 1.
 
     Raises:
-        UsageError: There is no such strategy.
+        UsageError: The strategy does not exist.
     """
     if by not in STRATEGIES:
         raise UsageError(f"--by {by}: there is no such strategy. {nearest(by, STRATEGIES)}")

@@ -46,7 +46,7 @@ def write_contact_sheet(path: str | Path, result: SearchResult) -> None:
 
     Args:
         path: The HTML file.
-        result: What `frevl.search` found; images are shown where a hit's ``path`` is known.
+        result: The result of `frevl.search`; images are shown where a hit's ``path`` is known.
 
     Raises:
         InputError: The file cannot be written.
@@ -79,7 +79,7 @@ def page_of(title: str, said: str, entries: Sequence[str]) -> str:
     """Return a page of images in a grid.
 
     Args:
-        title: Text; it is escaped.
+        title: Title text; it is escaped.
         said: Text below the title; it is escaped.
         entries: An ``li`` each, as HTML.
     """
@@ -99,8 +99,8 @@ def thumbnail(path: str | Path | None, name: str) -> str:
     """Return HTML with the image embedded, or a grey box if the file is missing or unreadable.
 
     Args:
-        path: Its file, if that is known.
-        name: What it is called.
+        path: Path of the image file, or None.
+        name: Alternative text of the image.
     """
     missing = '<div class="none">no image</div>'
     if path is None:

@@ -16,14 +16,14 @@ def merge_copies(
     """Group items with the same content.
 
     Args:
-        ids: What was found, the nearest first.
-        modality: Of these items.
-        contents: Of images: by id what is the same for copies, such as a content hash, or the first of them (see
-            `frevl.store.reader.Store.copies`); an image without one is like no other.
-        leave_out: Items that are no hits, with all their copies: what was searched with.
+        ids: Ids of the items found, nearest first.
+        modality: Modality of these items.
+        contents: For images, a value by id that is the same for copies, such as a content hash, or the first of them
+            (see `frevl.store.reader.Store.copies`); an image without one has no copies.
+        leave_out: Items that are not hits, with all their copies: those of the query.
 
     Returns:
-        From the position of the first item of each content to the ids of all, in their order.
+        Maps the position of the first item of each content to the ids of all, in order.
     """
 
     def content(id_: str) -> str:

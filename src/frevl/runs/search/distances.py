@@ -16,7 +16,7 @@ GRAPH: Final = "ip"
 
 _MORE = 32  # rows beyond k that are rescored in float32, because the pass rounds the query to float16
 _PIECE_ROWS = 65_536  # rows or bytes per thread at a time
-_PIECE_OF_MANY = 8_192  # rows that are compared with many queries at once
+_PIECE_OF_MANY = 8_192  # rows compared with many queries at once
 
 
 def nearest_rows(
@@ -34,13 +34,13 @@ def nearest_rows(
 
     Args:
         blocks: ``(rows, d)`` float16 each, C-contiguous; together all rows in their order.
-        query: ``(d,)`` float32.
-        k: How many rows to find, at least 1.
+        query: ``(d,)`` float32 query vector.
+        k: Number of rows to find, at least 1.
         allowed: ``(all rows,)`` bool, False for rows that must not be found; None allows all.
-        threads: How many pieces to read at once.
+        threads: Number of pieces to read at once.
 
     Returns:
-        Up to ``k`` row numbers, the best first (ties: the lower number), and their dot products in float32.
+        Up to ``k`` row numbers, best first (ties: the lower number), and their dot products in float32.
     """
     import numkong
 
@@ -93,13 +93,13 @@ def nearest_of_many(
     """Find the rows with the largest dot products for many queries, exactly and in one pass over the vectors.
 
     Args:
-        blocks: As `nearest_rows`.
+        blocks: As in `nearest_rows`.
         queries: ``(n, d)`` float32.
-        k: How many rows to find for each, at least 1.
-        allowed: As `nearest_rows`.
+        k: Number of rows to find for each query, at least 1.
+        allowed: As in `nearest_rows`.
 
     Returns:
-        For every query up to ``k`` row numbers, the best first (ties: the lower number).
+        For every query up to ``k`` row numbers, best first (ties: the lower number).
     """
     best = np.full((len(queries), 0), -np.inf, np.float32)
     rows = np.zeros((len(queries), 0), np.int64)

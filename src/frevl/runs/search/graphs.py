@@ -45,7 +45,7 @@ _WORTH_THREADS = 8  # graphs; searching a few takes less time than waking thread
 
 @dataclass(frozen=True)
 class GraphPart:
-    """One graph: of the rows from ``start`` on, ``rows`` of them, in ``file`` of ``bytes`` (None: not known)."""
+    """One graph: it has ``rows`` rows from ``start`` on, in ``file``, which has ``bytes`` bytes (None if unknown)."""
 
     file: str
     start: int
@@ -58,8 +58,9 @@ class Graphs:
     """Graphs over 8-bit copies of the vectors, from row 0 on, that together propose candidates.
 
     Attributes:
-        parts: What each covers, in the order of rows.
-        scale: That brings vectors to 8 bits with `to_bytes`; one for all, so that their distances can be compared.
+        parts: The graphs, in row order.
+        scale: Factor that brings vectors to 8 bits in `to_bytes`; the same for all, so that their distances are
+        comparable.
     """
 
     parts: tuple[GraphPart, ...]
@@ -71,10 +72,10 @@ class Graphs:
         """Map the files of graphs into memory; nothing is read until it is needed.
 
         Raises:
-            FileNotFoundError: One is missing.
-            OSError: One cannot be read.
-            RuntimeError: One is no graph.
-            ValueError: One was cut, or belongs to other rows.
+            FileNotFoundError: A file is missing.
+            OSError: A file cannot be read.
+            RuntimeError: A file is not a graph.
+            ValueError: A file was truncated, or belongs to other rows.
         """
         graphs, end = [], 0
         for part in parts:
@@ -101,9 +102,9 @@ class Graphs:
 
         Args:
             query: ``(d,)`` float32.
-            wanted: How many rows.
-            expansion: How many candidates each graph keeps while it is searched.
-            threads: How many graphs to search at once, where there are many.
+            wanted: Number of rows to return.
+            expansion: Number of candidates that each graph keeps during its search.
+            threads: Number of graphs to search at once, if there are many.
 
         Returns:
             Up to ``wanted`` row numbers, int64.
@@ -134,8 +135,8 @@ def parts_of(record: dict[str, Any]) -> tuple[GraphPart, ...]:
     """Return the graphs in a record; older records name a single file.
 
     Raises:
-        KeyError: The record is none of an index.
-        TypeError: The same.
+        KeyError: The record is not that of an index.
+        TypeError: Likewise.
     """
     if "file" in record:
         return (GraphPart(record["file"], 0, record["rows"]),)
@@ -160,13 +161,13 @@ def grown_graphs(
     Args:
         shortlist: The vectors, at least one.
         there: Graphs of the first rows, to which the new ones are added.
-        most: Rows of a graph; None: `rows_of_a_graph`.
-        threads: How many to use.
+        most: Maximum number of rows per graph; None: `rows_of_a_graph`.
+        threads: Number of threads.
         progress: Show progress.
 
     Raises:
-        OSError: A graph cannot be written; those before it count all the same.
-        RuntimeError: The same, as usearch says it.
+        OSError: A graph cannot be written; the graphs before it are kept.
+        RuntimeError: Likewise, as raised by usearch.
     """
     folder, blocks = shortlist.folder, shortlist.blocks
     begun = _begun(shortlist)
@@ -248,7 +249,7 @@ def scale_of(vectors: np.ndarray) -> float:
 
 
 def to_bytes(vectors: np.ndarray, scale: float) -> np.ndarray:
-    """Return ``(..., d)`` int8 copies of vectors, times a scale."""
+    """Return ``(..., d)`` int8 copies of vectors multiplied by a scale."""
     wide: np.ndarray = np.clip(np.rint(vectors.astype(np.float32) * scale), -127, 127).astype(np.int8)
     return wide
 
@@ -269,8 +270,8 @@ class AllNeighbours:
 
     Args:
         vectors: ``(n, d)`` float16 of unit length; kept, not copied.
-        k: How many others to find.
-        threads: How many to use.
+        k: Number of others to find.
+        threads: Number of threads.
         progress: Show progress.
     """
 

@@ -34,17 +34,17 @@ class IndexReport:
     """Properties and measured quality of an index.
 
     Attributes:
-        folder: Where it is kept.
-        rows: How many rows it covers.
-        graphs: How many parts it has.
-        expansion: Effort of a search: how many candidates the graph keeps.
-        recall: Share of the 10 exact neighbours that it finds, on queries that did not choose the effort.
-        recall_k: The 10.
-        queries: How many queries it was measured with.
-        queries_of: ``text`` or ``image``: what the queries were.
+        folder: Folder of the index.
+        rows: Number of rows covered.
+        graphs: Number of parts.
+        expansion: Effort of a search: the number of candidates that a graph keeps.
+        recall: Share of the 10 exact neighbours that it finds, on queries not used to choose the effort.
+        recall_k: Number of neighbours in the recall: 10.
+        queries: Number of queries used for the measurement.
+        queries_of: ``text`` or ``image``: the kind of queries.
         exact_ms: Median milliseconds of an exact search.
-        indexed_ms: Median milliseconds of an indexed one.
-        seconds: Time to build it.
+        indexed_ms: Median milliseconds of an indexed search.
+        seconds: Time to build the index, in seconds.
     """
 
     folder: str
@@ -98,11 +98,11 @@ class NeighbourIndex:
 
         Args:
             query: ``(d,)`` float32 of unit length.
-            k: How many rows to find.
-            threads: For the exact part.
+            k: Number of rows to find.
+            threads: Number of threads for the exact part.
 
         Returns:
-            As `frevl.runs.search.distances.nearest_rows`.
+            As in `frevl.runs.search.distances.nearest_rows`.
         """
         alive = self.shortlist.alive()
         rows, similarities = self._candidates(query, k, self.expansion, alive, threads)
@@ -124,7 +124,7 @@ class NeighbourIndex:
         while True:
             rows = self.graphs.candidates(query, wanted, expansion, threads=threads)
             rows = np.sort(rows if alive is None else rows[alive[rows]])
-            # Everything near a query may have been removed: then search further, so that k are found.
+            # All candidates near a query may have been removed: then search further, so that k are found.
             if len(rows) >= min(k, self.shortlist.usable) or wanted >= self.rows:
                 break
             wanted = min(4 * wanted, self.rows)
@@ -159,19 +159,19 @@ def build_index(
     Args:
         shortlist: The vectors.
         queries: ``(n, d)`` float32 real queries; the even ones choose the effort, the odd ones measure the recall.
-        queries_of: What they are, for the report.
+        queries_of: The kind of queries, for the report.
         recall: Share of the exact neighbours to find.
-        k: Of how many neighbours.
-        threads: How many to use.
-        graph_rows: Rows of a part; None: as many as take 1 GiB.
+        k: Number of neighbours in the recall.
+        threads: Number of threads.
+        graph_rows: Rows per part; None means as many as take 1 GiB.
         progress: Show progress.
 
     Returns:
-        The report, which also stands in ``index.json`` beside the index.
+        The report, which is also stored in ``index.json`` next to the index.
 
     Raises:
         UsageError: There is nothing to index, or there are fewer than two queries.
-        StoreError: The index cannot be written; the parts that are finished are kept, and the next call goes on.
+        StoreError: The index cannot be written; finished parts are kept, and the next call continues.
     """
     if not len(shortlist) or len(queries) < 2:
         raise UsageError(

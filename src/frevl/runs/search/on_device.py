@@ -1,7 +1,7 @@
 """Exact nearest neighbours on an accelerator: one pass over half-precision vectors kept in its memory.
 
-A query is split into two float16 parts, so the products are as exact as with a float32 query; sums are float32. First,
-the largest score of every group of rows is kept: the ten best rows are in the ten best groups.
+A query is split into two float16 parts, so the products are as exact as with a float32 query; sums are float32. The
+first step keeps the largest score of every group of rows: the ten best rows are in the ten best groups.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class VectorsOnDevice:
 
         Args:
             queries: ``(n, d)`` float32 on the device.
-            k: How many rows to find; fewer are found where there are fewer.
+            k: Number of rows to find; fewer if there are fewer.
             allowed: ``(rows,)`` bool on the device; the product of a row that is not allowed is minus infinity.
 
         Returns:
-            ``(n, k)`` row numbers, the best first, and ``(n, k)`` float32 dot products.
+            ``(n, k)`` row numbers, best first, and ``(n, k)`` float32 dot products.
         """
         k = min(k, len(self.vectors))
         parts = [self._nearest(part, k, allowed) for part in torch.split(queries, _QUERIES)]
@@ -87,13 +87,13 @@ def nearest_of(
 
     Args:
         shortlist: The vectors.
-        query: ``(d,)`` float32.
-        k: How many rows to find, at least 1.
+        query: ``(d,)`` float32 query vector.
+        k: Number of rows to find, at least 1.
         allowed: ``(rows,)`` bool, False for rows that must not be found; None allows all.
-        threads: Of a search on the processor.
+        threads: Number of threads for a search on the CPU.
 
     Returns:
-        As `frevl.runs.search.distances.nearest_rows`.
+        As in `frevl.runs.search.distances.nearest_rows`.
     """
     there = _placed(shortlist) if is_accelerator(shortlist.scorer.device) and len(shortlist) else None
     if there is None:

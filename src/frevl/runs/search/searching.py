@@ -37,15 +37,15 @@ class Hit:
     """A search hit.
 
     Attributes:
-        rank: 1 for the best.
+        rank: Position in the result, 1 for the best.
         id: The image's id, or the text.
-        score: The run's score of the pair (the larger, the better); for image to image the similarity.
-        probability: Calibrated probability that text and image match, where half of the pairs match; None for image
-            to image.
+        score: The run's score of the pair (larger is better); for image to image, the similarity.
+        probability: Calibrated probability that text and image match, assuming that half of the pairs match; None for
+            image to image.
         similarity: Dot product of the first stage's unit vectors, in [-1, 1].
-        path: The image file, if the folder of the images is known and it is there.
+        path: The image file, if the folder of the images is known and contains it.
         metadata: Metadata columns of the item.
-        copies: Further items of the same content, which would follow at once.
+        copies: Ids of further items with the same content, which would otherwise follow immediately.
     """
 
     rank: int
@@ -65,11 +65,11 @@ class SearchResult:
     Attributes:
         query: The text, or the id or path of the image.
         find: ``images`` or ``texts``.
-        hits: The best first.
-        searched: How many items could have been found.
-        reranked: How many candidates the run scored again.
-        exact: False where an index named the candidates.
-        notes: Sentences that a user should read.
+        hits: The hits, best first.
+        searched: Number of items that could have been found.
+        reranked: Number of candidates rescored by the run.
+        exact: False if an index chose the candidates.
+        notes: Notes for the user.
     """
 
     query: str
@@ -313,22 +313,22 @@ def search(
     Args:
         scorer: A matching run with a first stage (``cosine``, ``dual``, or one that reranks), and its store.
         text: The text; finds images.
-        image: Instead of a text: the id of an image of the store, a path, the bytes of an image file, or a Pillow
+        image: Instead of a text: the id of an image in the store, a path, the bytes of an image file, or a Pillow
             image.
         find: ``images`` (the default) or, for an image, ``texts``.
-        k: How many hits, at least 1.
-        where: Condition in SQL over ``id``, ``bytes`` and metadata columns: only items for which it holds are found,
-            always by exact search.
+        k: Number of hits, at least 1.
+        where: SQL condition over ``id``, ``bytes`` and metadata columns: only items that satisfy it are found, always
+            by exact search.
         images: Folder of the images, for the hits' paths.
         exact: Do not use an index.
-        copies: Give every item of the same content a place of its own; else the first has the ids of the others.
+        copies: List every item with the same content separately; otherwise the first one lists the ids of the others.
         progress: Show a progress line while vectors are computed.
 
     Returns:
-        Hits, the best first; fewer than ``k`` if the store has fewer.
+        Hits, best first; fewer than ``k`` if the store has fewer.
 
     Raises:
-        UsageError: Empty query, ``k`` below 1, a condition that cannot be understood, a run that cannot search.
+        UsageError: Empty query, ``k`` below 1, an invalid condition, or a run that cannot search.
         ImageError: The image cannot be read.
         StoreError: The store is damaged, or the query has to be embedded and the vectors were imported.
         FingerprintError: The query has to be embedded and the encoder is not the one that made the store.
@@ -344,13 +344,13 @@ def index_store(
 
     Args:
         scorer: A matching run with a first stage, and its store.
-        find: ``images`` or ``texts``: what the searches find.
+        find: ``images`` or ``texts``: what searches will find.
         recall: Share of the ten nearest neighbours to find, in (0, 1].
         progress: Show progress.
 
     Returns:
-        The report, with the recall measured on queries of the store (texts for images, images for texts; images for
-        images where there are no texts), and notes.
+        The report, with the recall measured on queries from the store (texts for images, images for texts; images for
+            images if there are no texts), and notes.
 
     Raises:
         UsageError: The run cannot search, or there is too little to index.
@@ -386,7 +386,7 @@ def check_searchable(scorer: Scorer) -> None:
     """Refuse a run that cannot search.
 
     Raises:
-        UsageError: It does classification, or has no first stage.
+        UsageError: The run does classification, or has no first stage.
     """
     if scorer.run.task != "matching":
         raise UsageError(f"{scorer.run.path}: a search needs a matching run, found task '{scorer.run.task}'")

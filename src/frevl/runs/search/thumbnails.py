@@ -20,11 +20,11 @@ def thumbnail_address(source: str | Path | bytes, side: int, *, max_pixels: int 
 
     Args:
         source: A file, or its bytes.
-        side: Pixels of the longer side; smaller images stay as they are.
+        side: Length of the longer side in pixels; smaller images keep their size.
         max_pixels: As in `frevl.encoders.images.read_image`.
 
     Raises:
-        ImageError: It cannot be decoded.
+        ImageError: The image cannot be decoded.
     """
     return "data:image/jpeg;base64," + base64.b64encode(thumbnail(source, side, max_pixels=max_pixels)).decode("ascii")
 

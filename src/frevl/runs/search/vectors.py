@@ -54,9 +54,9 @@ class Shortlist:
         progress: Show a progress line while vectors are computed.
 
     Attributes:
-        folder: Where the vectors are kept.
-        generation: Changes when rows get other numbers.
-        notes: Sentences that a user should read.
+        folder: Folder of the vectors.
+        generation: Changes whenever rows are renumbered.
+        notes: Notes for the user.
 
     Raises:
         UsageError: The run has no first stage.
@@ -155,7 +155,7 @@ class Shortlist:
         with pa.memory_map(str(self.folder / f"{name}.arrow")) as source:
             described = pa.ipc.open_file(source).read_all()
         if not len(vectors) == len(described) == rows:
-            raise ValueError("a part was cut")
+            raise ValueError("a part was truncated")
         return _Part(name, vectors, described)
 
     def _save(self) -> None:
@@ -218,7 +218,7 @@ class Shortlist:
         Args:
             known: The row of every id of the store.
             hashes: ``(n,)`` content hash of every row of the store.
-            complete: ``(n,)`` bool, whether it has the embeddings that the first stage reads.
+            complete: ``(n,)`` bool, whether the row has the embeddings that the first stage reads.
         """
         there = np.zeros(len(complete), bool)
         first = 0

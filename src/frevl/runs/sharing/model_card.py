@@ -39,16 +39,16 @@ def model_card(
     results: Sequence[Mapping[str, Any]] = (),
     diagnosis: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the card.
+    """Return the model card.
 
     Args:
-        run: What ``run.json`` holds.
-        name: Of the model, for headings and examples: an id on a hub.
-        results: What ``frevl evaluate --json`` wrote, one a test set.
-        diagnosis: What ``frevl diagnose --json`` wrote; its verdict goes into the card.
+        run: The contents of ``run.json``.
+        name: Name of the model for headings and examples: an id on a hub.
+        results: The JSON records of ``frevl evaluate --json``, one per test set.
+        diagnosis: The JSON record of ``frevl diagnose --json``, whose verdict goes into the card.
 
     Returns:
-        Markdown with a head of metadata.
+        Markdown that starts with metadata.
     """
     parts = [
         _head(run),
@@ -151,9 +151,9 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
         "## Limits",
         "",
         f"- What the frozen encoders did not keep of {' or '.join(WITH_ARTICLE[side] for side in _sides(run))} cannot "
-        "be found again here: counting, spatial",
+        "be recovered here: counting, spatial",
         "  relations and reading are weak in most encoders.",
-        "- It inherits the biases of its encoders and of the pairs above, and was tested on nothing but what is named.",
+        "- It inherits the biases of its encoders and of the pairs above, and was tested only on the data named here.",
     ]
     unknown = run["results"].get("unknown")
     if unknown:

@@ -46,7 +46,7 @@ class _Input:
 
 
 class ExportedNetwork(PairNetwork):
-    """An ONNX file as a network, on the CPU; no run holds one."""
+    """An ONNX file as a network, on the CPU; never part of a saved run."""
 
     key = "exported"
 
@@ -54,10 +54,10 @@ class ExportedNetwork(PairNetwork):
         """Open a file.
 
         Args:
-            path: What `frevl.deployment.export.exporting` wrote.
+            path: A file written by `frevl.deployment.export.exporting`.
 
         Raises:
-            RunError: There is no such file, or ONNX Runtime cannot read it.
+            RunError: The file does not exist, or ONNX Runtime cannot read it.
             MissingExtraError: onnxruntime is not installed.
         """
         super().__init__()
@@ -67,7 +67,7 @@ class ExportedNetwork(PairNetwork):
             raise RunError(
                 f"{path}: expected an exported run, found no file; write it with: frevl export --onnx {path}"
             )
-        threads = torch.get_num_threads()  # OMP_NUM_THREADS decides
+        threads = torch.get_num_threads()  # determined by OMP_NUM_THREADS
         try:
             self.session = _open(path, threads)
             # Large batches are split over cores (see `_parallel_parts`). Opened now, because the file may be replaced
@@ -150,7 +150,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
     """Return the metadata of an exported file, parsed.
 
     Raises:
-        RunError: `frevl export` did not write this file, or a newer one did.
+        RunError: The file was not written by `frevl export`, or by a newer version.
     """
     return _parsed(ExportedNetwork(path), path)
 
@@ -159,7 +159,7 @@ def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
     """Refuse backends that `frevl.runs.scorer.Scorer.open` cannot use; arguments as there.
 
     Raises:
-        UsageError: There is no such backend, or it does not go with the file or the device.
+        UsageError: There is no such backend, or it does not support the file or the device.
     """
     if backend not in BACKENDS:
         raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
@@ -199,7 +199,7 @@ def weights_hash(run: Run) -> str:
     """Return the SHA-256 of the run's weights as stored in its folder.
 
     Raises:
-        RunError: They cannot be read.
+        RunError: The weights cannot be read.
     """
     try:
         with (run.path / "weights.safetensors").open("rb") as stream:

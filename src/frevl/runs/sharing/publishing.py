@@ -28,18 +28,18 @@ def push_run(
 
     Args:
         path: Folder of the run.
-        repository: Id on the hub; made if it is missing.
-        private: Make it private if it is new.
+        repository: Id on the hub; created if missing.
+        private: Whether to make it private if it is new.
         results: JSON files of ``frevl evaluate``, for the card.
         diagnosis: JSON file of ``frevl diagnose``, for the card.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
         MissingExtraError: ``huggingface_hub`` is not installed.
         InputError: A JSON file cannot be used.
-        RunError: There is no run, or the hub refuses.
+        RunError: There is no run, or the hub refuses the upload.
     """
     hub = hub_library()
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,13 +65,13 @@ def write_published_run(
 ) -> None:
     """Write what `push_run` would upload: the run's files and its model card.
 
-    Folders of this machine are left out of ``run.json``; names of files stay. The hashes of the training images are
-    part of a run: with them, anyone who has an image can find out whether it was used for training.
+    Paths of this machine are removed from ``run.json``; file names are kept. The hashes of the training images are part
+    of a run: anyone who has an image can use them to find out whether it was used for training.
 
     Args:
         path: Folder of the run.
-        folder: Where to write; made if it is missing.
-        name: Of the model on the hub.
+        folder: Folder to write; created if missing.
+        name: Name of the model on the hub.
         results: JSON files of ``frevl evaluate``, for the card.
         diagnosis: JSON file of ``frevl diagnose``, for the card.
 
