@@ -151,7 +151,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
     assert (
         "All 2 pairs have the same right answer ('yes'): always giving it would get them all right, so these "
-        "numbers say nothing about the run; evaluate on pairs of several classes."
+        "numbers reveal nothing about the run; evaluate on pairs of several classes."
     ) in one.notes
     two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
     assert not any("same right answer" in note for note in two.notes)

@@ -40,10 +40,10 @@ class Result:
     Attributes:
         task: ``matching`` or ``classification``.
         n: Number of evaluated pairs.
-        metrics: By name.
+        metrics: Value of each metric, by name, in percent.
         ci95: 95 % interval of every metric, by bootstrap over images; None if undetermined.
         slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` for the task's main metric.
-        provenance: Where the numbers come from.
+        provenance: Store fingerprint, seed, versions, command, hardware.
         notes: Caveats for readers of the numbers.
         left_out: Pairs that were not evaluated, with the reason.
         difference: Comparison with another run, if given: difference of the main metric in points, interval, p-value,
@@ -214,7 +214,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
     best = np.empty(len(pairs), np.int64)
     confidence, squares = np.empty(len(pairs)), np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # the scores of thousands of classes would fill memory
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # scores for thousands of classes would fill memory
         part = slice(start, start + _PAIRS_AT_ONCE)
         scores = scorer.score(list(zip(pairs.images[part], pairs.texts[part], strict=True)))
         probabilities = scorer.probabilities(scores)
@@ -336,7 +336,7 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
         return []
     return [
         f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would get them all "
-        "right, so these numbers say nothing about the run; evaluate on pairs of several classes."
+        "right, so these numbers reveal nothing about the run; evaluate on pairs of several classes."
     ]
 
 

@@ -212,10 +212,10 @@ def bootstrap_rates(
     Args:
         sums: ``(clusters, cells)`` sums of the values of every cluster in every cell.
         counts: ``(clusters, cells)`` numbers of these values.
-        statistic: From ``(draws, cells)`` rates, NaN where a draw has no value, to ``(draws,)``. Draws where it is
-            not finite are left out.
+        statistic: Maps ``(draws, cells)`` rates, NaN where a draw has no value, to ``(draws,)``. Draws with a
+            non-finite result are left out.
         resamples: Number of draws.
-        seed: Of the random draws; the same clusters are drawn as in `bootstrap_interval`.
+        seed: Random seed for the draws; the same clusters are drawn as in `bootstrap_interval`.
         level: Confidence level, between 0 and 1.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Measures of `frevl evaluate` that need more than hits, and how often its prediction sets hold the right answer."""
+"""Metrics that need more than hits, and the coverage of prediction sets."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def correct(predicted: Labels, targets: Labels) -> Floats:
         targets: ``(n,)`` labels. A list, tuple or set holds several right answers.
 
     Returns:
-        ``(n,)`` of 0 and 1.
+        ``(n,)`` of 0 and 1, 1 for a right label.
 
     Raises:
         UsageError: The lengths differ, or there are no items.
@@ -124,7 +124,7 @@ def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Flo
         targets: ``(n,)`` class number. -1 means a class unknown to the model: probability 0.
 
     Returns:
-        ``(n,)``. Probabilities below 1e-12 count as 1e-12.
+        ``(n,)`` nats. Probabilities below 1e-12 count as 1e-12.
 
     Raises:
         UsageError: Shapes do not match, a class does not exist, or a probability lies outside ``[0, 1]``.
@@ -148,7 +148,7 @@ def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
         targets: ``(n,)`` class number; -1 means a class unknown to the model.
 
     Returns:
-        ``(n,)``.
+        ``(n,)`` scores.
 
     Raises:
         UsageError: Shapes do not match, a class does not exist, or a probability lies outside ``[0, 1]``.

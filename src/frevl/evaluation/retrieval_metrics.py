@@ -26,8 +26,8 @@ class Ranks:
     """The rank of the best right item for every query; 0 is the first.
 
     Attributes:
-        i2t: ``(images,)`` int64.
-        t2i: ``(texts,)`` int64.
+        i2t: ``(images,)`` int64, the rank of the best right text for each image.
+        t2i: ``(texts,)`` int64, the rank of the best right image for each text.
     """
 
     i2t: NDArray[np.int64]
@@ -287,7 +287,7 @@ def choice_set_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> di
 
     Args:
         scores: ``(n,)`` scores of the pairs.
-        truth: ``(n,)`` bool.
+        truth: ``(n,)`` bool, whether the text describes the image.
         pairs: Pairs with the key ``group``; for two images also ``caption`` and ``picture``.
 
     Returns:

@@ -12,9 +12,9 @@ from frevl.evaluation.intervals import bootstrap_interval
 
 __all__ = ["group_rows", "has_value", "range_names", "slice_rows", "slice_table", "value_name"]
 
-_MOST_VALUES = 50  # a key with more values than this names items, not groups ...
+_MOST_VALUES = 50  # a key with more values than this identifies items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 question types
-# Keys with which readers of published sets mark single items, or pairs that belong together.
+# Keys by which readers of published sets mark single items, or pairs that belong together.
 _NOT_GROUPS = frozenset(("cluster", "group", "identifier", "pair_id", "question_id"))
 _MOST_NUMBERS = 10  # a key with more distinct numbers than this is cut into ranges
 _RANGES = 4

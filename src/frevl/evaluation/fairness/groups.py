@@ -35,7 +35,7 @@ class Groups:
     """The groups to compare.
 
     Attributes:
-        key: Of the pairs.
+        key: The key of the pairs.
         rows: Row numbers of the pairs in every group, in the order of ranges or names.
         pictures: Number of distinct images (or texts, if there are only texts) in every group.
         left_out: The same for groups that are too small.
@@ -75,7 +75,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
 
     Args:
         pairs: The evaluated pairs.
-        key: Of them.
+        key: A key of these pairs.
         content: A hash of every image (or text, if there are only texts): copies count as one image.
 
     Raises:

@@ -54,7 +54,7 @@ def evaluate_queries(
     Args:
         scorer: A matching run with its store.
         pairs: Their images form the pool, each once; copies count as one image.
-        queries: Texts, or a file with one a line. Use queries that do not name a group.
+        queries: Texts, or a file with one per line. Use queries that do not name a group.
         groups: A key of the pairs. An image's group is the value that its pairs share; images with none or several
             are not in the pool.
         k: Number of hits shown.
@@ -65,7 +65,7 @@ def evaluate_queries(
         in nats, ``share_gap`` in points.
 
     Raises:
-        UsageError: It is not a matching run, ``k`` does not suit the pool, or there are no groups to compare.
+        UsageError: The run is not for matching, ``k`` does not suit the pool, or there are no groups to compare.
         InputError: The pairs or the queries cannot be used.
     """
     if scorer.run.task != "matching":

@@ -131,9 +131,9 @@ def equal_opportunity_difference(truth: ArrayLike, said: ArrayLike, groups: Sequ
     """Return the gap between groups in the true-positive rate, in [0, 1].
 
     Args:
-        truth: ``(n,)`` of 0 and 1.
-        said: ``(n,)`` of 0 and 1.
-        groups: ``(n,)``.
+        truth: ``(n,)`` of 0 and 1, the right answers.
+        said: ``(n,)`` of 0 and 1, the given answers.
+        groups: ``(n,)`` group of each item.
 
     Raises:
         UsageError: No item is true, or lengths differ. A group without a true item is skipped.
