@@ -36,13 +36,13 @@ def tower_records(encoder: Encoder, *, dtype: str) -> list[Tower]:
 
     Args:
         encoder: A loaded encoder.
-        dtype: The type in which its embeddings are stored; part of the identity.
+        dtype: Number type in which its embeddings are stored; part of the identity.
 
     Returns:
-        One record a tower.
+        One record per tower.
 
     Raises:
-        EncoderError: A tower answers with something that is not finite.
+        EncoderError: A tower returns a value that is not finite.
     """
     records = []
     if encoder.image is not None:
@@ -72,11 +72,11 @@ def check_encoder(encoder: Encoder, towers: Sequence[Tower], place: str) -> None
 
     Args:
         encoder: A loaded encoder.
-        towers: As the store remembers them. Images and texts may be stored in two types.
-        place: Where the store is, for the message.
+        towers: Towers as recorded in the store. Images and texts may be stored in different types.
+        place: Path of the store, for the message.
 
     Raises:
-        FingerprintError: A field of a tower's identity, or its answers to the canaries, differ.
+        FingerprintError: A field of a tower's identity, or its embeddings of the canaries, differ.
     """
     answered = {tower.name: tower for tower in tower_records(encoder, dtype="float16")}
     for stored in towers:

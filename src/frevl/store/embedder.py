@@ -26,7 +26,7 @@ class Pictures(Protocol[A_contra]):
 
     Attributes:
         in_memory: Whether the bytes of an image are in memory before it is prepared, so that few should wait.
-        remarks: What was noticed while images were prepared: ids, by what there is to say of them.
+        remarks: Observations made while preparing images: ids, by the kind of observation.
     """
 
     in_memory: bool
@@ -45,10 +45,10 @@ class Pictures(Protocol[A_contra]):
         """Return whether the file of a stored image no longer exists."""
 
     def prepare(self, source: A_contra) -> tuple[str, PendingItem | Reject | None]:
-        """Read, hash and decode one, unless the store already has it unchanged; thread-safe.
+        """Read, hash and decode an image, unless the store already has it unchanged; thread-safe.
 
         Returns:
-            Its id, and what has to be done; None for nothing.
+            Its id, and what is to be done; None if nothing is.
         """
 
     def elsewhere(self) -> MakePictures[A_contra]:
@@ -59,11 +59,11 @@ class MakePictures(Protocol[A_contra]):
     """Creates images of one kind."""
 
     def __call__(self, towers: Sequence[ImageTower], stored: KnownItems) -> Pictures[A_contra]:
-        """Make them.
+        """Create the images.
 
         Args:
-            towers: Image towers that shall have seen every image.
-            stored: What the store knows.
+            towers: Image towers that must have embedded every image.
+            stored: The items known to the store.
         """
 
 
@@ -85,28 +85,28 @@ class Embedder(Protocol):
         """Embed images.
 
         Args:
-            pictures: Prepares one.
-            sources: They, each once.
-            stored: What the store knew of them.
-            buffer: Takes what is embedded; rejects are left to the caller.
+            pictures: Prepares single images.
+            sources: Sources of the images, each once.
+            stored: The items known to the store.
+            buffer: Receives the embeddings; rejects are left to the caller.
 
         Yields:
-            The id of each, in any order, and what had to be done.
+            The id of each image, in any order, and what had to be done.
         """
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
         """Embed batches of texts unchanged, because the last bit of an embedding may depend on its batch.
 
         Yields:
-            How many were done.
+            The number of texts done so far in each step.
         """
 
 
 class Here:
-    """This process.
+    """Embedding in this process.
 
     Args:
-        workers: Threads that decode.
+        workers: Number of decoding threads.
     """
 
     def __init__(self, workers: int) -> None:
@@ -151,5 +151,5 @@ def ahead_of(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterab
         while waiting:
             yield waiting.popleft().result()
     finally:
-        for future in waiting:  # after an error nobody wants them
+        for future in waiting:  # no longer needed after an error
             future.cancel()

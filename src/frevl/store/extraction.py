@@ -42,8 +42,8 @@ from frevl.terminal import ProgressLine
 
 __all__ = ["ExtractionReport", "extract"]
 
-_TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little; and given to a tokenizer
-_NEVER_CUT = 16  # characters; where four tokens stand for one (bytes of rare signs), 64 tokens hold them
+_TEXTS_AT_ONCE = 4096  # sorted by length to reduce padding, and passed to a tokenizer at once
+_NEVER_CUT = 16  # characters; even at four tokens per character (bytes of rare signs), 64 tokens suffice
 
 
 def extract(
@@ -71,47 +71,48 @@ def extract(
 ) -> ExtractionReport:
     """Embed images and texts once and keep them.
 
-    Unchanged items already in the store are not embedded again, and a killed call continues after its last commit. A
-    moved or copied file with known content takes over the embeddings. Stored images without a file are counted. Broken
-    items go to the store's rejects.
+    Unchanged items already in the store are not embedded again, and repeating a killed call continues after its last
+    commit. A moved or copied file with known content takes over the embeddings. Stored images without a file are
+    counted. Unreadable items are recorded as rejects of the store.
 
     Args:
-        store: Folder of the store; made if it is missing.
-        images: Folder of images; an image's id is its path below it, with ``/``. Or a tar (webdataset), a folder of
-            tars, or a text file that lists tars: the id is then ``TAR/path inside``.
+        store: Folder of the store; created if missing.
+        images: Folder of images; an image's id is its path below it, with ``/``. Alternatively a tar (webdataset), a
+            folder of tars, or a text file that lists tars: the id is then ``TAR/path inside``.
         pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
             images inside Parquet, Arrow and Feather files and inside tables in memory are embedded too
             (`frevl.data.formats.arrow_rows`).
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
-        encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
+        encoder: Names for `load_encoder`; towers shared by two encoders are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
-        layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
-            ``hf:MODEL`` have them, and they become part of the encoder's name.
-        dtype: ``float16`` or ``float32``, as stored.
-        include: Only images whose id, or a folder above, fits one of these shell patterns, such as ``*.jpg``.
-        exclude: No images that fit one of these. Folders of thumbnails (``@eaDir``, ``__MACOSX`` and the like) are left
-            out unless ``include`` names them.
-        prune: Remove images of the store that have no file in the folder. Refused where that would be all of them.
-        check_content: Compare the content of all files, also where size and modification time are those of the store.
+        layers: Hidden layers to concatenate instead of an encoder's own output, -1 for the last; only ``hf:MODEL``
+            encoders support this, and the layers become part of the encoder's name.
+        dtype: Stored number type, ``float16`` or ``float32``.
+        include: Only images whose id, or a folder above, matches one of these shell patterns, such as ``*.jpg``.
+        exclude: Skip images that match one of these. Thumbnail folders (``@eaDir``, ``__MACOSX`` and the like) are
+            skipped unless ``include`` names them.
+        prune: Remove stored images that have no file in the folder. Refused if that would remove all of them.
+        check_content: Compare the content of all files, even if size and modification time are unchanged.
         shard: Only this share of the images and texts, such as ``3/8``, into a store of its own: a part. All parts
-            together, merged by `frevl.store.sharding.merging.merge`, are what one extraction would have made.
-        write_pairs: Pairs file to write: every image of the tars with the caption, or the label, beside it. The
+            merged by `frevl.store.sharding.merging.merge` equal the result of one extraction.
+        write_pairs: Pairs file to write: every image of the tars with the caption, or the label, next to it. The
             captions are embedded, too.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
-        workers: Decoding threads; None takes one a processor. With ``ray`` the workers of the cluster.
-        device: Where encoders of a model hub run: ``cpu``, ``cuda`` (a copy on each NVIDIA device), ``cuda:1``; None
-            takes all accelerators. The packaged encoders run on the processor.
-        ray: Embed on the nodes of a Ray cluster: ``local`` (one of this machine, made for this call), ``auto``, or the
-            address of its head. They see the files under the same paths. This process commits.
+        workers: Number of decoding threads; None uses one per CPU core. With ``ray``, the number of workers on the
+        cluster.
+        device: Device for encoders from a model hub: ``cpu``, ``cuda`` (one copy per NVIDIA device), ``cuda:1``; None
+            uses all accelerators. The packaged encoders run on the CPU.
+        ray: Embed on the nodes of a Ray cluster: ``local`` (one on this machine, started for this call), ``auto``, or
+            the address of its head node. Nodes must see the files under the same paths. This process commits.
         progress: Show progress.
 
     Returns:
-        What was done.
+        A report of what was done.
 
     Raises:
-        UsageError: Nothing to embed, an unknown encoder or type, a device that is not there.
-        InputError: The image folder is missing or holds no readable image, or a pairs file cannot be used.
+        UsageError: Nothing to embed, an unknown encoder or type, or a missing device.
+        InputError: The image folder is missing or has no readable image, or a pairs file cannot be used.
         StoreError: The store cannot be written, or is the part of another shard.
         FingerprintError: The store was made with other encoders or settings under the same name.
     """
@@ -203,7 +204,7 @@ def extract(
         if texts or captions.texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
             buffer = CommitBuffer(writer, "text", text_towers, rows=commit_rows, seconds=commit_seconds)
-            # With a shard the captions of the other tars are not known here: each takes those of its own.
+            # With a shard, the captions of other tars are unknown here: each process takes those of its own.
             own = list(dict.fromkeys([*of_texts.own(texts, str), *captions.texts]))
             _extract_texts(own, text_towers, buffer, embedder, report, progress=progress)
         if part is not None:
@@ -250,7 +251,7 @@ def _extract_texts(
     report.texts = buffer.embedded
     report.rejects += buffer.rejected
     _tell_unread(texts, towers, buffer.writer, report)
-    # A text of so few characters is never cut; the others are counted by the tower that cuts most.
+    # A text this short is never truncated; the others are counted by the tower that truncates most.
     long = [texts[row] for row in np.flatnonzero(lacking).tolist() if len(texts[row]) > _NEVER_CUT]
     cut = max((sum(map(tower.truncated, _parts(long))) for tower in towers), default=0)
     if cut:
@@ -262,14 +263,14 @@ def _batches(
 ) -> Iterator[list[PendingItem]]:
     """Arrange the texts to embed in batches.
 
-    An embedding may depend, in its last bit, on the others of its batch. So batches are cut from the list of all texts,
-    whatever the store has already: an extraction that was interrupted goes on with the batches that it would have made.
+    An embedding may depend, in its last bit, on the rest of its batch. Batches are therefore cut from the list of all
+    texts, whatever is already stored: an interrupted extraction continues with the same batches.
 
     Args:
-        texts: All.
-        lacking: ``(n,)`` bool, which have to be embedded.
-        pending: Makes what a batch consists of, from the row of a text.
-        size: Of a batch.
+        texts: All texts.
+        lacking: ``(n,)`` bool, which texts must be embedded.
+        pending: Makes an element of a batch from the row of a text.
+        size: Batch size.
     """
     rest: list[int] = []
     for batch in _of_similar_length(texts, range(len(texts)), size):
@@ -283,7 +284,7 @@ def _batches(
 
 
 def _of_similar_length(texts: Sequence[str], rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Cut the rows of texts into batches; neighbours of one length need little padding."""
+    """Cut the rows of texts into batches; texts of similar length need little padding."""
     for start in range(0, len(rows), _TEXTS_AT_ONCE):
         chunk = sorted(rows[start : start + _TEXTS_AT_ONCE], key=lambda row: len(texts[row]))
         for first in range(0, len(chunk), size):
@@ -291,7 +292,7 @@ def _of_similar_length(texts: Sequence[str], rows: Sequence[int], size: int) -> 
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut texts for a tokenizer, whose pieces take kilobytes a text."""
+    """Cut texts into portions for a tokenizer, whose pieces take kilobytes per text."""
     return (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
 
 

@@ -40,11 +40,11 @@ class KnownItem:
     """What the store knew about an item.
 
     Attributes:
-        id: Its id.
-        content_hash: Of its content.
+        id: Id of the item.
+        content_hash: Hash of its content.
         bytes: Size of the content; 0 for an imported image, whose file was never seen.
         modified_ns: Modification time of its file, or `IN_A_TABLE`.
-        lacking: Towers of this extraction that it has no embedding of.
+        lacking: Towers of this extraction for which it has no embedding.
     """
 
     id: str
@@ -68,7 +68,7 @@ class StoredItems:
     """The images, or the texts, of a store. Thread-safe. About 80 bytes per item, besides the ids.
 
     Args:
-        store: A store; what is written later does not change the answers.
+        store: A store; later writes do not change the answers.
         modality: ``image`` or ``text``.
         towers: Names of the towers of this extraction.
     """
@@ -87,7 +87,7 @@ class StoredItems:
 
     @property
     def empty(self) -> bool:
-        """Whether there is none."""
+        """Return whether there are no items."""
         return len(self._ids) == 0
 
     @property
@@ -101,7 +101,7 @@ class StoredItems:
 
     @property
     def with_file(self) -> int:
-        """How many items came from a file of their own; imported ones and those inside a table did not."""
+        """Return how many items came from a file of their own, unlike imported ones and those inside tables."""
         return int(np.count_nonzero(self._has_file()))
 
     def get(self, id_: str) -> KnownItem | None:
@@ -124,12 +124,12 @@ class StoredItems:
         """Find an item with this content whose embeddings another item can take over.
 
         Args:
-            content_hash: Of the other item.
-            is_gone: Whether the file of an id is no longer there.
+            content_hash: Hash of the content.
+            is_gone: Returns whether the file of an id no longer exists.
 
         Returns:
             The item, and whether it has moved: its file is gone, and nothing else has taken its place. None if the
-            store had no such content.
+                store had no such content.
         """
         with self._lock:
             same = [self._known(row) for row in self._rows_of_content(content_hash)]
@@ -179,7 +179,7 @@ class StoredItems:
         return [int(row) for row in order[first:last] if self._states["bytes"][row]]
 
 
-_COMMIT_BYTES = 16 << 20  # token embeddings of 1,024 images would be 128 MB, several times on their way to the disk
+_COMMIT_BYTES = 16 << 20  # token embeddings of 1,024 images would take 128 MB, several times over
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,10 @@ class PendingItem:
 
     Attributes:
         item: Identity of the item.
-        action: ``append`` (new), ``replace`` (changed) or ``fill`` (further towers): the method of `StoreWriter`.
-        prepared: Input of every tower that has to see it, by the tower's name.
-        source: Id of an item of the same content whose embeddings it takes over before; None to embed it.
+        action: ``append`` (new), ``replace`` (changed) or ``fill`` (further towers): the method of `StoreWriter` to
+        call.
+        prepared: Input of every tower that must embed it, by the tower's name.
+        source: Id of an item with the same content whose embeddings it takes over first; None to embed it.
         moved: Whether the source leaves the store, because its file is now this one.
     """
 
@@ -213,10 +214,10 @@ def embed_items(
     Args:
         items: The batch.
         towers: All towers.
-        dtypes: The stored type, by the name of a tower.
+        dtypes: Stored number type by name of the tower.
 
     Returns:
-        One row an item; and, by the place of an item, why it cannot be used.
+        One row per item, and, by position of the item, why it cannot be used.
     """
     rows: list[Row] = [{} for _ in items]
     refused: dict[int, str] = {}
@@ -225,7 +226,7 @@ def embed_items(
         if not needing:
             continue
         embedded = tower.embed([items[i].prepared[tower.name] for i in needing])  # type: ignore[misc]
-        with np.errstate(over="ignore"):  # what overflows is refused below
+        with np.errstate(over="ignore"):  # overflows are refused below
             converted = [one.astype(dtypes[tower.name]) for one in embedded.items]
         for i, values in zip(needing, converted, strict=True):
             rows[i][tower.name] = values
@@ -239,18 +240,18 @@ class CommitBuffer:
 
     Args:
         writer: An entered writer.
-        modality: Of the items.
-        towers: Towers that embed them.
+        modality: Modality of the items.
+        towers: Towers that embed the items.
         rows: Commit after this many items,
         seconds: or after this many seconds.
 
     Attributes:
         writer: The writer.
-        size: How many items to hand over at once.
-        embedded: How many items were embedded by at least one tower.
-        moved: How many items had another id before.
-        copied: How many items took over the embeddings of another one that stays.
-        rejected: What could not be used.
+        size: Number of items to pass at once.
+        embedded: Number of items embedded by at least one tower.
+        moved: Number of items that had another id before.
+        copied: Number of items that took over the embeddings of another one that stays.
+        rejected: Items that could not be used.
     """
 
     def __init__(
@@ -284,9 +285,9 @@ class CommitBuffer:
         """Accept an embedded batch, and commit if due.
 
         Args:
-            items: They.
-            rows: What `embed_items` says of each.
-            refused: By the place of an item, why it cannot be used.
+            items: The items of the batch.
+            rows: The rows returned by `embed_items`.
+            refused: By position of an item, why it cannot be used.
         """
         self.rejected += [Reject(self._modality, items[i].item.id, reason) for i, reason in refused.items()]
         kept = [(one, row) for i, (one, row) in enumerate(zip(items, rows, strict=True)) if i not in refused]
@@ -299,7 +300,7 @@ class CommitBuffer:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """The stored type of every tower, by its name."""
+        """The stored number type of every tower, by name."""
         return {tower.name: self.writer.store.towers[tower.name].identity["dtype"] for tower in self._towers}
 
     def commit(self) -> None:
@@ -334,18 +335,18 @@ class ExtractionReport:
 
     Attributes:
         store: Path of the store.
-        images: Images embedded now by at least one tower.
-        texts: Texts embedded now.
-        images_kept: Images that were in the store already and had not changed.
-        texts_kept: Texts that were in the store already.
-        texts_unread: Texts of this call of which the encoders cannot read most letters.
-        images_moved: Images that the store had under another name, whose file is gone; nothing was embedded.
-        images_copied: Images of the same content as another one of the store; nothing was embedded.
-        images_gone: Images of the store that have no file in the folder.
-        images_pruned: Of those, how many were removed.
-        rejects: What was left out, now.
-        notes: Sentences that a user should read.
-        seconds: Wall time.
+        images: Number of images embedded by this call with at least one tower.
+        texts: Number of texts embedded by this call.
+        images_kept: Number of images that were already in the store, unchanged.
+        texts_kept: Number of texts that were already in the store.
+        texts_unread: Number of texts in this call of which the encoders cannot read most letters.
+        images_moved: Number of images that the store had under another name, whose file is gone; nothing was embedded.
+        images_copied: Number of images with the same content as another one in the store; nothing was embedded.
+        images_gone: Number of stored images that have no file in the folder.
+        images_pruned: How many of those were removed.
+        rejects: Items left out by this call.
+        notes: Notes for the user.
+        seconds: Wall time in seconds.
     """
 
     store: str
@@ -367,7 +368,7 @@ class ExtractionReport:
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         done = (
             f"Embedded {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."

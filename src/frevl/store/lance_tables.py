@@ -37,16 +37,16 @@ ALL_TABLES = ("towers", "images", "texts", "rejects", "unread")
 """Names of a store's tables; towers first, because the columns of the others depend on them."""
 
 ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
-"""Columns of the tables of items that are neither embeddings nor metadata."""
+"""Columns of the item tables that are neither embeddings nor metadata."""
 
-_SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
-_ADDRESS = "_rowaddr"  # Lance's own column: part of the table, and place in it
-_MOST_IN_MEMORY = 500_000  # ids of a table that are kept as objects of Python: 150 bytes each
+_SCAN_BYTES = 32 << 20  # read-ahead of a scan: Lance's default of 2 GB would dominate the memory of a process
+_ADDRESS = "_rowaddr"  # Lance's own column: part of the table, and position in it
+_MOST_IN_MEMORY = 500_000  # ids of a table that are kept as Python objects: 150 bytes each
 _IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
-_OF_CONDITION = "Error applying filter expression"  # says that a condition failed on a row, and not a file
+_OF_CONDITION = "Error applying filter expression"  # identifies a condition that failed on a row, as opposed to a file
 
-# How Lance says what is wrong with a condition, and how we do.
+# How Lance words a problem with a condition, and how we do.
 _CONDITION_REASONS = (
     (r'No field named "?(\w+)', "there is no column '{0}'"),
     (r"sql parser error: ([^()]*)", "{0}"),
@@ -61,10 +61,10 @@ class Snapshot:
 
     Args:
         store: Folder of the store.
-        names: Names of tables.
+        names: Names of the tables.
 
     Attributes:
-        versions: Version of every table by name, None where it was never written.
+        versions: Version of every table by name; None if it was never written.
 
     Raises:
         StoreError: A table is damaged, has lost commits, or may not be read.
@@ -92,7 +92,8 @@ class Snapshot:
                 yield pa.nulls(len(rows))
             return
         with reading(self._store, name):
-            # In small pieces: measured three times faster than a scan of the whole column, and no more memory.
+            # In small pieces: measured to be three times faster than a scan of the whole column, without using more
+            # memory.
             for start in range(0, len(rows), rows_at_once):
                 yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
 
@@ -125,14 +126,14 @@ class Snapshot:
         return pa.schema([]) if table is None else table.schema
 
     def states(self, name: str, towers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return what is known about the rows of a table of items: see `frevl.store.reader.Store.states`."""
+        """Return the states of the rows in an item table: see `frevl.store.reader.Store.states`."""
         parts: dict[str, list[np.ndarray]] = {
             "content_hash": [np.zeros(0, "S32")],
             "bytes": [np.zeros(0, np.int64)],
             "modified_ns": [np.zeros(0, np.int64)],
             **{f"has:{tower}": [np.zeros(0, bool)] for tower in towers},
         }
-        # The column 'filled' is there to be asked: looking for nulls would read every embedding.
+        # The column 'filled' exists for this query: looking for nulls would read every embedding.
         for batch in self.scan(name, ["content_hash", "bytes", "modified_ns", "filled"]):
             parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
             for column in ("bytes", "modified_ns"):
@@ -171,25 +172,25 @@ class Snapshot:
         """Return the ids of the rows that meet an SQL condition.
 
         Raises:
-            UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
+            UsageError: The condition is invalid, or fails on a row (division by zero, a cast).
         """
         if not where.strip():
             raise UsageError("The condition is empty; write one such as id LIKE 'kitchen/%', or leave it out")
         outside = re.sub(r"'[^']*'", "", where)
-        if ";" in outside:  # Lance reads up to it and drops the rest without a word
+        if ";" in outside:  # Lance reads up to it and silently drops the rest
             raise UsageError(f"The condition {where!r} must be a single condition, found ';'; join with AND or OR")
         table = self._tables[name]
         if table is None:
             return []
         quoted = [column for column in re.findall(r'"([^"]*)"', outside) if column in table.schema.names]
-        if quoted:  # Lance takes it for a text, so that the condition would hold for no row
+        if quoted:  # Lance treats it as text, so the condition would hold for no row
             raise UsageError(
                 f"The condition {where!r} has a column name in double quotes; write {quoted[0]} without quotes, "
                 "and texts in single quotes"
             )
         try:
             scanner = table.scanner(columns=["id"], filter=where)
-            scanner.explain_plan()  # only reads the condition, so that a damaged file is not taken for a wrong one
+            scanner.explain_plan()  # only parses it, so that a damaged file is not mistaken for a wrong condition
         except BaseException as error:
             if not is_lance_failure(error):
                 raise
@@ -251,10 +252,10 @@ def open_table(store: Path, name: str, version: int | None = None) -> lance.Lanc
     Args:
         store: Folder of the store.
         name: ``images``, ``texts``, ``towers`` or ``rejects``.
-        version: Which version; None takes the newest.
+        version: Version to open; None opens the newest.
 
     Returns:
-        The table; None if it was never committed (a first commit that was killed leaves a folder without a manifest).
+        The table; None if it was never committed (a killed first commit leaves a folder without a manifest).
 
     Raises:
         StoreError: The table is damaged, or may not be read.
@@ -268,7 +269,7 @@ def open_table(store: Path, name: str, version: int | None = None) -> lance.Lanc
 def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
     """Open a table for reading, at the last version known to be on disk.
 
-    While a process writes, and after one was killed or lost its power, a newer version may be there in part only.
+    While a process writes, and after it was killed or lost power, a newer version may be only partly present.
 
     Raises:
         StoreError: The table is damaged, has lost commits, or may not be read.
@@ -276,7 +277,7 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
     if is_remote(store):
         return _open_remote(store, name)
     with reading(store, name):
-        # In this order, because a writer may begin meanwhile, and may extend the table.
+        # In this order, because a writer may start meanwhile, and may extend the table.
         in_flight = writer_at_work(store).exists()
         commit = read_commit(store, name)
         check_not_lost(store, name, commit)
@@ -305,13 +306,13 @@ def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
 
 
 def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
-    """Open any Lance table, also foreign ones.
+    """Open any Lance table, including foreign ones.
 
     Returns:
-        Its schema, and a function that yields its rows in batches of at most so many.
+        Its schema, and a function that yields its rows in batches of at most a given number.
 
     Raises:
-        OSError, ValueError: It is missing or damaged.
+        OSError, ValueError: The table is missing or damaged.
     """
     table = lance.dataset(str(path))
     return table.schema, lambda rows: table.scanner(batch_size=rows, io_buffer_size=_SCAN_BYTES).to_batches()
@@ -321,7 +322,7 @@ def existing_table(store: Path, name: str) -> lance.LanceDataset:
     """Open a table that must exist, at its newest version.
 
     Raises:
-        StoreError: It is missing or damaged.
+        StoreError: The table is missing or damaged.
     """
     table = open_table(store, name)
     if table is None:
@@ -333,7 +334,7 @@ def append_rows(store: Path, name: str, rows: pa.Table) -> None:
     """Add rows to a table, creating it if missing; one atomic commit.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The rows cannot be written.
     """
     with writing(store, name):
         lance.write_dataset(rows, str(table_folder(store, name)), mode="append")
@@ -343,7 +344,7 @@ def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
     """Replace all rows of a table; one atomic commit.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The rows cannot be written.
     """
     with writing(store, name):
         lance.write_dataset(rows, str(table_folder(store, name)), mode="overwrite")
@@ -353,14 +354,14 @@ def delete_rows(store: Path, name: str, ids: pa.Array) -> int:
     """Delete the rows of some ids; one atomic commit.
 
     Returns:
-        How many rows there were.
+        The number of deleted rows.
 
     Raises:
         StoreError: The table is missing, or cannot be written.
     """
     table = existing_table(store, name)
     with writing(store, name):
-        # Joined, not filtered: an id may be any text, and would have to be SQL.
+        # Joined, not filtered: an id may be any text, and would have to be written as SQL.
         done = table.merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
     return int(done["num_deleted_rows"])
 
@@ -369,7 +370,7 @@ def remove_parts(store: Path, name: str, table: lance.LanceDataset, parts: list[
     """Commit a version of a table without some of its fragments, whose files may be missing.
 
     Raises:
-        StoreError: It cannot be written.
+        StoreError: The version cannot be written.
     """
     with writing(store, name):
         operation = lance.LanceOperation.Delete([], parts, "files are lost")
@@ -380,11 +381,11 @@ def read_data_file(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
     """Yield all rows in a data file of a table, deleted ones included, in batches.
 
     Raises:
-        OSError, ValueError: It is damaged.
+        OSError, ValueError: The file is damaged.
     """
     from lance.file import LanceFileReader
 
-    if file.stat().st_size < _LEAST_FILE:  # Lance would panic, and say so on standard error
+    if file.stat().st_size < _LEAST_FILE:  # Lance would panic and print on standard error
         raise ValueError("the file is too short")
     yield from LanceFileReader(str(file)).read_all(batch_size=rows).to_batches()
 

@@ -48,10 +48,10 @@ class Commit:
     """The record of a table's last commit.
 
     Attributes:
-        version: The table's version.
-        rows: How many rows it has in that version.
+        version: Version of the table.
+        rows: Number of rows in that version.
         manifest: Content of the manifest file of that version.
-        content: The rows themselves as an Arrow stream, for the small table of towers only; empty for others.
+        content: The rows themselves as an Arrow stream, for the small table of towers only; empty for other tables.
     """
 
     version: int
@@ -97,7 +97,7 @@ def write_commit(store: Path, name: str, commit: Commit) -> None:
     """Write the record of a table; it is on disk when this returns.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The record cannot be written.
     """
     write_json(commits_folder(store) / f"{name}.json", record_of(commit))
 
@@ -157,15 +157,15 @@ def writer_at_work(store: Path) -> Path:
 
 
 def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
-    """Return whether a table has lost its newest manifests, or all of them.
+    """Check whether a table has lost its newest manifests, or all of them.
 
     Args:
         store: Folder of the store.
         name: Name of the table.
-        commit: Its record, read before anything else of the table: a writer may be at work.
+        commit: Record of the table, read before anything else of it, because a writer may be active.
 
     Returns:
-        A sentence without its end; empty if nothing is missing.
+        A sentence without its full stop; empty if nothing is missing.
 
     Raises:
         OSError: The folder of the table cannot be read.
@@ -175,7 +175,7 @@ def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
         found = "no manifest" if newest is None else f"version {newest}"
         expected = f"version {commit.version} with {commit.rows:,} rows"
     elif newest is None and data_files(store, name) and not writer_at_work(store).exists():
-        if manifests(store, name):  # a writer was faster than we were
+        if manifests(store, name):  # a writer has finished in the meantime
             return ""
         found, expected = "data files without a manifest", "a manifest beside them"
     else:
@@ -190,7 +190,7 @@ def check_not_lost(store: Path, name: str, commit: Commit | None) -> None:
     """Refuse a table that has lost commits, as `lost_commits` finds them.
 
     Raises:
-        StoreError: It has.
+        StoreError: The table has lost commits.
         OSError: The folder of the table cannot be read.
     """
     lost = lost_commits(store, name, commit)
@@ -204,16 +204,16 @@ def flush_table(store: Path, name: str, flushed: set[str]) -> None:
     Args:
         store: Folder of the store.
         name: Name of the table.
-        flushed: Files that are known to be there, by path below the table; grows by those that are flushed now.
+        flushed: Files known to be on disk, by path below the table; extended by those flushed now.
 
     Raises:
-        OSError: The disk failed.
+        OSError: Writing to the disk failed.
     """
     folder = table_folder(store, name)
     for below in _FLUSHED:
         new = {f"{below}/{file}" for file in _names(folder / below) if not file.startswith("latest")} - flushed
         for entry in sorted(new):
-            with contextlib.suppress(FileNotFoundError):  # old versions are deleted meanwhile
+            with contextlib.suppress(FileNotFoundError):  # old versions may be deleted in the meantime
                 flush_file(folder / entry)
         if new:
             flush_folder(folder / below)

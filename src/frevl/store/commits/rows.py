@@ -1,4 +1,4 @@
-"""Items as a writer takes them, and the rows of a table that have some ids."""
+"""Items as passed to a writer, and the rows of a table with given ids."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Item:
         id: Image path below its folder, or the text itself.
         content_hash: 32 hexadecimal digits of the SHA-256 of the file or the text.
         bytes: Size of the content.
-        modified_ns: Modification time of the file in nanoseconds, 0 for a text.
+        modified_ns: Modification time of the file in nanoseconds; 0 for a text.
     """
 
     id: str
@@ -37,8 +37,8 @@ class TakeOver:
     """An item that takes over the embeddings of another.
 
     Attributes:
-        source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.
-        item: The item, which may be in the store with other content.
+        source: Id of the other item; it is in the writer's `StoreWriter.store`, with the same content.
+        item: The item; it may be in the store with different content.
         moved: Whether the source leaves the store; the item then takes over its metadata, too.
     """
 
@@ -48,9 +48,9 @@ class TakeOver:
 
 
 def rows_with(table: lance.LanceDataset, ids: pa.Array) -> pa.Table:
-    """Return the rows of a table that have some ids, in the order of these; those that it lacks are left out.
+    """Return the rows of a table with given ids, in the order of these; missing ids are left out.
 
-    All ids are read: with Lance's filters an id, which may be any text, would have to be SQL.
+    All ids are read: in Lance's filters an id, which may be any text, would have to be written as SQL.
     """
     rows, first = [np.zeros(0, np.int64)], 0
     for batch in table.scanner(columns=["id"]).to_batches():

@@ -1,8 +1,8 @@
 """Start a writer: check for lost commits, and for unfinished work of a killed writer.
 
-While a process is writing, or after it was killed, ``STORE/commits/writing.json`` exists. It lists the data files that
-no table version referred to when the writer began. So a later writer can tell a killed writer's leftovers, which may be
-deleted, from data that lost its manifest, which no writer may touch.
+While a process is writing, or after it was killed, ``STORE/commits/writing.json`` exists. It lists the data files to
+which no table version referred when the writer started. A later writer can thus distinguish a killed writer's
+leftovers, which may be deleted, from data that lost its manifest, which no writer may touch.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], N
     """Clean up after a killed writer and mark the store as being written. Requires the store's lock.
 
     A commit in flight during a power failure may be partly present: it is rolled back and its files deleted. Data files
-    without a version that no killed writer explains are left alone.
+    without a version that no killed writer explains are left untouched.
 
     Args:
         store: Folder of the store.
         names: Names of its tables, that of the towers first.
-        remember: Writes down the newest version of a table; called where nobody has, as for a store of frevl before
+        remember: Records the newest version of a table; called where there is no record, as for a store of frevl before
             0.2 and after a writer was killed.
 
     Returns:
-        By table, the data files that nothing explains; mostly none.
+        By table, the unexplained data files; usually none.
 
     Raises:
         StoreError: A table has lost commits, or is damaged.
@@ -82,7 +82,7 @@ def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], N
 
 def end_writing(store: Path) -> None:
     """Remove the mark of `begin_writing`: everything is committed and cleaned up."""
-    with contextlib.suppress(OSError):  # then the next writer looks for what a killed one would have left
+    with contextlib.suppress(OSError):  # then the next writer cleans up as after a killed one
         writer_at_work(store).unlink(missing_ok=True)
 
 
@@ -90,7 +90,7 @@ def drop_unfinished(store: Path, name: str) -> list[int]:
     """Remove incomplete versions newer than the recorded one, as after a power failure.
 
     Returns:
-        The versions that were taken back.
+        The versions that were rolled back.
 
     Raises:
         StoreError, OSError: The table cannot be read.
@@ -98,7 +98,7 @@ def drop_unfinished(store: Path, name: str) -> list[int]:
     commit = read_commit(store, name)
     recorded = 0 if commit is None else commit.version
     dropped = []
-    for version, path in manifests(store, name).items():  # the newest first
+    for version, path in manifests(store, name).items():  # newest first
         if version <= recorded or _complete(store, name, version, recorded):
             break
         path.unlink()
@@ -126,7 +126,7 @@ def unclaimed_files(store: Path, name: str) -> set[str]:
 
 
 def towers_of_table(store: Path, name: str) -> list[Tower]:
-    """Return the towers that have a column in a table; none for tables of other things.
+    """Return the towers that have a column in a table; empty for tables of other kinds.
 
     Raises:
         StoreError: The table of towers is damaged.
@@ -169,10 +169,10 @@ def read_session(store: Path) -> dict[str, set[str]] | None:
     """Return, for each table, the data files that were unclaimed when the current or killed writer began.
 
     Returns:
-        None if nobody writes and the last writer ended well.
+        None if nobody is writing and the last writer finished normally.
 
     Raises:
-        StoreError: What it left is damaged.
+        StoreError: The leftovers of the last writer are damaged.
     """
     path = writer_at_work(store)
     try:

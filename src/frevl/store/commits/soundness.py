@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["ROWS_AT_ONCE", "checksums_of", "file_problems", "sound_rows", "wrong_ids"]
 
 ROWS_AT_ONCE = {True: 4096, False: 128}
-"""Rows to read at once, of pooled towers and of towers that keep tokens."""
+"""Rows to read at once, for pooled towers and for towers that keep tokens."""
 
 
 def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
@@ -26,10 +26,10 @@ def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
 
     Args:
         batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash``, ``filled`` and columns of towers.
-        towers: Towers of this modality to look at; a column that the batch lacks counts as empty.
+        towers: Towers of this modality to check; a column missing from the batch counts as empty.
 
     Returns:
-        ``(n,)`` bool, False where an embedding differs from its checksum, or is there although none is expected.
+        ``(n,)`` bool, False where an embedding differs from its checksum, or exists although none is expected.
     """
     known = {tower.name for tower in towers}
     sound = np.ones(len(batch), bool)
@@ -43,7 +43,7 @@ def checksums_of(batch: pa.RecordBatch, towers: Sequence[Tower]) -> Iterator[dic
 
     Args:
         batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash`` and columns of towers.
-        towers: Towers of this modality to look at; a column that the batch lacks counts as empty.
+        towers: Towers of this modality to check; a column missing from the batch counts as empty.
     """
     columns = [(tower, batch[tower.name]) for tower in towers if tower.name in batch.schema.names]
     for row, (id_, content_hash) in enumerate(

@@ -76,7 +76,7 @@ def embedding_column(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.A
 
 
 def as_stream(rows: pa.Table) -> bytes:
-    """Return rows as a stream of Arrow, which the record of a commit keeps."""
+    """Return rows as an Arrow stream, as stored in the record of a commit."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as stream:
         stream.write_table(rows)
@@ -86,10 +86,10 @@ def as_stream(rows: pa.Table) -> bytes:
 
 A = TypeVar("A")
 
-_SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
-_FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
+_SMALL_FRAGMENTS = 64  # number of commits merged into larger files at a time
+_FRAGMENT_BYTES = 64 << 20  # maximum size, because merging may need several times as much memory
 _FRAGMENT_ROWS = 65_536
-_LARGE = 500_000  # rows of a table of which no commit reads all ids
+_LARGE = 500_000  # rows above which no commit reads all ids of a table
 _KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
 _UNTIDY = "The store is complete, but could not be tidied up"
 
@@ -98,11 +98,11 @@ class TableWriter:
     """The only writer of a store's tables; a context manager that holds the store's lock.
 
     Args:
-        path: Folder of the store, which exists.
-        names: Names of its tables, that of the towers first: what is known of other columns depends on them.
+        path: Folder of the store, which must exist.
+        names: Names of its tables, that of the towers first, because it describes columns of the others.
 
     Attributes:
-        notes: Sentences that a user should read.
+        notes: Notes for the user.
 
     Raises:
         StoreError: Another process is writing, or a table is damaged or has lost commits.
@@ -161,7 +161,7 @@ class TableWriter:
         """Add rows to a table, creating it if missing.
 
         Raises:
-            StoreError: They cannot be written; so for all that follows.
+            StoreError: The rows cannot be written; likewise for the methods below.
         """
         append_rows(self.path, name, rows)
         self._committed(name)
@@ -210,8 +210,8 @@ class TableWriter:
 
         Args:
             name: Name of the table.
-            rows: Rows with all columns of the table, whose ids it does not have.
-            left: Ids that it has.
+            rows: Rows with all columns of the table, whose ids are not in it.
+            left: Ids to delete, which are in it.
         """
         fields = [pa.nulls(len(left), field.type) if field.name != "id" else left for field in rows.schema]
         both = pa.concat_tables([rows, pa.Table.from_arrays(fields, schema=rows.schema)])
@@ -250,10 +250,10 @@ class TableWriter:
         """Add or replace some rejects and delete others.
 
         Args:
-            changed: Those that are added or replaced.
-            gone: Those that are deleted.
-            whole: All that are there then.
-            again: Whether one of the changed ones is there already.
+            changed: Rejects to add or replace.
+            gone: Rejects to delete.
+            whole: All rejects after the change.
+            again: Whether a changed reject already exists.
         """
         if again or len(gone):
             self.replace("rejects", whole)
@@ -312,22 +312,22 @@ class TableWriter:
             with writing(self.path, name):
                 target = rows_a_file(table)
                 if sum(fragment.metadata.num_rows < target for fragment in table.get_fragments()) >= _SMALL_FRAGMENTS:
-                    # Copied as they are where no row was deleted: half the time, a sixth of the memory.
+                    # Copied unchanged where no row was deleted, in half the time and a sixth of the memory.
                     table.optimize.compact_files(
                         target_rows_per_fragment=target,
-                        # Parts whose rows are replaced one after the other stay where they are until all are.
+                        # Parts whose rows are replaced one by one stay where they are until all rows are replaced.
                         materialize_deletions=at_end or name not in self._places,
                         compaction_mode="try_binary_copy",
                         batch_size=max(1, target // 16),
                         num_threads=1,
                     )
-                    self._remember(name)  # on the disk before the files that it replaces are deleted
-                if not self._unclaimed[name]:  # Lance would delete those after a week
+                    self._remember(name)  # on disk before the files that it replaces are deleted
+                if not self._unclaimed[name]:  # Lance would delete unclaimed files after a week
                     places = None if at_end else self._places.get(name)
                     base = None if places is None else places.version
                     self._delete_old_versions(table, {self._kept.get(name), base} - {None})
         except StoreError as error:
-            # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
+            # Nothing is lost: what could not be tidied up (full disk) is tidied up next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):
                 self.notes.append(f"{_UNTIDY}: {error}.")
 
@@ -352,7 +352,7 @@ def make_store_folder(path: Path) -> None:
     """Create the folder of a store, unless it contains something else.
 
     Raises:
-        StoreError: It does, or it cannot be written.
+        StoreError: It contains something else, or cannot be written.
     """
     try:
         if path.exists() and not path.is_dir():

@@ -1,13 +1,13 @@
-"""Copies: images that are nearly the same, found without a threshold to choose; pairs that count each only once.
+"""Copies: images that are nearly the same, found without choosing a threshold; pairs that count each only once.
 
-A near copy (recompressed, resized, mirrored, cropped a little, the next frame of a film) is far closer to its original
-than any ordinary neighbour. So the test is a gap: the nearest neighbours of an image, up to one of them, are followed
-by a neighbour at ``r`` times their distance. How large a gap ordinary images show depends on the intrinsic dimension
-``m`` of the set: where points are spread evenly in ``m`` dimensions, the ratio of the second to the first distance
-exceeds ``x`` with probability ``x ** -m`` (Facco et al. 2017, arXiv 1803.06992). ``m`` is measured on neighbours 8 to
-16, which copies do not touch, and ``r`` is chosen so that one ordinary image in a thousand would show the gap. Near
-copies must also lie within 0.3 of the usual distance of the eighth neighbour: two unusual images are not copies of each
-other. The combination is ours; measured in research/experiments/log.md.
+A near copy (recompressed, resized, mirrored, slightly cropped, the next frame of a film) is far closer to its original
+than any ordinary neighbour. The test is therefore a gap: the nearest neighbours of an image, up to one of them, are
+followed by a neighbour at ``r`` times their distance. How large a gap ordinary images show depends on the intrinsic
+dimension ``m`` of the set: if points are spread evenly in ``m`` dimensions, the ratio of the second to the first
+distance exceeds ``x`` with probability ``x ** -m`` (Facco et al. 2017, arXiv 1803.06992). ``m`` is measured on
+neighbours 8 to 16, which copies do not affect, and ``r`` is chosen so that one ordinary image in a thousand would show
+the gap. Near copies must also lie within 0.3 of the usual distance of the eighth neighbour: two unusual images are not
+copies of each other. The combination is ours; measured in research/experiments/log.md.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ __all__ = [
 ]
 
 FALSE_ALARMS = 1e-3  # share of ordinary images that would show such a gap
-_WITHIN = 0.3  # of the usual distance of the neighbour in the middle
+_WITHIN = 0.3  # of the usual distance of the middle neighbour
 NEIGHBOURS = 16
-"""How many neighbours of an image are looked at."""
+"""Number of neighbours examined per image."""
 
-_FEWEST = 2 * NEIGHBOURS  # images; with fewer the neighbours are the whole set
-_MEASURED = 2_000  # images that the usual distances are measured on
-_SKETCH = 64  # numbers per image while near pairs are looked for
-_SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
+_FEWEST = 2 * NEIGHBOURS  # images; with fewer, the neighbours are the whole set
+_MEASURED = 2_000  # images on which the usual distances are measured
+_SKETCH = 64  # numbers per image while searching for near pairs
+_SLACK = 1.8  # factor by which a sketch may overstate a distance: 4 of its standard deviations
 _AT_ONCE = 1_024
-_COSINES = 8_388_608  # at once: with what sorts them 128 MB
+_COSINES = 8_388_608  # cosines at once: 128 MB including sorting
 _TILE = 512
-_SAME = 1e-6  # squared distances below are rounding
-_BLOCK = 8_192  # images whose neighbours are asked for at a time
+_SAME = 1e-6  # squared distances below this are rounding errors
+_BLOCK = 8_192  # images whose neighbours are requested at a time
 
 MOST_COMPARED = 200_000
-"""Images; comparing more with each other takes longer than most trainings."""
+"""Maximum number of images; comparing more with each other takes longer than most trainings."""
 
 Neighbours = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""From ``(r,)`` rows to ``(r, 16)`` rows of their nearest others and their ``(r, 16)`` distances ``1 - cosine``."""
+"""Maps ``(r,)`` rows to ``(r, 16)`` rows of their nearest others and the ``(r, 16)`` distances ``1 - cosine``."""
 
 
 @dataclass(frozen=True)
 class NearCopies:
-    """What was found.
+    """The near copies that were found.
 
     Attributes:
         links: ``(l, 2)`` int64, rows of images that are nearly the same, the smaller row first.
-        gap: The ratio ``r`` of squared distances from which on a gap counts; NaN where nothing was looked for.
-        within: Largest ``1 - cosine`` of a link; NaN where nothing was looked for.
+        gap: The ratio ``r`` of squared distances from which a gap counts; NaN if no search was made.
+        within: Largest ``1 - cosine`` of a link; NaN if no search was made.
     """
 
     links: NDArray[np.int64]
@@ -77,10 +77,10 @@ def find_near_copies(
     """Find near-duplicate images.
 
     Args:
-        vectors: ``(n, d)`` of unit length, one for each different content.
-        seed: Of the sample that distances are measured on, and of the sketch.
-        neighbours: Finds the nearest others of some rows, for sets that are too large to compare all with each other;
-            then it is asked for every row.
+        vectors: ``(n, d)`` of unit length, one per distinct content.
+        seed: Random seed for the sample on which distances are measured, and for the sketch.
+        neighbours: Finds the nearest others of some rows, for sets too large for comparing all with each other; it is
+            then called for every row.
 
     Returns:
         The links; none for fewer than 32 images, or for more than 200,000 without ``neighbours``.
@@ -94,8 +94,8 @@ def find_near_copies(
     sample = np.sort(random.permutation(n)[:_MEASURED])
     _, usual = of(sample)
     middle, last = usual[:, NEIGHBOURS // 2 - 1], usual[:, -1]
-    growth = float(np.median(np.log(last / middle))) / 2  # of distances; these are squared
-    if growth <= 0:  # half of the images have sixteen others at one and the same distance: no scale to go by
+    growth = float(np.median(np.log(last / middle))) / 2  # of distances, while these are squared
+    if growth <= 0:  # half of the images have sixteen others at the same distance: no scale to measure by
         return nothing
     dimension = np.log(2) / growth
     gap = float(FALSE_ALARMS ** (-2 / dimension))
@@ -128,10 +128,10 @@ def neighbours_of(
 
     Args:
         vectors: ``(n, d)`` of unit length, ``n`` above 16.
-        rows: ``(r,)``.
+        rows: ``(r,)`` int64, the rows in question.
 
     Returns:
-        As `Neighbours`.
+        The same as `Neighbours`.
     """
     near = np.empty((len(rows), NEIGHBOURS), np.int64)
     distances = np.empty((len(rows), NEIGHBOURS), np.float32)
@@ -194,13 +194,13 @@ def unit_vectors(
     """Read the narrowest of some image towers: tokens are averaged, then normalised to unit length.
 
     Args:
-        store: Has the embeddings.
-        ids: Of the images.
-        towers: At least one.
-        half: Return float16, which takes half the memory; else float32.
+        store: The store with the embeddings.
+        ids: Ids of the images.
+        towers: At least one tower.
+        half: Return float16, which halves the memory, instead of float32.
 
     Returns:
-        ``(n, d)``.
+        ``(n, d)`` vectors of unit length.
     """
     narrowest = min(towers, key=lambda tower: tower.dim)
     vectors = np.empty((len(ids), narrowest.dim), np.float16 if half else np.float32)
@@ -217,10 +217,10 @@ def one_item_each(pairs: Pairs, store: Store) -> tuple[Pairs, int]:
 
     Args:
         pairs: Pairs whose images are in the store.
-        store: Knows the content of the images.
+        store: The store, which knows the content of the images.
 
     Returns:
-        The pairs that are left, in their order, and how many images and texts were copies of another one.
+        The remaining pairs, in order, and the number of images and texts that were copies of another.
     """
     hashes = store.content_hashes(pairs.images)
     of_image: dict[str, str] = {}

@@ -1,9 +1,9 @@
 """Decide which pairs belong together, consistently for splits, folds, calibration, bootstrap and diagnosis.
 
-Pairs are not independent when they show the same content, nearly the same image, frames of one video, photos of one
-product or patient, or a text that always has one label. A split that cuts such a group lets a model answer from memory
-and reports the result as skill. `group_pairs` finds the groups, names them in the key ``cluster`` of every pair, and
-says in a note what it grouped and why.
+Pairs are not independent if they show the same content, nearly the same image, frames of one video, photos of one
+product or patient, or a text that always has the same label. A split that cuts such a group lets a model answer from
+memory and reports the result as skill. `group_pairs` finds the groups, names them in the key ``cluster`` of every pair,
+and states in a note what it grouped and why.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def joined_nodes(roots: NDArray[np.int64], one: NDArray[np.int64], other: NDArra
     """Merge the trees of two nodes, for many such links at once.
 
     Args:
-        roots: ``(n,)``, for every node the smallest one of its tree.
-        one: ``(l,)`` nodes.
-        other: ``(l,)`` nodes.
+        roots: ``(n,)`` int64, for every node the smallest node of its tree.
+        one: ``(l,)`` int64, the nodes at one end of the links.
+        other: ``(l,)`` int64, the nodes at the other end.
 
     Returns:
         ``(n,)`` roots afterwards.
@@ -82,8 +82,8 @@ def joined_nodes(roots: NDArray[np.int64], one: NDArray[np.int64], other: NDArra
 GROUP_KEYS = ("group", "scene", "video", "product", "patient", "subject", "session", "sequence")
 """Keys that usually define a group, also with the suffix ``_id``. ``cluster`` always does."""
 
-_FEWEST_GROUPS = 20  # with fewer values a key is taken for a category
-_LARGEST_SHARE = 0.2  # of the pairs: what puts more together cannot be split, and is probably no group
+_FEWEST_GROUPS = 20  # with fewer values, a key is treated as a category
+_LARGEST_SHARE = 0.2  # of the pairs: a larger group could not be split, and is probably not a group
 
 
 def group_pairs(
@@ -99,18 +99,18 @@ def group_pairs(
     """Put dependent pairs into the same cluster.
 
     Args:
-        store: Has the content and the embeddings of the images.
+        store: The store with the content and the embeddings of the images.
         parts: Pairs to be grouped together, for example training and development pairs.
-        group_by: A key of the pairs that names their group, whatever it is called. Pairs without it stand alone.
-        find: Look for copies, near copies, keys that look like a group, and repeated texts with one label. False keeps
-            the key ``cluster`` (or ``group_by``) alone.
-        towers: Image towers to compare; the narrowest is used. None given takes the store's.
-        seed: Of the samples that near copies are found with.
-        purpose: How the note begins: what is done with the groups.
+        group_by: A key of the pairs that identifies their group. Pairs without it stand alone.
+        find: Look for copies, near copies, keys that look like a group, and repeated texts with the same label. False
+            uses only the key ``cluster`` (or ``group_by``).
+        towers: Image towers for comparison, of which the narrowest is used; by default those of the store.
+        seed: Random seed for the samples used to find near copies.
+        purpose: Beginning of the note: what is done with the groups.
 
     Returns:
         The same pairs in the same parts, whose ``clusters`` are the groups, and notes for the user: what was grouped
-        and why, and what looked like a group but was not used.
+            and why, and what looked like a group but was not used.
 
     Raises:
         UsageError: No pair has the key ``group_by``.
@@ -156,10 +156,10 @@ class _Rules:
 
         Args:
             clusters: ``(n,)`` number of each pair's cluster.
-            names: Of the clusters.
+            names: Names of the clusters.
             rows: ``(n,)`` number of each pair's unit.
-            contents: ``(units,)`` number of what each unit holds.
-            unit: What the contents are of: image, or text where there are texts alone.
+            contents: ``(units,)`` number of the content of each unit.
+            unit: The kind of unit: image, or text if there are only texts.
         """
         self.content = contents[rows]
         self.unit = unit
@@ -261,7 +261,7 @@ def _near_copies(
     if not chosen or different > MOST_COMPARED:
         return
     image_of = np.zeros(different, np.int64)
-    image_of[contents] = np.arange(len(contents))  # of copies the last one
+    image_of[contents] = np.arange(len(contents))  # for copies, the last one
     found = find_near_copies(unit_vectors(store, [images[row] for row in image_of.tolist()], chosen), seed=seed)
     rules.near_copies(found.links, found.gap)
 
@@ -295,11 +295,11 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 _FEWEST_TEXTS = 10
-_SHARE_OF_PAIRS = 0.2  # that stand with such texts, or the rule does not concern this set
-_ALWAYS = 0.98  # of the repeated texts have one label
-_BY_CHANCE = 0.5  # of them may be expected to have one label if texts said nothing about labels
+_SHARE_OF_PAIRS = 0.2  # with such texts, or the rule does not apply to this set
+_ALWAYS = 0.98  # share of the repeated texts with a single label
+_BY_CHANCE = 0.5  # share expected to have a single label if texts were unrelated to labels
 _FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
-_SHARED = 0.05  # of the images may stand with several texts: drawn variants are sometimes the same image
+_SHARED = 0.05  # of the images may have several texts: drawn variants are sometimes the same image
 _OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name of the class
 
 
@@ -308,14 +308,15 @@ def texts_with_one_label(
 ) -> NDArray[np.int64]:
     """Return the texts whose pairs belong together; none if the set is not built that way.
 
-    A sentence that is true of all six images drawn for it, or a title that every photo of one product has, makes
-    pairs that are not independent: a model that has seen one of them knows the others. A question that is asked of
-    many images is no such text, because its answers differ. The thresholds are ours.
+    A sentence that is true of all six images drawn for it, or a title shared by every photo of one product, makes pairs
+    that are not independent: a model that has seen one of them knows the others. A question asked about many images is
+    not such a text, because its answers differ. The thresholds are ours.
 
     Args:
-        images: ``(n,)`` numbers of the images' contents, from 0; a text counts as repeated with two different ones.
+        images: ``(n,)`` numbers of the images' contents, from 0; a text counts as repeated if it has two different
+        ones.
         texts: ``(n,)`` numbers of the texts, from 0.
-        targets: Columns, together of ``n`` pairs; the rule is for classes, so any target that is not one string
+        targets: Columns, ``n`` pairs in total; the rule is for classes, so any target that is not a single string
             switches it off.
 
     Returns:
@@ -349,10 +350,10 @@ def texts_with_one_label(
 def texts_with_images_of_their_own(images: NDArray[np.int64], texts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the texts for each of which a set of images was made; none if the set is not built that way.
 
-    Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
-    each text came with its own series of images: variants of one scene, as in NLVR. A split by image then leaves
-    variants on both sides, and what is learned about one text is not what a new text will need. In natural data most
-    questions and titles are rare, and images have several of them. The thresholds are ours.
+    If nearly every pair has a text with four images or more, and hardly any image has two texts, each text came with
+    its own series of images: variants of one scene, as in NLVR. A split by image then leaves variants on both sides,
+    and what is learned about one text does not help with a new one. In natural data most questions and titles are rare,
+    and images have several of them. The thresholds are ours.
 
     Args:
         images: ``(n,)`` numbers of the images' contents, from 0; all numbers occur.

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["segments_of"]
 
-_ROWS = 1 << 24  # of a segment; with its sort it takes 0.5 GB for a moment
-_LEAST_KEPT = 500_000  # rows of a table: of fewer there is a dictionary
-_HEADER = struct.Struct("<12sQI")  # what it is, rows, checksum
+_ROWS = 1 << 24  # rows per segment; sorting it takes 0.5 GB temporarily
+_LEAST_KEPT = 500_000  # rows of a table; smaller tables use a dictionary
+_HEADER = struct.Struct("<12sQI")  # magic bytes, number of rows, checksum
 _MAGIC = b"frevl rows 1"
 _BLOCK = 4 << 20  # bytes
 
@@ -47,10 +47,10 @@ def segments_of(
     """Return the segments of a table, from the cache or newly built and cached.
 
     Args:
-        name: Of the table.
-        fragments: Its parts in their order.
-        folder: Where segments are kept; None keeps none.
-        ids_of: Yields the ids of some parts in the order of rows.
+        name: Name of the table.
+        fragments: Its parts in order.
+        folder: Folder for the segments; None does not store them.
+        ids_of: Yields the ids of some parts in row order.
     """
     total = sum(one.metadata.num_rows for one in fragments)
     folder = folder if total >= _LEAST_KEPT else None
@@ -72,7 +72,7 @@ def segments_of(
         with contextlib.suppress(OSError):
             for old in folder.glob(f"{name}.*.rows"):
                 if old.name not in used:
-                    old.unlink()  # who has mapped it can still read it
+                    old.unlink()  # processes that have mapped it can still read it
     return found
 
 
@@ -84,7 +84,7 @@ def _divided(fragments: Sequence[lance.LanceFragment]) -> Iterator[list[lance.La
             yield some
             some, rows = [], 0
         some.append(one)
-        rows += one.metadata.physical_rows  # whatever is deleted, the same parts stay together
+        rows += one.metadata.physical_rows  # physical rows, so that deletions do not change which parts stay together
     if some:
         yield some
 
@@ -139,6 +139,6 @@ def _written(file: Path, hashes: NDArray[np.uint64], rows: NDArray[np.uint32]) -
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, write)
-    except OSError:  # no permission, or a full disk: made again by the next process
+    except OSError:  # no permission, or a full disk: rebuilt by the next process
         return False
     return True

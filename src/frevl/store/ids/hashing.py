@@ -13,7 +13,7 @@ from frevl.data.packed.columns import Coded
 
 __all__ = ["as_arrow", "id_hash", "id_hashes", "repeated"]
 
-_WORD = 8  # bytes that are mixed in at a time
+_WORD = 8  # bytes mixed in at a time
 _GOLDEN, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _ALL = 2**64 - 1
 _MASKS = np.array([(1 << (8 * kept)) - 1 for kept in range(_WORD)] + [_ALL], np.uint64)
@@ -35,14 +35,14 @@ def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
 def id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
     """Return a hash of every id's bytes; different ids hardly ever collide.
 
-    Eight bytes are mixed in at a time by the finalizer of SplitMix64 (Steele, Lea and Flood 2014). It is not made
-    against an adversary: whoever looks an id up compares the id itself.
+    Eight bytes are mixed in at a time by the finalizer of SplitMix64 (Steele, Lea and Flood 2014). It is not
+    cryptographic: a look-up compares the id itself.
 
     Args:
         ids: ``(n,)`` strings of any kind; the hash of null is that of an empty text.
 
     Returns:
-        ``(n,)``.
+        ``(n,)`` uint64 hashes.
     """
     ids = ids.cast(pa.large_string())
     _, at, data = ids.buffers()
@@ -67,7 +67,7 @@ def id_hash(id_: str) -> int:
     """Return the hash of one id, as `id_hashes` does, without the 50 µs that arrays take.
 
     Raises:
-        UnicodeError: It is not UTF-8.
+        UnicodeError: The id is not valid UTF-8.
     """
     content = id_.encode()
     golden = int(_GOLDEN)

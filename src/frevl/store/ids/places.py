@@ -21,12 +21,12 @@ __all__ = ["Places", "exchange_rows"]
 class Places:
     """A table at one version, and which of its rows have since been replaced or deleted.
 
-    A part of a Lance table keeps its number, and a row its place in it, until the part is rewritten as a whole. So an
-    unchanged row can be read from the old version and marked as deleted in the newest.
+    A part of a Lance table keeps its number, and a row its position in it, until the whole part is rewritten. An
+    unchanged row can therefore be read from the old version and marked as deleted in the newest.
 
     Args:
         store: Folder of the store.
-        name: Of the table, which was written.
+        name: Name of the table being written.
     """
 
     def __init__(self, store: Path, name: str) -> None:
@@ -66,12 +66,12 @@ def exchange_rows(
 
     Args:
         store: Folder of the store.
-        name: Of a table.
+        name: Name of the table.
         rows: Rows with all columns of the table.
-        places: The others: numbers of parts of the table, and rows of each.
+        places: The rows to replace: numbers of parts of the table, and positions in each.
 
     Returns:
-        The table; None if one of the parts has been written again, and nothing was done.
+        The table; None if one of the parts has been rewritten, in which case nothing was done.
 
     Raises:
         StoreError: The table is missing, or cannot be written.

@@ -1,7 +1,8 @@
 """Look up the row of an id in a large table: sorted hashes in a mapped file, verified against the ids themselves.
 
-A dictionary of ids takes 150 bytes and half a microsecond a row before the first answer. Here a row takes 12 bytes, on
-disk if possible, and a look-up reads the ids of the rows found: the match is always the id itself, never just its hash.
+A dictionary of ids takes 150 bytes and half a microsecond per row before the first answer. Here a row takes 12 bytes,
+on disk if possible, and a look-up reads the ids of the rows found: the match is always the id itself, never just its
+hash.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 
 __all__ = ["KnownIds", "RowsOfIds", "Segment", "ascending", "find_rows", "ids_in_order", "rows_of_values"]
 
-_AT_ONCE = 1 << 20  # ids looked up together
+_AT_ONCE = 1 << 20  # ids looked up at a time
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Segment:
 
     Attributes:
         hashes: ``(n,)`` hashes of the ids, ascending.
-        rows: ``(n,)`` the row of each, counted from the first row of the segment.
+        rows: ``(n,)`` row of each, counted from the first row of the segment.
         first: The first row of the segment.
     """
 
@@ -43,10 +44,10 @@ class RowsOfIds(Mapping[str, int]):
     """A mapping from id to row; use `find_rows` for many at once, as a single look-up takes a millisecond.
 
     Args:
-        count: How many rows there are.
-        segments: Makes the segments, when the first id is asked for.
-        read: Returns the ids of rows that ascend.
-        scan: Yields all ids in the order of rows.
+        count: Number of rows.
+        segments: Creates the segments when the first id is requested.
+        read: Returns the ids of ascending rows.
+        scan: Yields all ids in row order.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RowsOfIds(Mapping[str, int]):
                 there, at = np.unique(rows, return_inverse=True)
                 same = pc.equal(self._read(there).cast(pa.large_string()).take(pa.array(at)), ids.take(pa.array(asked)))
                 right = pc.fill_null(same, fill_value=False).to_numpy(zero_copy_only=False)
-                np.maximum.at(found, asked[right], rows[right])  # of an id that stands twice, the last as ever
+                np.maximum.at(found, asked[right], rows[right])  # if an id occurs twice, the last row wins
         return found
 
     def in_memory(self) -> tuple[RowsOfIds, pa.Array]:
@@ -149,7 +150,7 @@ class KnownIds(Collection[str]):
 
     Args:
         known: `frevl.store.reader.Store.positions`.
-        others: The others.
+        others: Further ids.
     """
 
     def __init__(self, known: Mapping[str, int], others: Collection[str]) -> None:
@@ -183,7 +184,7 @@ def find_rows(known: Mapping[str, int] | KnownIds, ids: Sequence[str] | pa.Array
         ids: Any ids, repeats allowed.
 
     Returns:
-        ``(n,)``, -1 where there is no such id.
+        ``(n,)`` int64 rows, -1 for unknown ids.
     """
     if isinstance(known, RowsOfIds | KnownIds):
         return known.find(ids)
@@ -217,6 +218,6 @@ def ascending(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def ids_in_order(known: Mapping[str, int]) -> pa.Array:
     """Return the ids of `frevl.store.reader.Store.positions` in row order.
 
-    They take a quarter of the memory of a list. All are of one version of the store, whatever is written meanwhile.
+    They take a quarter of the memory of a list. All are from one version of the store, whatever is written meanwhile.
     """
     return known.in_memory()[1] if isinstance(known, RowsOfIds) else pa.array(list(known), pa.large_string())

@@ -25,7 +25,7 @@ _LONGEST_HEADER = 1 << 16  # bytes; numpy writes 128
 _COMPRESSIONS = {
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
-}  # what numpy writes; a few bytes of others may hold gigabytes
+}  # those that numpy writes; a few bytes of others may expand to gigabytes
 
 Blocks = Callable[[int], Iterator[np.ndarray]]
 
@@ -35,14 +35,14 @@ def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Bloc
 
     Args:
         path: ``.npy``, ``.npz`` or ``.safetensors``.
-        array: Name of the array, where the file holds several.
+        array: Name of the array, if the file has several.
 
     Returns:
-        ``n``, ``dim``, and a function that yields the array in blocks of so many rows.
+        ``n``, ``dim``, and a function that yields the array in blocks of a given number of rows.
 
     Raises:
         InputError: The file is missing, damaged, of another kind, or its array is not ``(n, dim)`` floats.
-        UsageError: There is no array of this name, or none was named and there are several.
+        UsageError: There is no array with this name, or no name was given and there are several.
     """
     readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}
     if path.suffix.lower() not in readers:
@@ -113,7 +113,7 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """Return shape, whether the order is column-major, type, and header length in bytes."""
-    head = io.BytesIO(stream.read(_LONGEST_HEADER))  # numpy would read as much as the header says that it has
+    head = io.BytesIO(stream.read(_LONGEST_HEADER))  # numpy would read as much as the header claims to have
     version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(head)

@@ -1,7 +1,7 @@
 """Read tables of vectors and lists of ids block by block, so memory does not grow with the file.
 
-Tables (Parquet, Arrow, Lance) hold ids, vectors and maybe further columns; `frevl.store.importing.arrays` reads files
-that hold vectors only.
+Tables (Parquet, Arrow, Lance) have ids, vectors and possibly further columns; `frevl.store.importing.arrays` reads
+files with vectors only.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 64 << 20
-"""Most bytes of the vectors of a block."""
+"""Maximum bytes of the vectors in a block."""
 
 WIDEST = 1 << 20
-"""Most numbers of a vector."""
+"""Maximum width of a vector."""
 
 _VECTOR_NAMES = ("vector", "embedding", "emb", "image_embedding", "text_embedding", "embeddings", "features")
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".lance")
@@ -53,8 +53,8 @@ class VectorBlock:
         place: The file, for messages.
         first: Number of the first row, counted from 0.
         vectors: ``(n, dim)`` float16, float32 or float64.
-        columns: ``n`` rows of everything else; None for arrays.
-        problems: Reason by row of this block, for rows whose vector cannot be read; their vectors are zero.
+        columns: The other columns, ``n`` rows; None for arrays.
+        problems: By row of this block, the reason why its vector cannot be read; such vectors are zero.
     """
 
     place: str
@@ -74,15 +74,15 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
 
     Args:
         path: A Parquet or Arrow file (``.feather`` and ``.ipc`` too), or a Lance table.
-        vector_column: Name of the column; by default the only one that holds lists of floats.
+        vector_column: Name of the column; by default the only one with lists of floats.
 
     Returns:
-        The schema without vectors, the name of the vector column, and a function that yields one `VectorBlock` after
-        the other, of at most so many rows.
+        The schema without vectors, the name of the vector column, and a function that yields `VectorBlock` objects of
+            at most a given number of rows.
 
     Raises:
         InputError: The table is missing or damaged, or has no column of vectors.
-        UsageError: There is no column of this name, or none was named and there are several.
+        UsageError: There is no column with this name, or no name was given and there are several.
     """
     with as_input_error(path):
         schema, batches = _open_table(path)
@@ -117,7 +117,7 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
         usual: Names to look for if none was given.
 
     Returns:
-        A table whose column ``id`` holds the ids; other columns of the file are kept.
+        A table with the ids in the column ``id``; other columns of the file are kept.
 
     Raises:
         InputError: The file is missing, damaged or of another kind.
@@ -129,8 +129,8 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
             schema, batches = _open_table(path)
             table = pa.Table.from_batches(list(batches(65_536)), schema=schema)
             return named_id(path, table, id_column, usual)
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark first
-        # Not splitlines: a caption may hold a form feed, or a line separator of Unicode.
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors prepend a byte order mark
+        # Not splitlines: a caption may contain a form feed, or a Unicode line separator.
         lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
         if suffix == ".json":
             rows = json.loads(text)
@@ -164,7 +164,7 @@ def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[st
     with as_input_error(path):
         ids = pc.cast(table[name], pa.string())
     others = table.drop_columns([name])
-    # Another column of that name is metadata.
+    # Another column with that name is metadata.
     others = others.rename_columns(["metadata_id" if column == "id" else column for column in others.column_names])
     return others.append_column("id", ids)
 
@@ -173,7 +173,7 @@ def column_named(path: Path, asked: str | None, names: list[str], usual: list[st
     """Return the requested column, or the only one with a common name.
 
     Raises:
-        UsageError: It is not there, or it is not clear which is meant.
+        UsageError: The column does not exist, or it is unclear which is meant.
     """
     if asked is not None:
         if asked not in names:
@@ -231,10 +231,10 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 
     Args:
         column: Lists of floats.
-        dim: Their width, None if it is not known yet: then it is the most frequent one.
+        dim: Width of the vectors, or None if not yet known: then it is the most frequent one.
 
     Returns:
-        ``(n, dim)`` values, the reason by row where there is no vector of that width, and the width if it is known.
+        ``(n, dim)`` values, the reason by row if there is no vector of that width, and the width if known.
     """
     lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
     if dim is None and (lengths > 0).any():
@@ -245,7 +245,7 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
         for row in np.flatnonzero(~good)
     }
     values = np.zeros((len(column), dim or 1), column.type.value_type.to_pandas_dtype())
-    # `flatten` passes over nulls; a null inside a list becomes NaN, which is refused like any other.
+    # `flatten` skips nulls; a null inside a list becomes NaN, which is refused like any other.
     flat = column.filter(pa.array(good)).flatten()
     values[good] = flat.to_numpy(zero_copy_only=False).reshape(-1, dim or 1)
     return values, problems, dim
@@ -255,7 +255,7 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 def as_input_error(path: Path) -> Iterator[None]:
     """Turn any library error about a bad file into one sentence.
 
-    The file may be untrusted, and libraries react to bad files with all kinds of errors: their own, recursion,
+    The file may be untrusted, and libraries react to damaged files with all kinds of errors: their own, recursion,
     overflow, memory, type and index errors.
     """
     try:

@@ -54,19 +54,19 @@ def verified_towers(
 ) -> dict[Modality, Tower] | None:
     """Verify that one of our encoders made these vectors, using the first items as canaries.
 
-    Args:
+    encoder: The given name; None is returned if frevl has no encoder with this name.
         encoder: The name that was given; None is returned if frevl has no encoder of this name.
         parts: The vectors.
-        images: Folder of the images, to embed some of them again.
-        dtype: Stored type.
+        images: Folder of the images, needed to embed some of them again.
+        dtype: Stored number type.
 
     Returns:
-        The encoder's own towers, so that the store is like one that it filled.
+        The encoder's own towers, so that the store is as if the encoder had filled it.
 
     Raises:
-        FingerprintError: The encoder gives other vectors (cosine below 0.9999).
-        UsageError: There is nothing to check the images with.
-        InputError: An image is not in the folder, or cannot be read.
+        FingerprintError: The encoder gives different vectors (cosine below 0.9999).
+        UsageError: The images needed for the check were not given.
+        InputError: An image is missing from the folder, or cannot be read.
     """
     if encoder not in ENCODERS and not encoder.startswith(tuple(PREFIXES)):
         return None

@@ -37,10 +37,10 @@ class Part:
     """A file of vectors with the ids of its rows.
 
     Attributes:
-        modality: What the vectors are of.
+        modality: Modality of the vectors.
         place: The file, for messages.
-        metadata: Types of the columns beside the ids.
-        blocks: Yields blocks of at most so many rows; ``columns`` has ``id`` (string) and the metadata.
+        metadata: Types of the columns besides the ids.
+        blocks: Yields blocks of at most a given number of rows; ``columns`` has ``id`` (string) and the metadata.
     """
 
     modality: Modality
@@ -67,15 +67,15 @@ def open_parts(
 
     Args:
         source: A clip-retrieval folder, an array or a table.
-        of: What the vectors are of; None takes both of a clip-retrieval folder.
+        of: Modality of the vectors; None takes both from a clip-retrieval folder.
         ids: Ids of an array's rows.
         id_column: Column of the ids.
         vector_column: Column of the vectors of a table.
-        array: Name of the array in a file of several.
+        array: Name of the array in a file with several.
 
     Raises:
         InputError: A file is missing or damaged, or ids and vectors differ in number.
-        UsageError: It is not clear what is meant.
+        UsageError: It is unclear what is meant.
     """
     if source.is_dir() and not is_table(source):
         if not is_clip_retrieval(source):
@@ -122,7 +122,7 @@ def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
     rows, schema = parquet_shape(described)
     column = _CLIP_IDS[modality]
     named = named_id(described, schema.empty_table(), column, ()).schema
-    # Read when its turn comes: a part has up to a million rows, a folder hundreds of parts.
+    # Read only when needed: a part has up to a million rows, a folder hundreds of parts.
     return _array(
         vectors, modality, described, rows, named, lambda: read_ids(described, id_column=column, usual=()), None
     )

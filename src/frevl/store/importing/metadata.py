@@ -18,7 +18,7 @@ def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
     """Return the columns of several files that can be kept, with one type per name: numbers, strings, booleans, times.
 
     Raises:
-        InputError: A column has types that do not go together.
+        InputError: A column has incompatible types in different files.
     """
     try:
         schema = pa.unify_schemas(list(schemas), promote_options="permissive")
@@ -39,11 +39,11 @@ def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, 
     """Return the kept columns, with their names and types in the store.
 
     Args:
-        table: Metadata as it stands in the file.
+        table: Metadata as in the file.
         types: Metadata columns of the store.
 
     Raises:
-        InputError: A value does not have the type that the store has for its column.
+        InputError: A value does not have the type of its column in the store.
     """
     columns: dict[str, pa.Array] = {}
     for original in table.column_names:

@@ -30,7 +30,7 @@ from frevl.terminal import ProgressLine
 __all__ = ["ImportReport", "import_embeddings"]
 
 _COMMIT_BYTES = 16 << 20
-_NOT_UNIT = 1e-3  # a unit vector's length after rounding to float16 is off by less, from 8 numbers on
+_NOT_UNIT = 1e-3  # rounding to float16 changes a unit vector's length by less than this, from 8 numbers on
 
 _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
@@ -41,16 +41,16 @@ class ImportReport:
 
     Attributes:
         store: Path of the store.
-        images: Images whose embedding was stored now.
-        texts: Texts whose embedding was stored now.
-        images_kept: Images that had an embedding of this tower already.
-        texts_kept: Texts that had one.
-        differing: Of those that had one: how many have another vector here; that of the store stays.
-        scaled: Vectors that were not of unit length and were scaled to it.
-        repeats: Rows that repeat an item of this import with the same vector; the first is kept.
-        rejects: What was left out, now.
-        notes: Sentences that a user should read.
-        seconds: Wall time.
+        images: Number of images whose embedding was stored by this call.
+        texts: Number of texts whose embedding was stored by this call.
+        images_kept: Number of images that already had an embedding of this tower.
+        texts_kept: Number of texts that already had one.
+        differing: How many of these have a different vector in the import; the store keeps its own.
+        scaled: Number of vectors that did not have unit length and were normalised.
+        repeats: Number of rows that repeat an item of this import with the same vector; the first is kept.
+        rejects: Items left out by this call.
+        notes: Notes for the user.
+        seconds: Wall time in seconds.
     """
 
     store: str
@@ -70,7 +70,7 @@ class ImportReport:
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         total = self.images + self.texts
         lengths = (
             f"{self.scaled:,} of {total:,} vectors did not have unit length and were normalised."
@@ -125,32 +125,32 @@ def import_embeddings(
     Args:
         source: A clip-retrieval folder (``img_emb``, ``text_emb``, ``metadata``); an array (``.npy``, ``.npz``,
             ``.safetensors``) together with ``ids``; a table with a column of vectors (Parquet, Arrow, Lance).
-        store: Folder of the store; made if it is missing.
-        encoder: Name of the encoder that made the vectors. One that frevl has (see `frevl.load_encoder`) is checked:
-            32 of the texts, or of the images in ``images``, are embedded again and must agree; new items can then
-            be embedded too. Any other name is taken as declared.
+        store: Folder of the store; created if missing.
+        encoder: Name of the encoder that made the vectors. An encoder known to frevl (see `frevl.load_encoder`) is
+            verified: 32 of the texts, or of the images in ``images``, are embedded again and must agree; new items can
+            then be embedded too. Any other name is taken as declared.
         of: ``images`` or ``texts``; not needed for a clip-retrieval folder.
-        ids: Ids of an array's rows: text, one a line; a JSON list; JSON lines or a table with a column of ids.
+        ids: Ids of an array's rows: text, one per line; a JSON list; JSON lines or a table with a column of ids.
         id_column: Name of the column of ids.
         vector_column: Name of the column of vectors.
-        array: Name of the array in a file that holds several.
-        revision: Revision of the declared encoder; part of the identity, as all that is declared.
+        array: Name of the array in a file with several.
+        revision: Revision of the declared encoder; part of the identity, like everything declared.
         preprocessing: How its inputs were prepared.
-        common_space: Declare that images and texts of this encoder lie in one space, as those of CLIP do.
-        images: Folder of the images: ids become paths below it, and images for the check are read there.
-        dtype: ``float16`` or ``float32``, as stored.
+        common_space: Declare that images and texts of this encoder share a space, as in CLIP.
+        images: Folder of the images: ids become paths below it, and images for the verification are read from it.
+        dtype: Stored number type, ``float16`` or ``float32``.
         write_pairs: Pairs file to write: every image of a clip-retrieval folder with its caption.
         progress: Show progress.
 
     Returns:
-        What was done.
+        A report of what was done.
 
     Raises:
-        UsageError: It is not clear what is meant.
+        UsageError: It is unclear what is meant.
         InputError: Files are missing, damaged, or differ in their numbers.
         StoreError: The store cannot be written.
-        FingerprintError: The store holds vectors of the same name from elsewhere, or the encoder that is named did not
-            make these vectors.
+        FingerprintError: The store has vectors with the same name from elsewhere, or the named encoder did not make
+            these vectors.
     """
     started = time.monotonic()
     refuse_inputs({"write_pairs": write_pairs}, {"source": source, "ids": ids, "images": images, "store": store})
@@ -208,7 +208,7 @@ class _Import:
 
     def __init__(self, writer: StoreWriter, tower: Tower, folder: Path | None, report: ImportReport) -> None:
         self.writer, self.tower, self.folder, self.report = writer, tower, folder, report
-        self.seen: dict[str, int] = {}  # a checksum of its vector by id
+        self.seen: dict[str, int] = {}  # by id, a checksum of its vector
         self.rejects: list[Reject] = []
         modality = tower.modality
         self.known = writer.store.positions(modality)
@@ -297,7 +297,7 @@ class _Import:
         if self.tower.modality == "text":
             content = id_.encode()
             return Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content))
-        # The file was never seen: its vector stands for it, so that the same image under two names is still found.
+        # The file was never seen, so its vector identifies it: the same image under two names is still found.
         return Item(id_, hashlib.sha256(value.tobytes()).hexdigest()[:32], 0)
 
     def _values(self, block: VectorBlock) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -305,7 +305,7 @@ class _Import:
         with np.errstate(over="ignore", invalid="ignore"):
             wide = block.vectors.astype(np.float32)
             finite = np.isfinite(wide).all(axis=1)
-            # Divided by the largest number first: the squares of large numbers overflow.
+            # Divided by the largest number first, because the squares of large numbers overflow.
             largest = np.abs(wide).max(axis=1, initial=0)
             zero = finite & (largest == 0)
             safe = np.where(finite & ~zero, largest, 1)
@@ -354,7 +354,7 @@ def _write_pairs(
 ) -> int:
     """Write every image of a clip-retrieval folder with its caption, except those left out.
 
-    Captions without vectors are written where the folder has no vectors of texts at all: they may be embedded later.
+    Captions without vectors are written if the folder has no text vectors at all: they may be embedded later.
     """
     described = [part for part in parts if "caption" in part.metadata.names and part.modality == "image"]
     if not described:

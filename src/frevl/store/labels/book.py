@@ -17,7 +17,7 @@ _DIGEST_BITS = 24
 @dataclass
 class _Class:
     name: str
-    into: int | None = None  # the class that it became one with
+    into: int | None = None  # the class into which it was merged
     labels: int = 0
 
 
@@ -25,13 +25,13 @@ class _Class:
 class LabelBook:
     """The state after all entries; `take` adds an entry.
 
-    A label refers to its class, not to the name, so it follows renames. A former name of a class
-    still leads to it, as long as no other class has that name: labels from a page that was opened before are not lost.
+    A label refers to its class, not to the name, so it follows renames. A former name of a class still leads to it, as
+    long as no other class has that name: labels from a page opened earlier are not lost.
 
     Attributes:
-        entries: All of them, in the order of the file.
+        entries: All entries, in file order.
         undone: Requests that do not count.
-        digest: Of all lines that were read, whoever reads them.
+        digest: Checksum of all lines read, the same for every reader.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -49,7 +49,7 @@ class LabelBook:
         self._classes: list[_Class] = []
         self._names: dict[str, int] = {}  # present names
         self._former: dict[str, int] = {}
-        # By image and labeller: what they said one after the other, as (request, class).
+        # By image and labeller: the labeller's successive answers, as (request, class).
         self._said: dict[str, dict[str, list[tuple[str, int | None]]]] = {}
         self._by: dict[str, list[str]] = {}  # requests of a labeller that can be undone
 
@@ -124,7 +124,7 @@ class LabelBook:
         if request in self.undone or not undone:
             return
         self.undone.add(request)
-        if any(entry.action != "label" for entry in undone):  # names of classes have changed: all from the beginning
+        if any(entry.action != "label" for entry in undone):  # names of classes have changed: start from the beginning
             self._forget()
             for entry in self.entries:
                 if entry.action != "undo":
@@ -205,7 +205,7 @@ class LabelBook:
         """Return the class of every image on which all or most labellers agree.
 
         Args:
-            by: Only what this labeller says.
+            by: Consider only this labeller's answers.
         """
         found = {}
         for image in self._said:

@@ -1,11 +1,11 @@
-"""A line of a labels file: who labelled what, when.
+"""A line of a labels file: who labelled what, and when.
 
 | line | means |
 |---|---|
-| ``{"id", "at", "by", "image", "class"}`` | this labeller says so; a class of null takes the own label back |
-| ``{"id", "at", "by", "define"}`` | a class gets its name, before anything has it |
-| ``{"id", "at", "by", "rename", "to"}`` | a class gets another name; where that is taken, both become one |
-| ``{"id", "at", "by", "undo"}`` | what was written under this id does not count |
+| ``{"id", "at", "by", "image", "class"}`` | this labeller's answer; a class of null withdraws it |
+| ``{"id", "at", "by", "define"}`` | a class is defined, before any image has it |
+| ``{"id", "at", "by", "rename", "to"}`` | a class is renamed; if the new name is taken, the two are merged |
+| ``{"id", "at", "by", "undo"}`` | entries written under this id do not count |
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["FORMAT", "LONGEST_NAME", "Action", "Entry", "class_name", "labeller_
 
 FORMAT = 1
 LONGEST_NAME = 200
-"""Most characters in the name of a class or a labeller."""
+"""Maximum number of characters in the name of a class or a labeller."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[0-9]{1,9})?")
 _LONGEST_IMAGE = 4096
 
@@ -36,13 +36,13 @@ class Entry:
     """The content of a line.
 
     Attributes:
-        id: Of the request that brought it; ``ID.3`` is the fourth of several.
-        at: When, in UTC (ISO 8601).
-        by: Who.
-        action: What kind of line it is.
-        image: The image, of a label.
-        name: The class: of a label (None takes it back), defined, or renamed. Of an undo the id that is undone.
-        to: The new name, of a rename.
+        id: Id of the request that wrote it; ``ID.3`` is the fourth of several entries.
+        at: Time of writing, in UTC (ISO 8601).
+        by: Name of the labeller.
+        action: Kind of line.
+        image: The image, for a label.
+        name: The class: of a label (None withdraws it), defined, or renamed. For an undo, the id to undo.
+        to: The new name, for a rename.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Entry:
 
     @property
     def request(self) -> str:
-        """Id of the request that brought it."""
+        """Id of the request that wrote it."""
         return self.id.partition(".")[0]
 
     def line(self) -> bytes:
@@ -80,16 +80,16 @@ def class_name(given: str) -> str:
     """Check the name of a class, stripping surrounding spaces.
 
     Raises:
-        UsageError: It is empty, too long, holds control characters, or means none in a pairs file.
+        UsageError: The name is empty, too long, has control characters, or marks a missing value in a pairs file.
     """
     name = _name(given, "the name of a class")
-    if is_missing(name):  # exported, it would be no class
+    if is_missing(name):  # exported, it would not be a class
         raise UsageError(f"the name of a class: {name!r} marks a missing value in pairs files; choose another name")
     return name
 
 
 def labeller_name(given: str) -> str:
-    """Check the name of a labeller, as `class_name` does."""
+    """Check the name of a labeller, as in `class_name`."""
     return _name(given, "the name of a labeller")
 
 
@@ -107,7 +107,7 @@ def request_id(given: str) -> str:
     """Check the id of a request.
 
     Raises:
-        UsageError: It has other characters than letters, digits, - and _, or more than 64.
+        UsageError: It has characters other than letters, digits, - and _, or more than 64.
     """
     if not _ID.fullmatch(given) or "." in given:
         raise UsageError(f"the id of a request: expected 1 to 64 letters, digits, - or _, found {given!r:.80}")
@@ -118,7 +118,7 @@ def parse(line: bytes) -> Entry | None:
     """Parse a line; None for the first line of a file, which states the format.
 
     Raises:
-        ValueError: It is no line of a labels file; says why.
+        ValueError: It is not a line of a labels file; the message states why.
     """
     try:
         record = json.loads(line)

@@ -39,12 +39,12 @@ class LabelsFile:
 
     Args:
         store: Folder of the store.
-        writes: False never writes, and leaves a torn last line as it is.
-        name: Of the file in the folder. Decisions on a curation are labels too, in a file of their own.
+        writes: False never writes, and leaves a torn last line unchanged.
+        name: Name of the file in the folder. Decisions on a curation are labels too, in a file of their own.
 
     Attributes:
-        path: The file; it is made with the first label.
-        notes: Sentences for the user: lines that cannot be read, a torn last line.
+        path: The file; it is created with the first label.
+        notes: Notes for the user on unreadable lines or a torn last line.
 
     Raises:
         StoreError: The file cannot be read.
@@ -58,7 +58,7 @@ class LabelsFile:
         with self._guard:
             self._read()
             if writes and self._tail():
-                with contextlib.suppress(StoreError), self._locked():  # says so when something is to be written
+                with contextlib.suppress(StoreError), self._locked():  # reported when something is to be written
                     self._read()
                     self._mend()
 
@@ -66,7 +66,7 @@ class LabelsFile:
         self._book = LabelBook()
         self._offset = self._lines = 0
         self._file: tuple[int, int] | None = None  # device and inode
-        self._last = b""  # the last line that was read: a new file may get the inode of one that was deleted
+        self._last = b""  # the last line read: a new file may reuse the inode of a deleted one
 
     def book(self) -> LabelBook:
         """Return the state, including recent writes by others. Read-only; it changes with the next label."""
@@ -86,16 +86,16 @@ class LabelsFile:
         """Write a labeller's answers for some images.
 
         Args:
-            by: Who.
-            labels: Image and class each; a class of None takes the own label back.
-            request: Id of the caller's, letters and digits; the same again writes only what is missing of it, so that
-                a caller who had no answer can ask again.
+            by: Name of the labeller.
+            labels: Image and class of each label; a class of None withdraws the labeller's own label.
+            request: The caller's id, of letters and digits; repeating it writes only what is missing, so that a caller
+                without an answer can try again.
 
         Returns:
-            The id, by which it can be undone.
+            The id by which the request can be undone.
 
         Raises:
-            UsageError: A name that cannot be used, no labels, or an id under which something else was written.
+            UsageError: An invalid name, no labels, or an id under which something else was written.
             StoreError: The file cannot be written; nothing was.
         """
         if not labels:
@@ -113,7 +113,7 @@ class LabelsFile:
         """Rename a class.
 
         Raises:
-            UsageError: There is no such class, or the new name is taken and it is not said that both become one.
+            UsageError: There is no such class, or the new name is taken and ``merge`` is False.
             StoreError: The file cannot be written; nothing was.
         """
         name, to = class_name(name), class_name(to)
@@ -132,7 +132,7 @@ class LabelsFile:
         """Undo a labeller's last entries, or those under an id.
 
         Returns:
-            What no longer counts.
+            The entries that no longer count.
 
         Raises:
             UsageError: There is nothing to undo.
@@ -227,7 +227,7 @@ class LabelsFile:
         try:
             with self.path.open("r+b") as file:
                 whole = self._is_whole(torn)
-                if whole:  # only its end is missing
+                if whole:  # only its newline is missing
                     file.seek(0, os.SEEK_END)
                     file.write(b"\n")
                 else:
@@ -267,7 +267,7 @@ class LabelsFile:
             self.path.parent.mkdir(exist_ok=True)
             lock = FileLock(self.path.with_name(".lock"), timeout=_LOCK_SECONDS)
             lock.acquire()
-        except OSError as error:  # a timeout is one, too
+        except OSError as error:  # including a timeout
             raise self._unwritable(error) from error
         try:
             yield

@@ -15,27 +15,27 @@ from frevl.store.remote.shared_lines import SharedLines
 
 __all__ = ["labels_of"]
 
-_FRESH = 1.0  # seconds; a page asks many times for what one look at the object store says
+_FRESH = 1.0  # seconds; a page makes many requests that one look at the object store can answer
 
 
 def labels_of(store: Path, *, writes: bool = True) -> LabelsFile:
     """Return the labels of a store.
 
     Args:
-        store: Folder or address of it.
+        store: Folder or URL of the store.
         writes: See `frevl.store.labels.labels_file.LabelsFile`.
 
     Raises:
-        StoreError: They cannot be read.
+        StoreError: The labels cannot be read.
     """
     return _SharedLabels(store) if is_remote(store) else LabelsFile(store, writes=writes)
 
 
 class _SharedLabels(LabelsFile):
-    """Labels in an object store, which several processes may write. Nobody can lock it.
+    """Labels in an object store, to which several processes may write. Nobody can lock it.
 
-    A label is there when `label` returns, and what others write is seen after a second. Where two processes rename
-    classes or take something back in the same moment, the order of the two commits decides for everybody.
+    A label is saved when `label` returns, and others' changes are visible after a second. If two processes rename
+    classes or withdraw labels at the same moment, the order of their commits decides for everybody.
     """
 
     def __init__(self, store: Path) -> None:
@@ -72,7 +72,7 @@ class _SharedLabels(LabelsFile):
         self._read()
 
     def _mend(self) -> None:
-        """Do nothing: an addition is there as a whole or not at all."""
+        """Do nothing: an addition is present as a whole or not at all."""
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
