@@ -52,7 +52,7 @@ def parse(name: str) -> Request:
         elif option in ("int8", "torch") and choice in ("auto", option):
             choice = option
         else:
-            raise UsageError(f"'hf:{name}': there is no option '#{option}'. {nearest(option, _OPTIONS)}")
+            raise UsageError(f"'hf:{name}': there is no option '#{option}' here. {nearest(option, _OPTIONS)}")
     parts = [models] if Path(models).is_dir() else models.split("+")
     if len(parts) > 2 or not all(parts):
         raise UsageError(f"'hf:{name}': expected hf:MODEL or hf:VISION+TEXT, where each part is a hub id or a folder")

@@ -145,7 +145,7 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
         raise UsageError(f"'openclip:{name}': expected openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE/FILE")
     if len(options) > 1 or choice not in ("auto", "int8", "torch"):
         raise UsageError(
-            f"'openclip:{name}': there is no option '#{options[-1]}'. {nearest(choice, ('int8', 'torch'))}"
+            f"'openclip:{name}': there is no option '#{options[-1]}' here. {nearest(choice, ('int8', 'torch'))}"
         )
     if tokens != "pooled":
         raise UsageError(
