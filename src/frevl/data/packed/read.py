@@ -48,7 +48,7 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
-        The columns; None for every other file: other forms (pictures inside tables, targets that are lists
+        The columns; None for every other file: other forms (images inside tables, targets that are lists
         of Arrow), and those without a single pair.
 
     Raises:

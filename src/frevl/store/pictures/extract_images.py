@@ -69,7 +69,7 @@ def extract_pictures(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed pictures inside tables that the store lacks; return the ids in its share that the store may still lack."""
+    """Embed images inside tables that the store lacks; return the ids in its share that the store may still lack."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])

@@ -42,7 +42,7 @@ def extract_tars(
         assigned.
 
     Returns:
-        The ids of pictures of its share that the store may still lack, and the names of the tars that were read.
+        The ids of images of its share that the store may still lack, and the names of the tars that were read.
     """
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
