@@ -77,7 +77,7 @@ def extract_pictures(
     cells = inside.once(share.own(inside.pictures(tables, columns), inside.id_of))
     names = ", ".join(table.place for table in tables)
     seen = embed_images(
-        names, "picture", inside, cells, stored, embedder, buffer, report, former=former,
+        names, "image", inside, cells, stored, embedder, buffer, report, former=former,
         may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
     writer.clear_rejects("image", seen.former - {reject.id for reject in buffer.rejected})

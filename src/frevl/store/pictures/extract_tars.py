@@ -50,7 +50,7 @@ def extract_tars(
     inside = TarPictures(towers, stored)
     members = inside.pictures(tars, choice, share, captions)
     seen = embed_images(
-        ", ".join(tar.name for tar in tars[:3]), "picture", inside, members, stored, embedder, buffer, report,
+        ", ".join(tar.name for tar in tars[:3]), "image", inside, members, stored, embedder, buffer, report,
         former=former, may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
     again = seen.former | former.intersection(inside.read)
