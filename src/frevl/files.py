@@ -23,10 +23,10 @@ __all__ = [
     "LARGEST_RECORD",
     "flush_file",
     "flush_folder",
-    "made_again",
     "plain",
     "read_record",
     "replace_file",
+    "user_cache",
     "write_json",
     "write_lines",
 ]
@@ -163,7 +163,7 @@ def _flush(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def made_again() -> Path:
+def user_cache() -> Path:
     """Return the user's cache folder: ``$FREVL_CACHE``, or a folder below the system's cache."""
     chosen = os.environ.get("FREVL_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl"

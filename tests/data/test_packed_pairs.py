@@ -171,7 +171,7 @@ def test_without_a_home_pairs_are_read_all_the_same(tmp_path, monkeypatch):
     def nobody():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("frevl.data.packed.cache.made_again", nobody)
+    monkeypatch.setattr("frevl.data.packed.cache.user_cache", nobody)
     assert len(read_pairs(write(tmp_path / "pairs.jsonl", PLAIN))) == 7
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from frevl.errors import EncoderError, library
-from frevl.files import made_again
+from frevl.files import user_cache
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class Source:
 
 def cache_folder() -> Path:
     """Return the folder of exported networks."""
-    return made_again() / "encoders"
+    return user_cache() / "encoders"
 
 
 def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:

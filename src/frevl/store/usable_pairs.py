@@ -92,7 +92,8 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
             )
     if not usable.any():
         raise PairsError(f"{pairs.places[0]}: no pair is left, everything was rejected ({left_out[0].reason})")
-    return replace(pairs.select(np.flatnonzero(usable)), notes=pairs.notes), left_out
+    kept = pairs.select(np.flatnonzero(usable)) if left_out else pairs  # copying many pairs takes memory
+    return replace(kept, rejected=(), notes=pairs.notes), left_out
 
 
 def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) -> Pairs:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from frevl.errors import TrainingError
-from frevl.files import made_again
+from frevl.files import user_cache
 from frevl.runs.batches import EmbeddedPairs
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
         TrainingError: The file cannot be written.
     """
     try:
-        folder = made_again() / "training"
+        folder = user_cache() / "training"
     except RuntimeError as error:
         raise TrainingError(f"{error}; set FREVL_CACHE to a folder for data that does not fit in memory") from error
     try:

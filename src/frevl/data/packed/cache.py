@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.packed.columns import Coded, Places
-from frevl.files import made_again
+from frevl.files import user_cache
 from frevl.version import __version__
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept |
             content.update(part)
     folders = [path.absolute().parent]
     with contextlib.suppress(RuntimeError):  # nobody's home
-        folders.append(made_again() / "pairs")
+        folders.append(user_cache() / "pairs")
     name = f".{path.name}.{content.hexdigest()}{_ENDING}"
     for folder in folders:
         found = _opened(folder / name)
