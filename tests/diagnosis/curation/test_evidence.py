@@ -27,16 +27,17 @@ def test_the_features_are_weighed_by_what_they_tell():
     wrong = random.random(2000) < 0.3
     given = random.standard_normal((2000, 3)) + np.outer(~wrong, [2.0, 1.0, 0.0])
     drawn = random.standard_normal((2000, 3))
-    scores, _ = one_score(given, drawn, np.ones(2000, bool))
+    scores, _, _ = one_score(given, drawn, np.ones(2000, bool), drawn)
     best = given @ [2.0, 1.0, 0.0]  # the log-likelihood ratio, but for a constant
     assert np.corrcoef(scores, best)[0, 1] > 0.99
 
 
 def test_one_feature_is_the_score_and_constant_ones_do_no_harm():
     given, drawn = np.array([[3.0], [1.0]]), np.array([[0.0], [2.0]])
-    assert one_score(given, drawn, np.ones(2, bool))[0].tolist() == [3, 1]
+    assert one_score(given, drawn, np.ones(2, bool), drawn)[0].tolist() == [3, 1]
     both = np.hstack([given, np.ones((2, 1))]), np.hstack([drawn, np.ones((2, 1))])
-    scores, others = one_score(*both, np.ones(2, bool))
+    scores, others, again = one_score(*both, np.ones(2, bool), both[1])
+    assert again.tolist() == others.tolist()
     assert scores[0] > scores[1]
     assert np.isfinite([*scores, *others]).all()
 
@@ -44,6 +45,6 @@ def test_one_feature_is_the_score_and_constant_ones_do_no_harm():
 def test_lines_that_a_single_feature_separates_stay_finite():
     given, drawn = np.random.default_rng(0).standard_normal((2, 60, 2))
     given[:, 0] += 50
-    scores, others = one_score(given, drawn, np.ones(60, bool))
+    scores, others, _ = one_score(given, drawn, np.ones(60, bool), drawn)
     assert scores.min() > others.max()
     assert np.abs(scores).max() < 100

@@ -28,6 +28,21 @@ def test_the_share_of_wrong_lines_and_every_probability_are_right(share):
     assert abs(found.right.mean() - (1 - share)) < 0.03
 
 
+def test_the_upper_end_holds_where_the_wrong_texts_are_known_to_the_model():
+    random = np.random.default_rng(0)
+    wrong = random.random(5000) < 0.3
+    given = random.standard_normal(5000) + 5.0 * ~wrong + 0.25 * wrong  # their texts score a little higher
+    drawn, learnt = random.standard_normal(10_000), random.standard_normal(5000) + 0.4
+    groups = np.arange(5000), np.arange(10_000) // 2
+    before = fit_mixture(given, drawn, *groups)
+    found = fit_mixture(given, drawn, *groups, (learnt, np.arange(5000)))
+    assert before.ci95[1] < 0.3 < found.ci95[1] < 0.5
+    assert (found.wrong_share, found.ci95[0]) == (before.wrong_share, before.ci95[0])
+    assert found.right.tolist() == before.right.tolist()
+    none = np.zeros(0), np.zeros(0, np.int64)
+    assert fit_mixture(given, drawn, *groups, none).ci95 == before.ci95
+
+
 def test_a_better_score_is_never_less_probable():
     given, drawn, _ = drawn_lines(300, 0.2)
     found = fit_mixture(given, drawn, np.arange(300), np.arange(600))

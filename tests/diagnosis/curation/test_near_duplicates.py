@@ -53,6 +53,12 @@ def cut(image, left, top, right, bottom):
     return image.crop((int(width * left), int(height * top), int(width * right), int(height * bottom)))
 
 
+def with_banner(image):
+    copy = image.copy()
+    copy.paste((0, 0, 0), (0, int(0.82 * image.height), *image.size))
+    return copy
+
+
 COPIES = {
     "half size": lambda image: image.resize((80, 60)),
     "mirrored": ImageOps.mirror,
@@ -61,9 +67,13 @@ COPIES = {
     "a tenth cut off": lambda image: cut(image, 0.05, 0.05, 0.95, 0.95),
     "a tenth cut off on the right": lambda image: cut(image, 0, 0, 0.9, 1),
     "mirrored and cut": lambda image: ImageOps.mirror(cut(image, 0, 0, 0.9, 0.9)),
+    "15 % cut off each side": lambda image: cut(image, 0.15, 0.15, 0.85, 0.85),
+    "a quarter cut off on the left": lambda image: cut(image, 0.25, 0, 1, 1),
+    "a banner": with_banner,
     "a border": lambda image: ImageOps.expand(image, (9, 7), (255, 255, 255)),
 }
-CLOSE = [copy for kind, copy in COPIES.items() if kind != "a border"]  # which the toy encoder takes far away
+FAR = ("a border", "a banner", "15 % cut off each side", "a quarter cut off on the left")  # to the toy encoder
+CLOSE = [copy for kind, copy in COPIES.items() if kind not in FAR]
 
 
 def grey(image):

@@ -64,12 +64,15 @@ class _Scores:
     """Scores of given lines and of drawn wrong ones, with the group of each.
 
     ``given`` is ``(n, features)``, ``drawn`` ``(m, features)``; each column separates right from wrong lines a little,
-    and `frevl.diagnosis.curation.evidence` combines them into one score.
+    and `frevl.diagnosis.curation.evidence` combines them into one score. ``learnt`` ``(k, features)`` are wrong lines
+    whose text the model knows from an image of its own; none for a run trained elsewhere.
     """
 
     given: Tensor
     drawn: Tensor
     drawn_groups: Tensor
+    learnt: Tensor
+    learnt_groups: Tensor
 
 
 def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it is the first
@@ -124,7 +127,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         return _silent(lines, reason, doubts)
     if len(drawn_table) == 0:
         return _silent(lines, "no text is wrong for any image, as every text is close to a right one", doubts)
-    given, drawn = one_score(table, drawn_table, right)
+    given, drawn, learnt = one_score(table, drawn_table, right, scores.learnt.double().numpy())
     told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
     if told < _LEAST_TOLD:
         return _silent(
@@ -134,7 +137,9 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
             "images and texts, or nearly all lines are wrong",
             doubts,
         )
-    found = fit_mixture(given[right], drawn, groups[right], scores.drawn_groups.numpy())
+    found = fit_mixture(
+        given[right], drawn, groups[right], scores.drawn_groups.numpy(), (learnt, scores.learnt_groups.numpy())
+    )
     belief = np.full(len(lines), np.nan)
     belief[right] = found.right
     said = belief.copy()
@@ -174,7 +179,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
                 "drawn from it; use fewer --folds"
             )
     given = torch.zeros(len(pairs), _FEATURES)
-    drawn, drawn_groups = [], []
+    drawn, drawn_groups, known, known_groups = [], [], [], []
     started, cut = clock.seconds(), 0
     for fold in range(folds):
         place = lines.checkpoint.part(f"match fold {fold + 1}")
@@ -194,7 +199,8 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
             place.save(vars(scores), record)
             place.discard_parts()
         else:
-            scores, ended = _Scores(**saved[0]), saved[1]["cut"]
+            empty = {"learnt": saved[0]["drawn"][:0], "learnt_groups": groups[:0]}  # earlier versions lack them
+            scores, ended = _Scores(**{**empty, **saved[0]}), saved[1]["cut"]
         cut += ended
         if len(scores.drawn) < 2:
             doubts += cut_short(cut, folds)
@@ -204,8 +210,10 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
         given[held] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
         drawn_groups.append(scores.drawn_groups)
+        known.append((scores.learnt - middle) / width)
+        known_groups.append(scores.learnt_groups)
     doubts += cut_short(cut, folds)
-    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups))
+    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups), torch.cat(known), torch.cat(known_groups))
 
 
 def _one_fold(
@@ -235,7 +243,11 @@ def _one_fold(
     network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed, most=_ALIGNED), _ALIGNMENT_WEIGHT)
     banks = bank_of(network, images, texts, *seen, _BANK, seed)
     image_ids, image_at = torch.unique(pairs.image_rows[held], return_inverse=True)
-    text_ids, text_at = torch.unique(pairs.text_rows[held], return_inverse=True)
+    source = right[held].nonzero()[:, 0]
+    picked = torch.randint(len(learnt), (len(source),), generator=torch.Generator().manual_seed(seed))
+    shown_texts = torch.cat([pairs.text_rows[held], pairs.text_rows[learnt[picked]]])
+    text_ids, text_at = torch.unique(shown_texts, return_inverse=True)
+    text_at, other_text = text_at[: len(held)], text_at[len(held) :]
     with torch.inference_mode():
         image_parts = torch.cat(
             [network.image_parts(images[image_ids[part]].float()) for part in _blocks(len(image_ids))]
@@ -245,7 +257,7 @@ def _one_fold(
         of_images = hubness(image_parts, banks[1], scales)
         of_texts = hubness(text_parts, banks[0], scales)
 
-        own = TextsOfImages.of(image_at[right[held]], text_at[right[held]], len(image_ids))
+        own = TextsOfImages.of(image_at[source], text_at[source], len(image_ids))
         width = network.own_text_vectors(texts[:1].float()).shape[1]
 
         def features(image: Tensor, text: Tensor, line: Tensor) -> Tensor:
@@ -269,7 +281,10 @@ def _one_fold(
         rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
         given = features(image_at, text_at, torch.arange(len(held)))
         drawn = features(image_at[rows], text_at[columns], rows)
-    return _Scores(given, drawn, groups[held[rows]]), report.stopped == "time"
+        wrong = (own.rows[image_at[source]] != other_text[:, None]).all(dim=1)
+        source, other_text = source[wrong], other_text[wrong]
+        known = features(image_at[source], other_text, source)
+    return _Scores(given, drawn, groups[held[rows]], known, groups[held[source]]), report.stopped == "time"
 
 
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
@@ -295,7 +310,8 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     images, words = lines.pairs.images, lines.pairs.texts
     given = scorer.score(list(zip(images, words, strict=True)))
     wrong = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    return _Scores(torch.from_numpy(given)[:, None], torch.from_numpy(scorer.score(wrong))[:, None], groups[rows])
+    drawn = torch.from_numpy(scorer.score(wrong))[:, None]
+    return _Scores(torch.from_numpy(given)[:, None], drawn, groups[rows], drawn[:0], groups[:0])
 
 
 def _draw_wrong(

@@ -42,22 +42,28 @@ class Mixture:
         even: ``(n,)`` the same at equal odds, for lines that are not sampled from the given ones.
         wrong_share: Share of wrong lines among the given ones, in [0, 1].
         standard_error: Standard error of that share, with groups as units.
+        most: Upper end of the share against the wrong lines whose text the model has learned elsewhere; 0 if unknown.
     """
 
     right: NDArray[np.float64]
     even: NDArray[np.float64]
     wrong_share: float
     standard_error: float
+    most: float = 0.0
 
     @property
     def ci95(self) -> tuple[float, float]:
         """Return the interval of the wrong share."""
         reach = _REACH * self.standard_error
-        return max(0.0, self.wrong_share - reach), min(1.0, self.wrong_share + reach)
+        return max(0.0, self.wrong_share - reach), min(1.0, max(self.most, self.wrong_share + reach))
 
 
 def fit_mixture(
-    given: NDArray[np.float64], drawn: NDArray[np.float64], groups: NDArray[np.int64], drawn_groups: NDArray[np.int64]
+    given: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    drawn_groups: NDArray[np.int64],
+    learnt: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
 ) -> Mixture:
     """Separate right lines from wrong ones.
 
@@ -66,6 +72,9 @@ def fit_mixture(
         drawn: ``(m,)`` scores of drawn wrong lines by the same models.
         groups: ``(n,)`` group of every line; lines of one group are not independent.
         drawn_groups: ``(m,)`` the same for the drawn ones.
+        learnt: ``(k,)`` scores and groups of wrong lines whose text the model has learned elsewhere, or None. A wrong
+            text comes from an image of which the model mostly knows other texts, so it scores between these and the
+            drawn ones: they bound the share from above.
     """
     ratio = _ratio(given, drawn)
     share, error = _wrong_share(given, drawn, groups, drawn_groups)
@@ -75,7 +84,12 @@ def fit_mixture(
     smooth = 1 / (1 + np.exp(-np.clip((given - middle) / width, -30, 30)))
     odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
     even = odds / (1 + odds)
-    return Mixture((1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth, share, error)
+    most = 0.0
+    if learnt is not None and len(learnt[0]):
+        bound, of_bound = _wrong_share(given, learnt[0], groups, learnt[1])
+        most = bound + _REACH * of_bound
+    found = ((1 - _STRICT) * one + _STRICT * smooth for one in (right, even))
+    return Mixture(*found, share, error, most)
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:

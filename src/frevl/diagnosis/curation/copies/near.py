@@ -27,7 +27,7 @@ _MEASURED = 1_000  # images used for this measurement
 
 _CANDIDATES = 8  # nearest neighbours by embedding with compared pixels
 _BLOCK = 1_024
-_EDGES_KEPT = 4_096  # images in memory; 35 kB each
+_EDGES_KEPT = 2_048  # images in memory; 76 kB each
 
 Grey = Callable[[int], NDArray[np.uint8] | None]
 
