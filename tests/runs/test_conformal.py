@@ -133,11 +133,18 @@ def test_estimators(named):
     rows = [json.loads(line) for line in named.examples.read_text().splitlines()]
     X, y = named.store.read_images([row["image"] for row in rows]), np.array([row["target"] for row in rows])  # noqa: N806
     fitted = EmbeddingClassifier(method="means").fit(X, y)
-    sets = fitted.predict_set(X, 0.9)
+    with pytest.warns(UserWarning, match=r"rest on \d+ held-out groups of rows: .* fit on more groups\.$"):
+        sets = fitted.predict_set(X, 0.9)
     assert sets.shape == (len(X), 6)
     assert sets[np.arange(len(X)), np.searchsorted(fitted.classes_, fitted.predict(X))].all()
     with pytest.raises(ValueError, match="between 0 and 1"):
         fitted.predict_set(X, 1.0)
+    with pytest.warns(UserWarning, match="contain every class"):
+        assert fitted.predict_set(X, 0.999).all()
+    alone = EmbeddingClassifier().fit(X[:6], np.zeros(6))
+    assert alone.predict_set(X, 0.9).all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        alone.predict_set(X, 2.0)
     with pytest.raises(ValueError, match="nothing was held out"):
         EmbeddingClassifier().fit(X[:6], np.arange(6)).predict_set(X)
 

@@ -134,6 +134,7 @@ _MOST_SCORES = 2_000  # scores kept in a run: the level is then within 0.7 point
 _COMPARED_AT = 0.9
 _WIDE = 0.1  # width of a coverage interval from which it is reported: below 140 scores at 90 %
 _STEPS = 10_000  # steps of a numerical distribution
+_CALIBRATE = "give more with --calibrate"
 
 
 @dataclass(frozen=True)
@@ -184,30 +185,29 @@ class ConformalScores:
         mask[np.arange(len(mask)), probabilities.argmax(axis=1)] = True
         return mask
 
-    def note(self, level: float) -> list[str]:
-        """Return a note if there are too few scores for this level."""
+    def note(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
+        """Return a note if there are too few scores for this level; what the items are called, and what to do."""
         if math.isfinite(self.threshold(level)):
             return []
         return [
-            f"Sets of {100 * level:g} % contain every class: {len(self.scores):,} held-out images cannot guarantee "
-            f"more (at least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); give "
-            "more with --calibrate."
+            f"Sets of {100 * level:g} % contain every class: {len(self.scores):,} held-out {items} cannot guarantee "
+            f"more (at least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); {remedy}."
         ]
 
-    def notes(self, level: float) -> list[str]:
+    def notes(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
         """Return `note`; if there are enough scores, state how far the coverage of these sets may be from the level.
 
         Over repeated measurements of ``m`` scores the coverage is ``level`` on average (or slightly more); that of a
         single one has the distribution Beta(k, m + 1 - k) with ``k = ceil((m + 1) level)`` (Vovk 2012, proposition 2b).
         """
         if not math.isfinite(self.threshold(level)):
-            return self.note(level)
+            return self.note(level, items=items, remedy=remedy)
         low, high = self.coverage(level)
         if high - low < _WIDE:
             return []
         return [
-            f"Sets of {100 * level:g} % rest on {len(self.scores):,} held-out images: the right class may be in "
-            f"{100 * low:.0f} to {100 * high:.0f} % of them; give more with --calibrate."
+            f"Sets of {100 * level:g} % rest on {len(self.scores):,} held-out {items}: the right class may be in "
+            f"{100 * low:.0f} to {100 * high:.0f} % of them; {remedy}."
         ]
 
     def coverage(self, level: float) -> tuple[float, float]:

@@ -88,8 +88,8 @@ def fit_mixture(
     if learnt is not None and len(learnt[0]):
         bound, of_bound = _wrong_share(given, learnt[0], groups, learnt[1])
         most = bound + _REACH * of_bound
-    found = ((1 - _STRICT) * one + _STRICT * smooth for one in (right, even))
-    return Mixture(*found, share, error, most)
+    right, even = (1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth
+    return Mixture(right, even, share, error, most)
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from pathlib import Path
@@ -122,7 +123,8 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         """Return the classes that cannot be ruled out, with coverage ``level``.
 
         Split conformal prediction on the rows held out in `fit`, one per group; see `frevl.runs.calibration`. If too
-        few were held out for the level, every set contains every class.
+        few were held out for the level, every set contains every class. That, and a coverage that may be far from the
+        level because few were held out, is a `UserWarning`.
 
         Args:
             X: ``(n, features)`` embeddings.
@@ -135,16 +137,19 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
             ValueError: Nothing was held out (one example per class), or the level is not between 0 and 1.
         """
         probabilities = self.predict_proba(X)
+        if not is_between(level, 0, 1):
+            raise ValueError(
+                f"level: expected the share of sets that contain the right label, between 0 and 1, found {level!r}"
+            )
         if self.network_ is None:
             return np.ones((len(probabilities), 1), bool)
         kept = self.results_.get("prediction_sets")
         if kept is None:
             raise ValueError("nothing was held out in fit, so prediction sets have no guarantee")
-        if not is_between(level, 0, 1):
-            raise ValueError(
-                f"level: expected the share of sets that contain the right label, between 0 and 1, found {level!r}"
-            )
-        return ConformalScores.from_record(kept).sets(probabilities, level)
+        scores = ConformalScores.from_record(kept)
+        for note in scores.notes(level, items="groups of rows", remedy="fit on more groups"):
+            warnings.warn(note, UserWarning, stacklevel=2)
+        return scores.sets(probabilities, level)
 
     def save(self, folder: str | Path) -> Run:
         """Save as an ordinary run, without pickle, for `load`, `frevl.Scorer`, evaluate, serve and export.
