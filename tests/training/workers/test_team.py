@@ -85,6 +85,7 @@ def test_alone_everything_is_as_it_is():
         share.of(rows),
         share.weighed(rows),
         share.gathered(rows),
+        share.gathered_for_own(rows),
         share.counted_once(rows),
         share.first(rows),
     ):

@@ -20,6 +20,7 @@ from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
 from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.workers.shared_contrast import shared_contrast
 from frevl.training.workers.team import ALONE, Team
 
 if TYPE_CHECKING:
@@ -142,11 +143,16 @@ def _contrast(
                 image_vectors = network.image_vectors(moved(images[own_images.of(columns)], device).float())
             with own_texts.dropping():
                 text_vectors = network.text_vectors(moved(texts[own_texts.of(text)], device).float())
-        image_vectors, text_vectors = own_images.gathered(image_vectors), own_texts.gathered(text_vectors)
-        similarity = network.scale * text_vectors @ image_vectors.T
-        loss = own_texts.counted_once(
-            batch_contrast(similarity, moved(places, device), text, label_smoothing=label_smoothing)
-        )
+        places, smoothed = moved(places, device), {"label_smoothing": label_smoothing}
+        if 1 < team.size <= len(columns):
+            # Each compares its own texts with all images; there are no fewer texts than images.
+            similarity = network.scale * text_vectors.float() @ own_images.gathered_for_own(image_vectors).T
+            own = own_texts.of(torch.arange(len(text)))
+            loss = shared_contrast(similarity, own, places, text, **smoothed, team=team)
+        else:
+            image_vectors, text_vectors = own_images.gathered(image_vectors), own_texts.gathered(text_vectors)
+            similarity = network.scale * text_vectors @ image_vectors.T
+            loss = own_texts.counted_once(batch_contrast(similarity, places, text, **smoothed))
         return loss, {"contrastive": loss}
 
     return loss_of

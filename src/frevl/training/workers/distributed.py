@@ -55,6 +55,19 @@ class _Gathered(torch.autograd.Function):
         return nn.functional.pad(own, (0, 0, 0, missing)) if missing else own, None, None
 
 
+class _GatheredForOwn(torch.autograd.Function):
+    """Rows of all workers, of which each makes a loss of its own; so every worker's gradients are added up."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, counts: list[int], team: Together) -> Tensor:
+        ctx.rows, ctx.team = slice(sum(counts[: team.rank]), sum(counts[: team.rank + 1])), team
+        return torch.cat(team.all_rows(own, counts))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.team.added(gradients[0])[ctx.rows], None, None
+
+
 class _Part:
     """Some rows of a batch."""
 
@@ -70,6 +83,10 @@ class _Part:
 
     def gathered(self, vectors: Tensor) -> Tensor:
         whole: Tensor = _Gathered.apply(vectors.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
+        return whole
+
+    def gathered_for_own(self, vectors: Tensor) -> Tensor:
+        whole: Tensor = _GatheredForOwn.apply(vectors.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
         return whole
 
     def counted_once(self, loss: Tensor) -> Tensor:
@@ -161,6 +178,13 @@ class Together:
         with self._talking():
             dist.all_gather(parts, padded)
         return [part[:count].to(own.device) for part, count in zip(parts, counts, strict=True)]
+
+    def added(self, values: Tensor) -> Tensor:
+        """Return the sum of every worker's ``(n, d)`` values."""
+        sent = values.to(self._carrier).contiguous().clone()
+        with self._talking():
+            dist.all_reduce(sent)
+        return sent.to(values.device)
 
     def agreed(self, value: T) -> T:
         """Return worker 0's value."""

@@ -50,6 +50,9 @@ class Share(Protocol):
     def gathered(self, vectors: Tensor) -> Tensor:
         """Gather this worker's ``(k, d)`` into the ``(n, d)`` of all; a loss of them must be `counted_once`."""
 
+    def gathered_for_own(self, vectors: Tensor) -> Tensor:
+        """``(k, d)`` of this worker, at least one row, to the ``(n, d)`` of all, for a loss of this worker's own."""
+
     def counted_once(self, loss: Tensor) -> Tensor:
         """Convert a loss that every worker computes from gathered vectors into this worker's contribution."""
 
@@ -139,6 +142,9 @@ class _Whole:
         return mean
 
     def gathered(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+    def gathered_for_own(self, vectors: Tensor) -> Tensor:
         return vectors
 
     def counted_once(self, loss: Tensor) -> Tensor:
