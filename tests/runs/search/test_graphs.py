@@ -66,6 +66,20 @@ def test_parts_find_together_what_exact_search_finds(tmp_path, monkeypatch):
     assert sorted(rows) == list(range(350))
 
 
+def test_neighbours_that_8_bits_cannot_tell_apart_are_found(tmp_path):
+    """The more rows there are, the more of them are alike in 8 bits: then more candidates have to be compared."""
+    made = Vectors(tmp_path, 900)
+    random = np.random.default_rng(7)
+    near = made.all[:6].astype(np.float32).repeat(150, 0) + 0.03 * random.standard_normal((900, 16), np.float32)
+    made.all = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float16)
+    made.blocks = [made.all[:130], made.all[130:]]
+    queries = near[::9] + 0.006 * random.standard_normal((100, 16), np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    report = build_index(made, queries, queries_of="made", graph_rows=300)
+    assert report.graphs == 3
+    assert report.recall >= 0.95
+
+
 def test_every_row_of_a_small_graph_is_found_however_many_threads_have_made_it(tmp_path):
     """Threads that add the first rows of a graph at once leave some of them without a link that leads there."""
     for attempt in range(20):
