@@ -20,7 +20,7 @@ from frevl.store.writer import StoreWriter
 
 __all__ = ["reject_pairs_without_image"]
 
-_AT_ONCE = 65_536  # ids that are objects of Python at a time
+_AT_ONCE = 65_536  # ids that exist as Python objects at a time
 
 
 def reject_pairs_without_image(
@@ -34,16 +34,16 @@ def reject_pairs_without_image(
     """Reject pairs whose image is neither in the folder nor in the store, if there are any images.
 
     Args:
-        writer: Records them.
+        writer: Records the rejects.
         pairs: All pairs of the extraction.
-        seen: Ids of images that were there, at least of those that the store lacks.
-        folder: Of the images.
-        elsewhere: Whether an image that is not here may be the share of another process.
+        seen: Ids of images that exist, at least of those that the store lacks.
+        folder: Folder of the images.
+        elsewhere: Returns whether a missing image may belong to another process's share.
     """
     pairs = [one for one in pairs if "image" in one.sides]
     if not pairs:
         return []
-    # What is new is in the store by now; what left it for another name was there when the extraction began.
+    # New images are in the store by now; those that left it for another name were there when the extraction started.
     there = _Either([*seen, *(store.positions("image") for store in (writer.store, Store(writer.path)))])
     if not there:
         return []
@@ -57,7 +57,7 @@ def reject_pairs_without_image(
         for row in np.flatnonzero(by_value(one.images, lost.__contains__, bool)).tolist()
         if not _lies_below(one.images[row], one.places[row], folder)
     ]
-    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # for the first: it is a walk over all ids
+    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # only for the first, because it scans all ids
     rejects = [
         Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store" + why)
         for (id_, place), why in zip(nowhere, [f"; {nearest}" if nearest else "", *[""] * len(nowhere)], strict=False)
@@ -78,7 +78,7 @@ class _Either(Collection[str]):
         for part in self._parts[:parts]:
             left = np.flatnonzero(~found)
             some = chosen(ids, left)
-            # Where all ids are on disk, one is found in a millisecond, a million in a second.
+            # If all ids are on disk, a single look-up takes a millisecond, and a million of them a second.
             found[left] = find_rows(part, some) >= 0 if isinstance(part, Mapping) else [id_ in part for id_ in some]
         return found
 

@@ -27,13 +27,13 @@ TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
 A = TypeVar("A")
 
 _ROWS_AT_ONCE = {True: 1024, False: 256}  # pooled embeddings, tokens
-_NUMBERS_AT_ONCE = 1 << 21  # of pooled embeddings; narrow ones are read faster in more rows
+_NUMBERS_AT_ONCE = 1 << 21  # numbers of pooled embeddings at once; narrow ones are read faster with more rows
 
 
 class Store:
     """A store, read at the version that was newest when it was opened.
 
-    If something is missing there, or an old version was deleted, it continues with the newest version.
+    If data are missing there, or that version was deleted, it continues with the newest version.
     Open one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
     """
 
@@ -88,12 +88,12 @@ class Store:
     def positions(self, modality: Modality) -> Mapping[str, int]:
         """Return the row of every id: a dictionary or, for large tables, an index for `find_rows`.
 
-        The latter reads the store, and raises `StoreError` once that version is deleted; ask here again then.
+        The latter reads the store, and raises `StoreError` once that version is deleted; call this again then.
         """
         return self._read(lambda at: at.positions(TABLES[modality]))
 
     def count(self, modality: Modality) -> int:
-        """Return how many items there are."""
+        """Return the number of items."""
         return self._read(lambda at: at.count(TABLES[modality]))
 
     def ids(self, modality: Modality, rows: np.ndarray | None = None) -> list[str]:
@@ -110,17 +110,17 @@ class Store:
         return self._read(lambda at: [Reject(**row) for some in at.scan("rejects", kept) for row in some.to_pylist()])
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
-        """Return what is known about every item, in row order.
+        """Return the state of every item, in row order.
 
         Returns:
-            ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
-            of this modality ``has:NAME`` (n,) bool, False where the item still lacks that embedding.
+            ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower of this
+                modality ``has:NAME`` (n,) bool, False if the item lacks that embedding.
         """
         towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
         return self._read(lambda at: at.states(TABLES[modality], towers))
 
     def unread_texts(self, texts: Sequence[str], towers: Sequence[Tower]) -> list[str]:
-        """Return those of some texts of which each of these text towers reads less than half, as extraction found."""
+        """Return the texts of which each of these towers reads less than half, as the extraction found."""
         unread = self._read(lambda at: [row for batch in at.scan("unread") for row in batch.to_pylist()])
         if not unread or not towers:
             return []
@@ -134,7 +134,7 @@ class Store:
     def metadata(self, modality: Modality) -> dict[str, pa.DataType]:
         """Return the names and types of metadata columns from an import."""
         columns = self._read(lambda at: at.columns(TABLES[modality]))
-        # Lists are embeddings, also those of towers that came after this store was opened.
+        # Lists are embeddings, including those of towers added after this store was opened.
         return {f.name: f.type for f in columns if f.name not in ITEM_COLUMNS and not pa.types.is_nested(f.type)}
 
     def read_metadata(self, modality: Modality, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -169,10 +169,11 @@ class Store:
 
         Args:
             modality: ``image`` or ``text``.
-            where: Such as ``id LIKE 'kitchen/%' AND width >= 640``, over ``id``, ``bytes`` and metadata columns.
+            where: A condition over ``id``, ``bytes`` and metadata columns, such as ``id LIKE 'kitchen/%' AND width >=
+            640``.
 
         Raises:
-            UsageError: The condition cannot be understood, or names a column that is not there.
+            UsageError: The condition is invalid, or names an unknown column.
         """
         try:
             return self._read(lambda at: at.matching(TABLES[modality], where))
@@ -185,7 +186,7 @@ class Store:
 
         Args:
             modality: ``image`` or ``text``.
-            encoders: Names of encoders; None takes all in the store.
+            encoders: Names of encoders; None uses all in the store.
 
         Raises:
             UsageError: An encoder is not in the store.
@@ -220,12 +221,13 @@ class Store:
 
         Args:
             ids: Image ids, repeats allowed.
-            encoders: Names of encoders; None takes all in the store.
-            tokens: Ask for tokens. A pooled store gives one token per item.
+            encoders: Names of encoders; None uses all in the store.
+            tokens: Return tokens. A pooled store has one token per item.
 
         Returns:
-            ``(n, dim)`` float32, each tower of unit length (stored tokens are averaged, then scaled to it); with
-            ``tokens=True`` a pair of ``(n, tokens, dim)`` float32, as stored, and a ``(n, tokens)`` bool mask.
+            ``(n, dim)`` float32, each tower of unit length (stored tokens are averaged, then normalised); with
+                ``tokens=True`` a pair of ``(n, tokens, dim)`` float32, as stored, and a ``(n, tokens)`` bool mask, True
+                where a token exists.
 
         Raises:
             StoreError: An id is not in the store, or lacks an embedding of one of the towers.
@@ -244,7 +246,7 @@ class Store:
     def read_texts(
         self, texts: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Read text embeddings; as `read_images`, with the texts themselves as ids."""
+        """Read text embeddings as in `read_images`, with the texts themselves as ids."""
         return self._read_as("text", texts, self.select_towers("text", encoders), tokens)
 
     def read(self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +258,7 @@ class Store:
             towers: At least one tower of this modality; several are concatenated along the width.
 
         Returns:
-            ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` bool mask.
+            ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` bool mask, True where a token exists.
 
         Raises:
             StoreError: An id or an embedding is missing, or the towers do not have the same tokens.
@@ -302,7 +304,7 @@ class Store:
             rows = repeated(np.concatenate([np.zeros(0, np.uint64), *hashes]))
             contents, first = at.contents(name, rows).tolist(), dict[bytes, str]()
             named = zip(at.ids(name, rows), contents, strict=True)
-            often = Counter(contents)  # a hash alone does not decide
+            often = Counter(contents)  # a hash alone is not proof
             return {id_: first.setdefault(content, id_) for id_, content in named if often[content] > 1}
 
         return self._read(read)
@@ -324,7 +326,7 @@ class Store:
         start = 0
         for tower in towers:
             part = pooled[:, start : start + tower.dim]
-            if not tower.pooled:  # the mean of a coarse grid is only close to unit length
+            if not tower.pooled:  # the mean of a coarse grid has only approximately unit length
                 part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
             start += tower.dim
         return pooled
@@ -332,7 +334,7 @@ class Store:
     def _read_towers(
         self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
-        """Read towers at the different ones of some ids; the second answer leads back from these, if they differ."""
+        """Read towers at the distinct ones of some ids; the second result maps back to the ids if they differ."""
         rows = find_rows(at.rows(TABLES[modality]), ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):

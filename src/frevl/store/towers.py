@@ -1,8 +1,8 @@
 """The identity of a tower: what its fingerprint covers, and how a store records it.
 
 Embeddings may be compared, concatenated or mixed in one column only if the same frozen network made them in the same
-way. The fingerprint covers everything that can change a number (design decision 1), and canary embeddings catch what no
-field covers: another library version, other hardware, a swapped weight file.
+way. The fingerprint covers everything that can change a number (design decision 1), and canary embeddings detect what
+no field covers: another library version, other hardware, a replaced weight file.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
-FORMAT = 1  # raised when an older frevl can no longer read what this one writes
-IMPORTED = "declared at import"  # instead of a hash of weights that nobody here has seen
-CANARY_COSINE = 0.9999  # design decision 1: below this an encoder is not the one that made the store
+FORMAT = 1  # increased when older versions of frevl can no longer read what this one writes
+IMPORTED = "declared at import"  # instead of a hash of weights that were never seen
+CANARY_COSINE = 0.9999  # design decision 1: below this, an encoder is not the one that made the store
 
 TOWER_SCHEMA = pa.schema(
     [
@@ -59,8 +59,8 @@ class Tower:
         name: The column's name.
         modality: ``image`` or ``text``.
         encoders: Names of the encoders that use this tower.
-        identity: Everything that can change an embedding, field by field; ``dtype`` is the stored type and
-            ``tokens`` is ``pooled`` or names the tokens.
+        identity: Everything that can change an embedding, field by field; ``dtype`` is the stored type and ``tokens``
+            is ``pooled`` or the kind of tokens.
         dim: Width of one embedding.
         canaries: ``(n, dim)`` float32 pooled embeddings of the fixed canary items.
     """
@@ -84,7 +84,7 @@ class Tower:
 
     @property
     def imported(self) -> bool:
-        """True where the identity was declared by a user, so that frevl cannot embed anything with this tower."""
+        """True if the identity was declared by a user, so that frevl cannot embed anything with this tower."""
         return self.identity.get("weights") == IMPORTED
 
     @property
@@ -118,9 +118,9 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
     """Refuse an encoder other than the one that made a column.
 
     Args:
-        stored: The tower as the store remembers it.
-        found: The tower as it is now, with its own answers to the canaries.
-        place: Where the stored tower is, for the message.
+        stored: The tower as recorded in the store.
+        found: The tower as it is now, with its own embeddings of the canaries.
+        place: Location of the stored tower, for the message.
 
     Raises:
         FingerprintError: A field differs, or all fields agree and the canaries do not.
@@ -154,13 +154,13 @@ def checksum(id_: str, content_hash: str, embedding: np.ndarray) -> int:
     Args:
         id_: Id of the item.
         content_hash: Hash of its content.
-        embedding: ``(tokens, dim)`` in the stored type.
+        embedding: ``(tokens, dim)`` embedding in the stored type.
     """
     return zlib.crc32(np.ascontiguousarray(embedding).tobytes(), zlib.crc32(f"{id_}\n{content_hash}\n".encode()))
 
 
 def to_rows(towers: list[Tower]) -> pa.Table:
-    """Write towers as the rows of the ``towers`` table."""
+    """Convert towers to rows of the ``towers`` table."""
     rows = [
         {
             "name": tower.name,
@@ -181,8 +181,8 @@ def from_rows(rows: list[dict[str, Any]], place: str) -> list[Tower]:
     """Read the rows of the ``towers`` table.
 
     Raises:
-        StoreError: A newer frevl wrote them.
-        FingerprintError: An identity does not have the fingerprint beside it.
+        StoreError: The rows were written by a newer frevl.
+        FingerprintError: An identity does not match its stored fingerprint.
     """
     towers = []
     for row in rows:

@@ -28,9 +28,9 @@ from frevl.version import __version__
 __all__ = ["HERE", "connected", "refuse_other_code", "versions_here"]
 
 HERE = "local"
-"""Stands for an address: a cluster of this machine alone, which ends with the call. The word is Ray's own."""
+"""Address that means: start a cluster on this machine alone, which ends with the call. The word is Ray's own."""
 
-_OBJECTS = 256 << 20  # bytes of memory that a cluster of this machine keeps results in until they are fetched
+_OBJECTS = 256 << 20  # bytes of memory in which a local cluster keeps results until they are fetched
 _LIBRARIES = ("pillow", "numpy", "onnxruntime", "torch", "transformers", "tokenizers", "open_clip_torch")
 
 
@@ -39,23 +39,24 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
     """Connect to Ray and disconnect at the end. A program that is already connected keeps its connection.
 
     Args:
-        address: `HERE`; ``auto`` for the cluster that runs on this machine; or ``HOST:PORT`` of a cluster's head. The
-            nodes of a cluster need the same frevl, and see files under the same paths.
+        address: `HERE`; ``auto`` for the cluster running on this machine; or ``HOST:PORT`` of a cluster's head node.
+            All nodes need the same frevl, and must see files under the same paths.
 
     Yields:
         The module ``ray``.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        UsageError: The address is none, or that of Ray's client, which cannot do this.
-        FrevlError: There is no cluster at the address, it refuses, or none can be started here.
+        UsageError: The address is invalid, or is that of Ray's client, which does not support this.
+        FrevlError: There is no cluster at the address, it refuses the connection, or none can be started here.
     """
     if not address.strip() or "://" in address:
         raise UsageError(
             "--ray takes the address of a cluster's head, such as 10.0.0.5:6379, 'auto' for one running on this "
             f"machine, or nothing to start one here; found '{address}'"
         )
-    # Ray reads these when it is imported: no report leaves the machine, and devices are hidden only from who asks.
+    # Ray reads these when imported: no report leaves the machine, and devices are hidden only from tasks that request
+    # them.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray = library("ray", "ray")
@@ -72,7 +73,7 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
         else:
             _knock(address)
             _init(ray, address=address)
-    # Ray's exceptions here are of many kinds: ConnectionError, ValueError, RuntimeError, its own.
+    # Ray raises exceptions of many kinds here: ConnectionError, ValueError, RuntimeError, its own.
     except Exception as error:
         _remove(folder)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -90,10 +91,10 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address that nothing listens on; Ray would retry for minutes.
+    """Refuse an address on which nothing listens; Ray would retry for minutes.
 
     Raises:
-        OSError: Nobody does.
+        OSError: Nothing listens there.
     """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
@@ -102,7 +103,7 @@ def _knock(address: str) -> None:
 
 def _init(ray: ModuleType, **options: object) -> None:
     with warnings.catch_warnings():
-        # Ray starts its processes by a fork that at once becomes another program.
+        # Ray starts its processes by a fork that immediately executes another program.
         warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
         ray.init(**options, log_to_driver=False, logging_level="error")
 
@@ -110,7 +111,7 @@ def _init(ray: ModuleType, **options: object) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray from printing node events, which would mix with results on standard output."""
-    try:  # a function without a public name; where another version of Ray lacks it, Ray prints
+    try:  # a private function; if another version of Ray lacks it, Ray prints
         worker = importlib.import_module("ray._private.worker")
         printing = worker.print_to_stdstream
     except (ImportError, AttributeError):
@@ -149,11 +150,11 @@ def refuse_other_code(node: str, there: dict[str, str]) -> None:
     """Refuse a node that runs a different frevl from this process.
 
     Args:
-        node: How it is called.
-        there: What `versions_here` says there.
+        node: Name of the node.
+        there: The result of `versions_here` on that node.
 
     Raises:
-        FrevlError: It does, by version or by source.
+        FrevlError: The node's version or source differs.
     """
     here = versions_here()["frevl"]
     if there.get("frevl") != here:

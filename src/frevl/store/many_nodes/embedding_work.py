@@ -26,11 +26,11 @@ class ImageBlock:
     """A block of images for one worker.
 
     Attributes:
-        number: Of the block, from 0.
-        first: Id of the first.
-        make: Makes what prepares them.
-        sources: They.
-        known: What the store knew of them.
+        number: Number of the block, from 0.
+        first: Id of the first image.
+        make: Creates the object that prepares the images.
+        sources: Sources of the images.
+        known: The items known to the store.
     """
 
     number: int
@@ -48,7 +48,7 @@ class TextBlock:
     """A block of texts for one worker, embedded as one batch.
 
     Attributes:
-        number: Of the block, from 0.
+        number: Number of the block, from 0.
         items: The texts.
     """
 
@@ -61,13 +61,13 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Embeddings of several items in one array per tower, since sending thousands of small ones would be slow.
+    """Embeddings of several items in one array per tower, because sending thousands of small arrays would be slow.
 
     Attributes:
-        values: By tower, ``(tokens of all, dim)``.
-        places: By tower, which items have it.
-        lengths: By tower, how many tokens each of those has.
-        count: How many items there are.
+        values: By tower, ``(tokens of all items, dim)``.
+        places: By tower, the positions of the items that have it.
+        lengths: By tower, the number of tokens of each of those.
+        count: Number of items.
     """
 
     values: dict[str, np.ndarray]
@@ -99,9 +99,9 @@ class Done:
     """The result of a block.
 
     Attributes:
-        work: Id and work of each image; those that were embedded without the input of their networks.
-        packed: The embeddings of the items among them, in their order.
-        refused: By the place of an item, why it cannot be used.
+        work: Id and work of each image; embedded images come without the input of their networks.
+        packed: Embeddings of the items among them, in order.
+        refused: By position of an item, why it cannot be used.
         remarks: See `frevl.store.embedder`.
     """
 
@@ -128,13 +128,13 @@ class EmbeddingWork:
     """Embed blocks with the encoders of this node.
 
     Args:
-        encoders: Their names.
+        encoders: Names of the encoders.
         tokens: See `frevl.encoders.registry.load_encoder`.
-        dtype: The stored type.
-        device: Where networks of a model hub run.
+        dtype: Stored number type.
+        device: Device for networks from a model hub.
 
     Attributes:
-        about: Records of its towers, with their answers to the canaries.
+        about: Records of its towers, with their embeddings of the canaries.
     """
 
     def __init__(self, encoders: Sequence[str], tokens: str, dtype: str, device: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Whether the head of a cluster still answers: Ray itself asks for a minute, and then ends this process."""
+"""Check whether the head node of a cluster still answers; Ray itself waits a minute, and then ends this process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from frevl.errors import FrevlError
 
 __all__ = ["Head"]
 
-_PATIENCE = 15.0  # seconds; one that is only busy answers a connection sooner
-_BETWEEN = 2.0  # seconds from one look at it to the next
+_PATIENCE = 15.0  # seconds; a head that is merely busy accepts a connection sooner
+_BETWEEN = 2.0  # seconds between checks
 
 
 class Head:
-    """The head of the cluster that this process is connected to.
+    """The head node of the cluster to which this process is connected.
 
-    Workers and this process go on talking to each other for a while after their head is gone, so nothing else says so.
+    Workers and this process keep communicating for a while after their head is gone, so nothing else reports the loss.
 
     Args:
-        ray: The module, connected.
+        ray: The connected module ``ray``.
 
     Attributes:
-        address: Where it is.
-        is_gone: Whether it was found to be gone.
+        address: Address of the head node.
+        is_gone: Whether the head was found to be gone.
     """
 
     def __init__(self, ray: ModuleType) -> None:
@@ -36,15 +36,15 @@ class Head:
         self._answered = self._asked = time.monotonic()
 
     def check(self) -> None:
-        """Look whether it answers, unless that was just done.
+        """Check whether the head answers, unless that was just done.
 
         Raises:
-            FrevlError: It has not answered for some time.
+            FrevlError: The head has not answered for some time.
         """
         now = time.monotonic()
         if now - self._asked < _BETWEEN:
             return
-        if now - self._asked > _PATIENCE:  # nobody asked meanwhile, so its silence is no longer than this
+        if now - self._asked > _PATIENCE:  # no check was made meanwhile, so its silence cannot be longer than this
             self._answered = now
         host, _, port = self.address.rpartition(":")
         try:
@@ -62,15 +62,15 @@ class Head:
             )
 
     def wait(self, ones: Sequence[Any], timeout: float | None = None, count: int = 1) -> tuple[list[Any], list[Any]]:
-        """Wait as ``ray.wait`` does, and look at the head meanwhile.
+        """Wait as ``ray.wait`` does, checking the head meanwhile.
 
         Args:
-            ones: What to wait for.
-            timeout: Seconds; None waits on.
-            count: Of how many.
+            ones: Objects to wait for.
+            timeout: Seconds; None waits indefinitely.
+            count: Number of objects to wait for.
 
         Returns:
-            Those that are there, and the others.
+            The objects that are ready, and the others.
 
         Raises:
             FrevlError: The head has not answered for some time.

@@ -22,8 +22,8 @@ __all__ = ["OnNodes", "on_nodes"]
 
 A = TypeVar("A")
 
-_BLOCK = 256  # images; what a killed worker loses, and what every worker gets several of
-_BLOCK_BYTES = 16 << 20  # of images that are sent along
+_BLOCK = 256  # images; the most that a killed worker loses; every worker gets several
+_BLOCK_BYTES = 16 << 20  # bytes of images sent with a block
 _HUB = ("hf:", "openclip:")
 
 
@@ -44,16 +44,16 @@ def on_nodes(
     Args:
         address: See `frevl.store.many_nodes.connection.connected`.
         encoders: Names of the encoders.
-        towers: Their towers, as they are here.
+        towers: Towers of these encoders in this process.
         tokens: See `frevl.encoders.registry.load_encoder`.
-        dtype: The stored type.
-        device: Where networks of a model hub run; None takes the accelerators of the nodes, one for each worker.
-        workers: How many; None takes as many as there are processors, or accelerators.
-        notes: Gets sentences that a user should read.
+        dtype: Stored number type.
+        device: Device for networks from a model hub; None uses the accelerators of the nodes, one per worker.
+        workers: Number of workers; None starts as many as there are CPU cores, or accelerators.
+        notes: Receives notes for the user.
 
     Raises:
         MissingExtraError: Ray is not installed.
-        FrevlError: There is no cluster, or a node cannot do the work, runs another frevl, or other encoders.
+        FrevlError: There is no cluster, or a node cannot do the work, or has another frevl or other encoders.
     """
     with connected(address) as ray:
         of_hub = device != "cpu" and any(name.startswith(_HUB) for name in encoders)
@@ -80,7 +80,7 @@ class OnNodes:
     to this process, which commits it.
 
     Args:
-        workers: Started.
+        workers: Started workers.
     """
 
     def __init__(self, workers: Workers[ImageBlock | TextBlock, Done]) -> None:
@@ -119,7 +119,7 @@ class OnNodes:
             settled.clear()
         yield from ((id_, None) for id_ in settled)
         buffer.commit()
-        buffer.rejected.sort(key=lambda one: order[one.id])  # as one process names them
+        buffer.rejected.sort(key=lambda one: order[one.id])  # in the order of a single process
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
         """Embed batches of texts: see `frevl.store.embedder.Embedder.texts`."""
@@ -154,7 +154,7 @@ def _block(
 def _taken_over(
     items: Sequence[PendingItem], rows: Sequence[Row], stored: StoredItems, is_gone: Callable[[str], bool]
 ) -> tuple[list[PendingItem], list[Row]]:
-    """Let items take over embeddings of the same content, which a worker cannot know about and has embedded again."""
+    """Let items take over embeddings with the same content, which a worker could not know and has embedded again."""
     kept: list[PendingItem] = []
     left: list[Row] = []
     for one, row in zip(items, rows, strict=True):
@@ -173,7 +173,7 @@ def _check_towers(greeting: Greeting, here: dict[str, Tower]) -> None:
     """Refuse a node whose encoders differ from this process's.
 
     Raises:
-        FrevlError: They are not.
+        FrevlError: They differ.
     """
     there = {tower.name: tower for tower in greeting.about}
     for name, tower in here.items():

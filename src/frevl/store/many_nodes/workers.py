@@ -1,7 +1,8 @@
 """Distribute blocks of work over workers of a Ray cluster: idle workers take the next block, dead ones are replaced.
 
 These are plain Ray actors, because blocks must stay intact: Ray Data would split and join blocks to suit memory, but
-    the last bit of a text's embedding depends on the rest of its batch.
+the
+last bit of a text's embedding depends on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ __all__ = ["Greeting", "Workers"]
 B = TypeVar("B")
 R = TypeVar("R")
 
-_AHEAD = 2  # blocks that a worker holds: the one that it works on, and the next
-_PATIENCE = 120.0  # seconds without any worker: a new process has to load its networks
-_MOST_DEATHS = 16  # of workers, with the same block in their hands; fewer are bad luck where many die
-_DONE_AHEAD = 16  # blocks for each worker that are done, but have to wait for an earlier one
-_SLOW = 3.0  # times the usual seconds of a block, after which one that is idle begins it, too
-_LOOK_AGAIN = 1.0  # seconds
+_AHEAD = 2  # blocks held by a worker: the current one, and the next
+_PATIENCE = 120.0  # seconds without any worker, because a new process must load its networks
+_MOST_DEATHS = 16  # workers lost with the same block; fewer may be bad luck when many die
+_DONE_AHEAD = 16  # finished blocks per worker that have to wait for an earlier one
+_SLOW = 3.0  # times a block's usual duration, after which an idle worker starts it, too
+_LOOK_AGAIN = 1.0  # seconds between checks
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Greeting:
     """A worker's first message.
 
     Attributes:
-        node: Name of its machine.
+        node: Name of the worker's machine.
         versions: See `frevl.store.many_nodes.connection.versions_here`.
-        about: What its work says about itself.
+        about: Description of its work, from the attribute ``about``.
     """
 
     node: str
@@ -62,7 +63,7 @@ class _Worker:
 
     Args:
         make: Returns the work: a function of a block, with an attribute ``about``.
-        processors: How many cores it may use.
+        processors: Number of cores it may use.
     """
 
     def __init__(self, make: Callable[[], Any], processors: int) -> None:
@@ -71,7 +72,7 @@ class _Worker:
         self._work: Any = None
 
     def greet(self) -> Greeting | _Failure:
-        """Load what the work requires."""
+        """Load everything that the work requires."""
         try:
             self._work = self._make()
         except FrevlError as error:
@@ -79,7 +80,7 @@ class _Worker:
         return Greeting(socket.gethostname(), versions_here(), self._work.about)
 
     def do(self, block: Any) -> Any:
-        """Do one block."""
+        """Process one block."""
         try:
             return self._work(block)
         except FrevlError as error:
@@ -99,8 +100,9 @@ class _Held(Generic[B]):
     """An unfinished block and the workers that have it.
 
     Attributes:
-        alone: A worker was lost with it in its hands, so it is done with no other block beside it: what loses a worker
-            then is known. A worker's last answer can be lost with it, so of several blocks any may be the reason.
+        alone: Whether a worker was lost while holding it, so that it is processed with no other block next to it: if a
+            worker is lost then, the cause is known. A worker's last answer can be lost with it, so any of several
+            blocks may be the cause.
     """
 
     of: _Numbered[B]
@@ -116,7 +118,7 @@ class _Hired:
 
     actor: Any
     node: str = ""
-    hands: list[_Held[Any]] = field(default_factory=list)  # in the order in which it does them
+    hands: list[_Held[Any]] = field(default_factory=list)  # in processing order
 
     @property
     def load(self) -> int:
@@ -130,18 +132,20 @@ class _Hired:
 class Workers(Generic[B, R]):
     """Workers of a cluster, one per free processor; a context manager.
 
-    The blocks of a worker that dies, or whose node disappears, are done by others. Towards the end, idle workers
-    duplicate the blocks of slow ones, and the first answer counts. So a block must give the same result on any worker.
+    The blocks of a worker that dies, or whose node disappears, are processed by others. Towards the end, idle workers
+    duplicate the blocks of slow ones, and the first answer counts. A block must therefore give the same result on any
+    worker.
 
     Args:
-        ray: The module, connected.
-        make: Returns the work; called on the node. It is pickled: a function of a module, or a `functools.partial`.
-        count: How many workers; None takes as many as the cluster has processors, or accelerators.
-        processors: Cores for each.
-        accelerators: Accelerators for each.
+        ray: The connected module ``ray``.
+        make: Returns the work; called on the node. It must be picklable: a module-level function, or a
+        `functools.partial`.
+        count: Number of workers; None starts as many as the cluster has CPU cores, or accelerators.
+        processors: Number of cores per worker.
+        accelerators: Number of accelerators per worker.
 
     Attributes:
-        notes: Sentences that a user should read.
+        notes: Notes for the user.
     """
 
     def __init__(
@@ -169,8 +173,8 @@ class Workers(Generic[B, R]):
         self._reason = ""
         self._ready: list[_Hired] = []
         self._coming: dict[Any, _Hired] = {}
-        self._seconds: deque[float] = deque(maxlen=32)  # of the latest blocks
-        self._left = self._most = 4 * self.count + 16  # workers that may be hired in place of others, without a result
+        self._seconds: deque[float] = deque(maxlen=32)  # durations of the latest blocks
+        self._left = self._most = 4 * self.count + 16  # replacements that may be started without any result
 
     def __enter__(self) -> Workers[B, R]:
         return self
@@ -191,10 +195,10 @@ class Workers(Generic[B, R]):
         """Start the workers, and wait for them.
 
         Args:
-            greeted: Looks at what each says first; raises what speaks against it.
+            greeted: Checks each worker's first message; raises an error to reject it.
 
         Raises:
-            FrevlError: A node runs another frevl, cannot do the work, or none comes.
+            FrevlError: A node runs another frevl, cannot do the work, or no worker starts.
         """
         self._greeted = greeted
         for _ in range(self.count):
@@ -204,16 +208,16 @@ class Workers(Generic[B, R]):
         while self._coming and time.monotonic() < until:
             nobody = not self._ready
             self._welcome(self._head.wait(list(self._coming), max(until - time.monotonic(), 0))[0])
-            if nobody and self._ready:  # the others get twice as long; who comes later is welcome, too
+            if nobody and self._ready:  # the others get twice as long; later ones are accepted, too
                 until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
     def in_order(self, blocks: Iterable[B]) -> Iterator[R]:
         """Process blocks and yield their results in block order.
 
-        A block that takes long holds the others up: few are done ahead of it, then idle workers begin it, too.
+        A slow block delays the others: only a few are processed ahead of it, then idle workers start it, too.
 
         Raises:
-            FrevlError: As for `results`.
+            FrevlError: As in `results`.
         """
         early: dict[int, R] = {}
         following = 0
@@ -229,7 +233,7 @@ class Workers(Generic[B, R]):
         """Process blocks and yield each with its result, in order of completion.
 
         Raises:
-            FrevlError: What the work raises, no worker is left, a block that ends every worker, or no head.
+            FrevlError: The work fails, no worker is left, a block ends every worker, or the head is gone.
         """
         numbered = (_Numbered(number, block) for number, block in enumerate(blocks))
         for one, result in self._results(numbered, lambda: True):
@@ -241,11 +245,11 @@ class Workers(Generic[B, R]):
         """Process blocks and yield each with its result, in order of completion.
 
         Args:
-            blocks: They.
-            may_begin: Whether one may be begun that nobody has had yet.
+            blocks: The blocks.
+            may_begin: Returns whether a new block may be started.
 
         Raises:
-            FrevlError: What the work raises, no worker is left, a block that ends every worker, or no head.
+            FrevlError: The work fails, no worker is left, a block ends every worker, or the head is gone.
         """
         again: deque[_Held[B]] = deque()
         flying: dict[Any, tuple[_Held[B], _Hired]] = {}
@@ -253,7 +257,7 @@ class Workers(Generic[B, R]):
         while True:
             for worker in self._free():
                 if again and worker.load:
-                    break  # what has to be done alone waits for one that is idle
+                    break  # a block to be processed alone waits for an idle worker
                 block = again.popleft() if again else None
                 if block is None and more and may_begin():
                     following = next(blocks, None)
@@ -324,7 +328,7 @@ class Workers(Generic[B, R]):
             if isinstance(result, _Failure):
                 raise _error_of(result)
             for other in [one for one, (held, _) in flying.items() if held is block]:
-                _, also = flying.pop(other)  # it goes on with what nobody waits for
+                _, also = flying.pop(other)  # it continues with a block that is no longer needed
                 also.hands.remove(block)
                 block.held_by.remove(also)
             self._left = self._most
@@ -334,11 +338,11 @@ class Workers(Generic[B, R]):
     def _dismiss(self, worker: _Hired, error: Exception) -> None:
         """Replace a worker that failed."""
         if worker not in self._ready:
-            return  # with several blocks in its hands it fails once for each
+            return  # a worker with several blocks fails once for each
         self._reason = _short(error)
         self._ready.remove(worker)
         block = worker.hands[0]
-        block.deaths += len(worker.hands) == 1  # of several, which are done alone now, any may be the reason
+        block.deaths += len(worker.hands) == 1  # with several, now processed alone, any may be the cause
         if block.deaths >= _MOST_DEATHS:
             raise FrevlError(
                 f"--ray: {block.deaths} workers were lost with the same block, {block.of.block!s:.200} ({self._reason})"

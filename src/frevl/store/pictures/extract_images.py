@@ -103,24 +103,24 @@ def embed_images(
     """Embed the images that the store lacks.
 
     Args:
-        place: Where they are, for messages.
-        what: What one of them is, for messages.
-        pictures: Prepares one.
+        place: Source of the images, for messages.
+        what: What a single one is called, for messages.
+        pictures: Prepares single images.
         sources: The images.
-        stored: What the store knew of them.
-        embedder: Embeds them.
-        buffer: Commits.
-        report: Filled in.
+        stored: The items known to the store.
+        embedder: Embeds the images.
+        buffer: Commits the embeddings.
+        report: Report to fill in.
         former: Ids of images that earlier extractions rejected.
-        total: How many there are, or None.
-        may_be_empty: Do not refuse to find none.
+        total: Number of images, or None if unknown.
+        may_be_empty: Whether finding no image is acceptable.
         progress: Show progress.
 
     Returns:
-        Which there were.
+        The images that were found.
 
     Raises:
-        InputError: There was no image.
+        InputError: No image was found.
     """
     seen = SeenImages(stored, former, embedded=bool(buffer.dtypes))
     with buffer.writer.keep_version("image"), ProgressLine("images", total, enabled=progress) as line:
@@ -132,7 +132,7 @@ def embed_images(
                 report.images_kept += 1
             line.advance(note=f"{line.rate:.0f}/s")
         buffer.commit()
-    seen.outside.update(reject.id for reject in buffer.rejected)  # also what a tower refused
+    seen.outside.update(reject.id for reject in buffer.rejected)  # including those refused by a tower
     report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
     report.rejects += buffer.rejected
     if not may_be_empty and not any((report.images, report.images_kept, report.images_moved, report.images_copied)):

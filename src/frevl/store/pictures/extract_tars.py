@@ -39,7 +39,7 @@ def extract_tars(
     """Embed the images inside tars that the store lacks.
 
     Every tar is read as a stream: known content is recognised and not embedded again. With a shard, whole tars are
-        assigned.
+    assigned.
 
     Returns:
         The ids of images of its share that the store may still lack, and the names of the tars that were read.
@@ -75,8 +75,8 @@ class TarPictures(PicturesToPrepare):
     """The images inside some tars, compared with the images of a store. Several threads may prepare them.
 
     Attributes:
-        read: The names of the tars that were read.
-        repeated: Ids of images that stand in their tar twice with the same content.
+        read: Names of the tars that were read.
+        repeated: Ids of images that occur twice in their tar with the same content.
     """
 
     def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
@@ -124,7 +124,7 @@ class TarPictures(PicturesToPrepare):
         return picture[0].id
 
     def bytes_of(self, picture: tuple[Member, str]) -> int:
-        """Return its size."""
+        """Return the image's size in bytes."""
         return len(picture[0].content)
 
     def is_settled(self, picture: tuple[Member, str]) -> bool:
@@ -141,7 +141,7 @@ class TarPictures(PicturesToPrepare):
         """Decode one image, unless the store has it unchanged.
 
         Returns:
-            Its id, and what has to be done; None for nothing.
+            Its id, and what is to be done; None if nothing is.
         """
         member, content_hash = picture
         if member.problem:

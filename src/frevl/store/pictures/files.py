@@ -33,14 +33,14 @@ __all__ = [
 ]
 
 MAX_BYTES = 1 << 30
-"""Largest file that is read; 100 million pixels, the most that is decoded, need less in any usual format."""
+"""Maximum size of a file; 100 million pixels, the most that is decoded, need less in any usual format."""
 
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
 # Folders that programs fill with thumbnails or deleted files: Synology, QNAP, macOS, Windows, GNOME.
 _MADE_BY_PROGRAMS = frozenset(
     ("@eaDir", "@__thumb", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", ".Trashes", ".Trash")
 )
-_FORK = "._"  # how a file begins that holds what macOS could not put into its neighbour
+_FORK = "._"  # prefix of files in which macOS stores what does not fit into the neighbouring file
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class FolderFile:
 
     Attributes:
         id: Path below the image folder, with ``/``; bytes that are not UTF-8 are escaped.
-        path: Where it is.
-        problem: Why it cannot be used, or an empty string.
+        path: Path of the file.
+        problem: Why it cannot be used; empty if it can.
     """
 
     id: str
@@ -62,14 +62,14 @@ class FolderFile:
 class Choice:
     """Selects which files of a folder count as images.
 
-    Patterns are shell patterns (``*``, ``?``, ``[...]``) of an id, of the id of a folder above, or, without ``/``, of a
-    name alone.
+    Patterns are shell patterns (``*``, ``?``, ``[...]``) for an id, for the id of a folder above, or, without ``/``,
+    for a name alone.
 
     Attributes:
-        include: Only files that fit one of these; empty takes all.
-        exclude: No files that fit one of these.
-        left_aside: How many files and folders the patterns kept out, by ``"files"`` and ``"folders"``, and how many
-            folders of thumbnails and the like were not entered, by their name.
+        include: Only files that match one of these; empty takes all.
+        exclude: No files that match one of these.
+        left_aside: Number of files and folders excluded by the patterns, by ``"files"`` and ``"folders"``, and of
+            folders of thumbnails and the like that were not entered, by their name.
     """
 
     include: Sequence[str] = ()
@@ -126,13 +126,13 @@ def list_folder(
 ) -> Iterator[FolderFile]:
     """List the files below a folder, in a fixed order.
 
-    Links are followed, and no folder is entered twice. Hidden folders, and hidden files that are not named like a
-    image, are no part of the images. What cannot be entered is listed with its problem.
+    Links are followed, and no folder is entered twice. Hidden folders, and hidden files not named like an image, are
+    ignored. Anything that cannot be entered is listed with its problem.
 
     Args:
         folder: The folder.
         leave_out: A folder below it that does not belong to the images: the store.
-        choice: Decides what else does not, and counts it; None leaves out folders of thumbnails and the like alone.
+        choice: Decides what else to skip, and counts it; None skips only folders of thumbnails and the like.
 
     Raises:
         InputError: The folder itself is missing or cannot be read.
@@ -147,10 +147,10 @@ def list_folder(
     if leave_out is not None and os.path.isdir(leave_out):  # noqa: PTH112
         outside = _identity(os.fspath(leave_out))
     entered: set[tuple[int, int]] = set()
-    # Linked folders come last, so that a file that has a name without links has it as its id.
+    # Linked folders come last, so that a file with a name without links has it as its id.
     waiting = deque([("", root, "folder")])
     while waiting:
-        stack = [iter([waiting.popleft()])]  # no recursion: folders may lie deeper than Python's calls may
+        stack = [iter([waiting.popleft()])]  # no recursion: folders may be nested deeper than Python's recursion limit
         while stack:
             id_, path, kind = next(stack[-1], ("", "", "end"))
             printable = id_.encode("utf-8", "backslashreplace").decode()
@@ -172,13 +172,13 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
 
     Args:
         path: The file.
-        status: What `os.stat` returned for it.
+        status: Result of `os.stat` for the file.
 
     Raises:
-        ImageError: It is not a regular file, or too large.
-        OSError: It cannot be read.
+        ImageError: It is not a regular file, or it is too large.
+        OSError: The file cannot be read.
     """
-    # Opening a named pipe would wait for ever, and reading a device might never end.
+    # Opening a named pipe would block for ever, and reading a device might never end.
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("it is not a regular file but a pipe, a device or the like")
     if status.st_size > MAX_BYTES:
@@ -188,7 +188,7 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Return an identity that a folder has under every name and shares with no other."""
+    """Return an identity that is the same for a folder under every name, and shared with no other."""
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
@@ -228,7 +228,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
             return "link" if entry.is_symlink() else "folder"
-    except OSError:  # a link that leads to itself, or to where one may not look: reading it will say why
+    except OSError:  # a link to itself, or to an inaccessible place: reading it will report why
         pass
     return "file"
 
@@ -237,11 +237,11 @@ class PicturesToPrepare:
     """Common base of all kinds of images; see `frevl.store.embedder.Pictures`.
 
     Args:
-        towers: Image towers that shall have seen every image.
+        towers: Image towers that must have embedded every image.
         stored: The images of the store.
 
     Attributes:
-        in_memory: Yes: the bytes of an image are there before it is prepared.
+        in_memory: True, because the bytes of an image are available before it is prepared.
         remarks: See `frevl.store.embedder`.
     """
 
@@ -259,7 +259,7 @@ class PicturesToPrepare:
         """Decode an image for some towers, each with the pixels that its identity specifies.
 
         Raises:
-            ImageError: It cannot be read.
+            ImageError: The image cannot be read.
         """
         towers = [tower for tower in self._towers if tower.name in names]
         pictures = {target: read_image(content, target=target) for target in {tower.target for tower in towers}}
@@ -273,12 +273,12 @@ class ImageFiles(PicturesToPrepare):
 
     Args:
         folder: The folder of images.
-        towers: Image towers that shall have seen every image.
+        towers: Image towers that must have embedded every image.
         stored: The images of the store.
-        check_content: Compare the content of files whose size and modification time are those of the store.
+        check_content: Compare the content of files even if size and modification time are unchanged.
 
     Attributes:
-        in_memory: No: a file is read when it is prepared.
+        in_memory: False, because a file is read when it is prepared.
     """
 
     in_memory = False
@@ -309,7 +309,7 @@ class ImageFiles(PicturesToPrepare):
         """Read, hash and decode one file, unless the store holds it unchanged.
 
         Returns:
-            Its id, and what has to be done; None for nothing.
+            Its id, and what is to be done; None if nothing is.
         """
         if file.problem:
             return file.id, Reject("image", file.id, file.problem)
@@ -336,7 +336,7 @@ class ImageFiles(PicturesToPrepare):
     def _prepare(self, file: FolderFile, known: KnownItem | None) -> PendingItem | None:
         status = os.stat(file.path)  # noqa: PTH116
         unchanged = known is not None and (known.bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns)
-        imported = known is not None and not known.bytes  # its file was never seen, so nothing says that it changed
+        imported = known is not None and not known.bytes  # its file was never seen, so there is no sign of a change
         if known and not known.lacking and (imported or (unchanged and not self._check_content)):
             return None
         content = read_regular_file(file.path, status)

@@ -1,4 +1,4 @@
-"""What an extraction came across, without keeping a name for each image of the folder."""
+"""The images that an extraction has seen, without keeping a name for each image of the folder."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from frevl.store.items import PendingItem, StoredItems
 
 __all__ = ["SeenImages"]
 
-_AT_ONCE = 65_536  # ids that are looked up together
+_AT_ONCE = 65_536  # ids looked up at a time
 
 
 class SeenImages:
-    """Which images there were: a byte for each image that the store had, and the ids that it will lack.
+    """The images that were seen: a byte for each image in the store, and the ids that it will lack.
 
-    What is embedded is in the store afterwards, so nobody has to keep its name.
+    Embedded images are in the store afterwards, so their names need not be kept.
 
     Args:
-        stored: The images of the store before.
+        stored: The images in the store before the extraction.
         former: Ids that earlier extractions rejected.
-        embedded: Whether what is not rejected comes into the store: there is a tower that embeds it.
+        embedded: Whether images that are not rejected enter the store, because a tower embeds them.
 
     Attributes:
         former: Those of the former rejects that were seen again.
-        outside: Ids that were seen, and that the store may lack all the same.
+        outside: Ids that were seen, but that the store may lack.
     """
 
     def __init__(self, stored: StoredItems, former: Collection[str], *, embedded: bool) -> None:
@@ -38,7 +38,7 @@ class SeenImages:
         self.outside: set[str] = set()
 
     def add(self, id_: str, work: PendingItem | Reject | None) -> None:
-        """Note an image, and what had to be done."""
+        """Record an image, and what had to be done."""
         if id_ in self._former:
             self.former.add(id_)
         if isinstance(work, Reject) or (work is not None and not self._embedded):
@@ -48,7 +48,7 @@ class SeenImages:
             self._look_up()
 
     def rows(self) -> NDArray[np.bool_]:
-        """Return ``(n,)``: which images of the store were seen, in the order of `StoredItems`."""
+        """Return ``(n,)`` bool: which images of the store were seen, in the order of `StoredItems`."""
         self._look_up()
         return self._rows
 

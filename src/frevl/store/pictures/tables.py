@@ -25,10 +25,10 @@ class Cell:
     """An image inside a table.
 
     Attributes:
-        place: The table.
-        id: Of the image.
-        content: Its bytes; none where the image stood in a table before.
-        content_hash: Of its content, once it is known.
+        place: Name of the table.
+        id: Id of the image.
+        content: Bytes of the image; empty if it occurred in an earlier table.
+        content_hash: Hash of its content, once known.
     """
 
     place: str
@@ -45,11 +45,11 @@ class TablePictures(PicturesToPrepare):
         self._seen: dict[str, str] = {}
 
     def pictures(self, tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> Iterator[Cell]:
-        """Read the images in turn, and no column other than theirs and the one that names them.
+        """Read the images in turn, with no column other than theirs and the one with their names.
 
         Args:
-            tables: Tables of pairs; those without images inside are passed over.
-            columns: Of the fields, as the user named them.
+            tables: Tables of pairs; those without images inside are skipped.
+            columns: Columns of the fields, as named by the user.
 
         Raises:
             PairsError: A table cannot be read.
@@ -62,13 +62,13 @@ class TablePictures(PicturesToPrepare):
         """Hash images, dropping the content of those already seen in another table.
 
         Raises:
-            PairsError: An image of this name has other content, in the store or in another table.
+            PairsError: An image with this name has different content in the store or in another table.
         """
         for cell in cells:
             content_hash = hashlib.sha256(cell.content).hexdigest()[:32]
             known = self._stored.get(cell.id)
             before = self._seen.get(cell.id)
-            imported = known is not None and not known.bytes  # of which the content was never seen
+            imported = known is not None and not known.bytes  # an import, whose content was never seen
             other = before is not None and before != content_hash
             if other or (known and not imported and known.content_hash != content_hash):
                 where = "another table" if other else "the store"
@@ -86,7 +86,7 @@ class TablePictures(PicturesToPrepare):
         return cell.id
 
     def bytes_of(self, cell: Cell) -> int:
-        """Return its size."""
+        """Return the image's size in bytes."""
         return len(cell.content)
 
     def is_settled(self, cell: Cell) -> bool:
@@ -102,7 +102,7 @@ class TablePictures(PicturesToPrepare):
         """Decode one image, unless the store has it unchanged.
 
         Returns:
-            Its id, and what has to be done; None for nothing.
+            Its id, and what is to be done; None if nothing is.
         """
         id_, content = cell.id, cell.content
         if self.is_settled(cell):

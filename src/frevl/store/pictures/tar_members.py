@@ -30,9 +30,9 @@ _PICTURES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
      ".jp2", ".ppm", ".pgm", ".pbm", ".pnm")
 )  # fmt: skip
-_FORK = "._"  # how a member begins that holds what macOS could not put into its neighbour
+_FORK = "._"  # prefix of members in which macOS stores what does not fit into the neighbouring one
 _READ_AHEAD = 1 << 20
-# The last three: what Python's own reader stumbles over where a header was cut or holds no numbers
+# The last three: raised by Python's own reader if a header is truncated or has no numbers
 _FAILURES = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, TypeError, ValueError, IndexError)
 
 
@@ -41,8 +41,8 @@ class Tar:
     """One tar.
 
     Attributes:
-        name: What the ids of its images begin with: its path below the folder of tars, or its own name.
-        path: Where it is.
+        name: Prefix of the ids of its images: its path below the folder of tars, or its own name.
+        path: Path of the tar.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Tar:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member of a tar, or what is wrong with it.
+    """A member of a tar, or a problem with the tar.
 
     Attributes:
-        id: ``TAR/path inside``, or the name of the tar alone for what is wrong with all of it.
-        content: Its bytes.
-        problem: Why it cannot be used, or an empty string.
+        id: ``TAR/path inside``, or only the name of the tar for a problem with all of it.
+        content: Bytes of the member.
+        problem: Why it cannot be used; empty if it can.
     """
 
     id: str
@@ -72,18 +72,18 @@ def is_picture(name: str) -> bool:
 def find_tars(images: Path, *, leave_out: Path, choice: Choice) -> list[Tar] | None:
     """Find the tars with the images: a tar, a folder of tars, or a text file with one tar per line.
 
-    A folder that has images is a folder of images, whatever else it has.
+    A folder that contains images is treated as a folder of images, whatever else it contains.
 
     Args:
-        images: What the user gave.
-        leave_out: A folder below it that is not looked into: the store.
-        choice: Which files of a folder count.
+        images: The path given by the user.
+        leave_out: A folder below it to skip: the store.
+        choice: Selects the files of a folder that count.
 
     Returns:
-        The tars in the order of their names; None if it is a folder of images, or not there.
+        The tars in the order of their names; None if it is a folder of images, or does not exist.
 
     Raises:
-        InputError: A tar of a list is missing, or two have one name.
+        InputError: A tar in a list is missing, or two have the same name.
     """
     if images.is_file() and images.name.lower().endswith(_TARS):
         return [Tar(_printable(images.name), str(images))]
@@ -129,7 +129,7 @@ def _listed(listing: Path) -> list[Tar]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that notes on the tar how reading it ended; Python's own reader stops silently at a damaged one."""
+    """A header that records on the tar how reading ended; Python's own reader stops silently at a damaged one."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:
@@ -144,8 +144,8 @@ def read_members(tar: Tar, wanted: Callable[[str], bool]) -> Iterator[Member]:
     """Yield the members of a tar in order, and at the end any problem with the tar itself.
 
     Args:
-        tar: The tar; compressed ones are read, too.
-        wanted: Whether a member of this name is read.
+        tar: The tar, which may be compressed.
+        wanted: Returns whether a member with this name is to be read.
     """
     count = 0
     try:
@@ -223,19 +223,19 @@ def holds_caption(name: str) -> bool:
 class Captions:
     """Write the pairs of tars to a file in turn; a context manager.
 
-    Members belong together that agree up to the first dot of their name: ``000.jpg`` with ``000.txt`` (its caption),
-    ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, where there is no text, and further fields that
-    JSON can hold). What follows that dot says what a member is, as in webdataset: ``000.ocr.txt`` is no caption. Of
-    two different captions, labels or records of one key the first is used, and the other is rejected.
+    Members belong together if their names agree up to the first dot: ``000.jpg`` with ``000.txt`` (its caption),
+    ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, if there is no text, and further fields that JSON
+    can represent). The part after that dot determines what a member is, as in webdataset: ``000.ocr.txt`` is not a
+    caption. Of two different captions, labels or records with one key, the first is used, and the other is rejected.
 
     Args:
-        out: Pairs file to write when all is read; None keeps nothing.
+        out: Pairs file to write when everything is read; None keeps nothing.
 
     Attributes:
-        texts: The different texts, in their order.
-        rejects: What could not be used.
-        written: How many pairs were written.
-        without: How many images have neither caption nor target.
+        texts: The distinct texts, in order.
+        rejects: Members that could not be used.
+        written: Number of pairs written.
+        without: Number of images with neither caption nor target.
     """
 
     def __init__(self, out: Path | None) -> None:
@@ -282,7 +282,7 @@ class Captions:
         """Add a member's content to the fields of its pair.
 
         Raises:
-            ValueError: It cannot be used; the message says why.
+            ValueError: The member cannot be used; the message states why.
         """
         try:
             written = member.content.decode("utf-8-sig").strip()
@@ -322,10 +322,10 @@ class Captions:
         """Write the pairs file.
 
         Returns:
-            Sentences that a user should read.
+            Notes for the user.
 
         Raises:
-            InputError: It cannot be written.
+            InputError: The file cannot be written.
         """
         if self._out is None:
             return []
@@ -356,10 +356,10 @@ def _ending(id_: str) -> str:
 
 
 def _record(written: str) -> dict[str, Any]:
-    """Return the fields of a record, as the fields of a pair; those that no pairs file can hold are left out.
+    """Return the fields of a record as fields of a pair, leaving out those that a pairs file cannot represent.
 
     Raises:
-        ValueError: It is no record, or its caption cannot be used.
+        ValueError: It is not a record, or its caption cannot be used.
     """
     try:
         record = json.loads(written, parse_constant=lambda _: None)

@@ -17,10 +17,10 @@ __all__ = ["CUT_OFF", "RemotePath", "cache_of", "is_remote", "place_of", "remote
 SCHEMES = ("s3", "gs", "az")
 
 CUT_OFF = "its answer was cut off"
-"""What is said of an answer that ended too early; the same request may succeed."""
+"""Describes an answer that ended too early; the same request may succeed."""
 
-# How the object store, or the way to it, says what is wrong, and how we do. Nothing of it is quoted: such answers may
-# hold keys.
+# How the object store, or the connection to it, words a problem, and how we do. Nothing of it is quoted, because such
+# answers may contain keys.
 _REASONS = (
     (r"NoSuchBucket|NoSuchContainer|bucket .* does not exist", "there is no such bucket"),
     (r"RequestTimeTooSkewed|AuthorizationHeaderExpired|difference between the request time",
@@ -38,7 +38,7 @@ _REASONS = (
 
 
 class RemotePath(PurePosixPath):
-    """An address in an object store, printed as written. To the local file system it does not exist."""
+    """An address in an object store, printed as written. It does not exist in the local file system."""
 
     def __str__(self) -> str:
         return re.sub(r"^(\w+):/+", r"\1://", super().__str__())
@@ -82,27 +82,27 @@ class RemotePath(PurePosixPath):
 
 
 def place_of(store: str | PurePath) -> Path:
-    """Return where a store is.
+    """Return the location of a store.
 
     Returns:
-        A path; a `RemotePath` where it lies in an object store.
+        A path; a `RemotePath` for an object store.
 
     Raises:
-        UsageError: It is another address, or one that names no bucket or holds credentials.
+        UsageError: It is another kind of address, or one without a bucket or with credentials.
     """
     if isinstance(store, RemotePath):
         return cast(Path, store)
     written = str(store)
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", written)  # a path has one slash left; C:/ is a drive
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", written)  # in a path one slash remains; C:/ is a drive
     if found is None:
         return Path(store)
     scheme, rest = found[1].lower(), written[found.end() :]
     if scheme not in SCHEMES:
-        raise UsageError(  # all behind the scheme may hold credentials, and of other schemes we do not know where
+        raise UsageError(  # credentials may stand anywhere after an unknown scheme
             f"{found[1]}://...: expected a local folder or an address s3://, gs:// or az://, found another "
             "address; mount it as a folder, or copy it here"
         )
-    # A key may hold slashes, so that the bucket seems to end within it. No bucket has one of these letters.
+    # A key may contain slashes, so that the bucket seems to end within it. No bucket has one of these letters.
     if re.search("[@:%]", rest.partition("/")[0]) or re.search(":.*@", rest, re.DOTALL) or "?" in rest:
         raise UsageError(
             f"{scheme}://...: the address of a store must not contain credentials or options; provide credentials "

@@ -29,7 +29,7 @@ from frevl.terminal import ProgressLine
 __all__ = ["CopyReport", "copy_store"]
 
 _LABELS = "labels/labels.jsonl"
-_BESIDE = (_LABELS, "shard.json")  # files of a store that are no tables
+_BESIDE = (_LABELS, "shard.json")  # files of a store besides its tables
 
 
 @dataclass
@@ -37,14 +37,14 @@ class CopyReport:
     """The result of a copy.
 
     Attributes:
-        source: Where the store was.
-        target: Where it is now.
-        files: How many files were copied.
-        files_kept: How many were there already.
-        images: How many images the copy holds.
-        texts: How many texts.
-        notes: Sentences that a user should read.
-        seconds: Wall time.
+        source: Location of the original.
+        target: Location of the copy.
+        files: Number of files copied.
+        files_kept: Number of files that were already there.
+        images: Number of images in the copy.
+        texts: Number of texts in the copy.
+        notes: Notes for the user.
+        seconds: Wall time in seconds.
     """
 
     source: str
@@ -61,7 +61,7 @@ class CopyReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         done = (
             f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {self.files:,} files, "
             f"{self.files_kept:,} already there; {self.images:,} images and {self.texts:,} texts, read again and "
@@ -71,11 +71,11 @@ class CopyReport:
 
 
 class _Common:
-    """What a folder and an address had in common: ``commits/copies.json`` of the folder, hashes of manifests.
+    """What a folder and an address have in common: ``commits/copies.json`` of the folder, hashes of manifests.
 
     Args:
         folder: Folder of a store, locked.
-        address: Of its copy, or of what it is a copy of.
+        address: Address of its copy, or of its original.
     """
 
     def __init__(self, folder: Path, address: str) -> None:
@@ -90,9 +90,9 @@ class _Common:
         return _hash(manifest) in self._known
 
     def add(self, manifests: Iterable[bytes]) -> None:
-        """Note manifests that both have from now on."""
+        """Record manifests that both have from now on."""
         self._known.update(map(_hash, manifests))
-        with contextlib.suppress(OSError):  # a folder that may only be read; a later copy is then refused
+        with contextlib.suppress(OSError):  # a read-only folder; a later copy is then refused
             self._path.parent.mkdir(exist_ok=True)
             write_json(self._path, {**self._all, self._address: sorted(self._known)})
 
@@ -106,11 +106,11 @@ class _Table:
     """The files of a table's newest version.
 
     Attributes:
-        name: Of the table.
-        version: Of the table.
-        rows: How many it has.
+        name: Name of the table.
+        version: Version of the table.
+        rows: Number of rows.
         files: Data files and lists of deleted rows, as paths below the store.
-        manifest: The file that names them.
+        manifest: The file that lists them.
     """
 
     name: str
@@ -121,22 +121,22 @@ class _Table:
 
 
 def copy_store(source: str | Path, target: str | Path, *, progress: bool = False) -> CopyReport:
-    """Copy a store from a folder to an object store, or from there to a folder.
+    """Copy a store from a folder to an object store, or vice versa.
 
     A new copy becomes visible when complete, with the identities last. A killed copy continues when called again. If
-    the target holds an earlier state of the store, only new files are copied.
+    the target has an earlier state of the store, only new files are copied.
 
     Args:
-        source: Folder or address of a store.
-        target: Address, or new folder, of the copy.
+        source: Folder or URL of a store.
+        target: URL, or new folder, for the copy.
         progress: Show progress.
 
     Returns:
-        What was done.
+        A report of what was done.
 
     Raises:
         UsageError: Both are folders, or both are addresses.
-        StoreError: There is no store, the target holds another one, a newer state or labels that the source lacks,
+        StoreError: There is no store, the target has another one, a newer state or labels that the source lacks,
             something cannot be read or written, or the copy differs.
     """
     started = time.monotonic()
@@ -152,11 +152,11 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
             ends: _Ends = _Up(here, there)
         else:
             make_store_folder(there)
-            (there / "commits").mkdir(exist_ok=True)  # so that it is known when a copy goes on
+            (there / "commits").mkdir(exist_ok=True)  # so that a later call recognises a copy in progress
             _lock(there, locks)
             ends = _Down(here, there)
         store = Store.open(here)
-        found = [_table(here, name, ends.source_names) for name in reversed(ALL_TABLES)]  # the towers last
+        found = [_table(here, name, ends.source_names) for name in reversed(ALL_TABLES)]  # towers last
         tables = [table for table in found if table is not None]
         folder, address = (here, there) if is_remote(there) else (there, here)
         common = _Common(folder, str(address))
@@ -219,7 +219,7 @@ def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _
 
 
 def _check_labels(target: Path, ends: _Ends) -> None:
-    """Refuse a target with labels that the source lacks: labels are only added, so its file begins with the target's.
+    """Refuse a target with labels that the source lacks: labels are only added, so the source's file starts with them.
 
     Raises:
         StoreError: The target has further labels.
@@ -228,7 +228,7 @@ def _check_labels(target: Path, ends: _Ends) -> None:
         there = ends.read_target(_LABELS)
     except FileNotFoundError:
         return
-    whole = there[: there.rfind(b"\n") + 1]  # a last line that was cut off was never confirmed, and may be put aside
+    whole = there[: there.rfind(b"\n") + 1]  # a truncated last line was never confirmed, and may be set aside
     if whole and not (ends.read_source(_LABELS) if _LABELS in ends.source_names else b"").startswith(whole):
         raise StoreError(
             f"{target}: {_LABELS} holds labels that the source lacks, and a copy would lose them; choose another "
@@ -312,7 +312,7 @@ def _copy_files(
 ) -> None:
     wanted = [name for table in tables for name in table.files]
     missing = [name for name in wanted if name not in ends.target_names]
-    # First what nobody sees, then what makes it visible.
+    # First the files that are not visible yet, then those that make them visible.
     visible = [table.manifest for table in tables if table.manifest not in ends.target_names]
     beside = [f"commits/{table.name}.json" for table in tables] + list(_BESIDE)
     last = [name for name in beside if name in ends.source_names]
@@ -322,10 +322,10 @@ def _copy_files(
         for name in missing:
             ends.copy(name)
             line.advance()
-        common.add(ends.read_source(table.manifest) for table in tables)  # before anybody sees them
+        common.add(ends.read_source(table.manifest) for table in tables)  # before they become visible
         for name in (*visible, *last):
             if name == _LABELS:
-                _check_labels(target, ends)  # again: somebody may have labelled meanwhile
+                _check_labels(target, ends)  # again, because labels may have been added meanwhile
             ends.copy(name)
             line.advance()
 
@@ -334,10 +334,10 @@ def _check_copy(source: Store, target: Path, tables: Sequence[_Table]) -> None:
     """Read the copy back and compare it with the source.
 
     Raises:
-        StoreError: It differs.
+        StoreError: The copy differs.
     """
     for table in tables:
-        with reading(target, table.name):  # all of it: reading goes on with every batch
+        with reading(target, table.name):  # the whole loop, because reading continues with every batch
             there = open_committed(target, table.name)
             rows = 0 if there is None else int(there.count_rows())
             if there is None or rows != table.rows:
@@ -362,6 +362,6 @@ def _lock(folder: Path, locks: contextlib.ExitStack) -> None:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StoreError(f"{folder}: another process is writing to this store; wait for it to finish") from error
-    except OSError:  # a folder that may only be read: nobody can write to it from here
+    except OSError:  # a read-only folder: nobody can write to it from here
         return
     locks.callback(lock.release)

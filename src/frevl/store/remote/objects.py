@@ -21,7 +21,7 @@ class Objects:
         store: Address of a store.
 
     Raises:
-        StoreError: It cannot be reached; so do all methods.
+        StoreError: It cannot be reached; likewise for all methods.
     """
 
     def __init__(self, store: Path) -> None:
@@ -51,7 +51,7 @@ class Objects:
             return target.read_bytes()
 
     def fetch(self, name: str, target: Path) -> None:
-        """Copy a file here."""
+        """Download a file."""
         try:
             self._session.download_file(name, target)
         except _FAILURES as error:

@@ -1,4 +1,4 @@
-"""A file of lines that is only added to, in an object store, where no file can be: a table of them, in their order."""
+"""An append-only file of lines in an object store, implemented as a table, because files there cannot grow."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from frevl.store.remote.shared_rows import create_table
 
 __all__ = ["SharedLines"]
 
-_TIMES = 10  # a writer that loses against others tries again so often
+_TIMES = 10  # how often a writer that loses to others tries again
 _SMALL_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(days=1)
 
 
 class SharedLines:
-    """Lines that several processes add to: every addition is a commit of Lance, and their order is that of the commits.
+    """Lines to which several processes append; every addition is a Lance commit, which gives their order.
 
-    A file of that name that a copy of the store has put there comes first.
+    A file of that name, put there by a copy of the store, comes first.
 
     Args:
         store: Address of the store.
-        name: Of the file that it is in a folder, such as ``labels/labels.jsonl``; the table is ``labels/labels.lance``.
+        name: Name of the file in a folder, such as ``labels/labels.jsonl``; the table is then ``labels/labels.lance``.
 
     Raises:
-        StoreError: The object store cannot be reached or written; so do all methods.
+        StoreError: The object store cannot be reached or written; likewise for all methods.
     """
 
     def __init__(self, store: Path, name: str) -> None:
@@ -49,7 +49,7 @@ class SharedLines:
         return content[: content.rfind(b"\n") + 1]
 
     def since(self, rows: int) -> list[bytes] | None:
-        """Return the lines that were added after so many rows of the table; None if it does not have so many."""
+        """Return the lines added after this many rows of the table; None if it has fewer."""
         with self._trying("reading"):
             table = self._open()
             there = 0 if table is None else int(table.count_rows())
@@ -67,7 +67,7 @@ class SharedLines:
         return first + b"".join(line for line in self.since(0) or () if line not in known)
 
     def add(self, content: bytes) -> None:
-        """Add whole lines; all of them or none are there afterwards."""
+        """Append whole lines, all or none of them."""
         rows = pa.table({"line": pa.array(content.decode().splitlines(keepends=True), pa.string())})
         with self._trying("writing"):
             for left in reversed(range(_TIMES)):
@@ -84,7 +84,7 @@ class SharedLines:
         self._tidy()
 
     def _tidy(self) -> None:
-        """Merge small files, in their order, where there are many; what fails is done the next time."""
+        """Merge small files, in order, if there are many; failures are retried the next time."""
         with contextlib.suppress(Exception):
             table = self._open()
             if table is not None and len(table.get_fragments()) >= _SMALL_FRAGMENTS:

@@ -17,18 +17,18 @@ __all__ = ["PRIMARY", "PRIMARY_NAME", "checksum_there", "create_table", "fitting
 
 PRIMARY_NAME = b"lance-schema:unenforced-primary-key"
 PRIMARY = {PRIMARY_NAME.decode(): "true"}
-"""Metadata of a column of a primary key."""
+"""Metadata key of primary-key columns."""
 
 
 def create_table(place: str, rows: pa.Table) -> None:
-    """Make a table.
+    """Create a table.
 
-    Not with Lance's own mode "create": where another writer makes the table while the rows are written, that puts them
-    in the place of its rows. A commit that was made from version 0 is refused then.
+    Not with Lance's own mode "create": if another writer creates the table while the rows are written, it would replace
+    that writer's rows. A commit based on version 0 is refused in that case.
 
     Raises:
-        FileExistsError: There is one, from another writer maybe.
-        OSError, ValueError: It cannot be written.
+        FileExistsError: The table exists, perhaps from another writer.
+        OSError, ValueError: The table cannot be written.
     """
     options = storage_options()
     new = lance.fragment.write_fragments(rows, place, mode="overwrite", storage_options=options)
@@ -44,7 +44,7 @@ def create_table(place: str, rows: pa.Table) -> None:
 
 
 def keyed(schema: pa.Schema, key: Sequence[str]) -> pa.Schema:
-    """Return a schema whose key is marked: never null, and named as Lance wants it."""
+    """Return a schema with the key marked as Lance expects: never null."""
     fields: list[Any] = [
         field.with_nullable(False).with_metadata(PRIMARY) if field.name in key else field for field in schema
     ]
@@ -52,14 +52,14 @@ def keyed(schema: pa.Schema, key: Sequence[str]) -> pa.Schema:
 
 
 def checksum_there(row: pa.Table, tower: str, there: dict[str, Any]) -> int:
-    """Return the checksum of one embedding under the content that the store knows of its item."""
+    """Return the checksum of one embedding for the content recorded in the store for its item."""
     values = row[tower][0].values
     flat = values.flatten() if pa.types.is_nested(values.type) else values
     return checksum(there["id"], there["content_hash"], flat.to_numpy(zero_copy_only=False))
 
 
 def fitting(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows with the columns of a table: what only they have is null in them, and the other way round."""
+    """Return rows with the columns of a table, filling missing columns with null on either side."""
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
         for field in schema

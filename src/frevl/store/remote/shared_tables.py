@@ -1,8 +1,9 @@
 """Write to the tables of a store in an object store, concurrently with other writers: every call is one Lance commit.
 
-A bucket cannot be locked. So a commit states the version it was based on, and Lance refuses or repeats it if another
-writer has since changed the same rows. Rows are identified by their table's primary key, named in the schema, so of two
-writers that add the same id, the second one finds it present.
+A bucket cannot be locked. Instead, a commit states the version on which it was based, and Lance refuses or repeats it
+if
+another writer has since changed the same rows. Rows are identified by their table's primary key, named in the schema,
+so if two writers add the same id, the second one finds it present.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ __all__ = ["SharedTables"]
 A = TypeVar("A")
 
 _KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread": ["tower", "text"]}
-_TIMES = 30  # a writer that loses against others tries again so often
-# Lance says with a plain OSError that another writer was faster where it does not try again by itself.
+_TIMES = 30  # how often a writer that loses to others tries again
+# Lance raises a plain OSError if another writer was faster and it does not retry by itself.
 _FASTER = ("Too many concurrent writers", "Retryable commit conflict")
-_CUTS = 5  # what can be done twice is done again so often where an answer was cut off
+_CUTS = 5  # how often a repeatable operation is retried if an answer was cut off
 _SMALL_FRAGMENTS = 64
-_KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that began with an older version
+_KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that started with an older version
 
 
 class SharedTables:
@@ -52,10 +53,10 @@ class SharedTables:
         names: Names of its tables, that of the towers first.
 
     Attributes:
-        notes: Sentences that a user should read.
+        notes: Notes for the user.
 
     Raises:
-        StoreError: The object store cannot be reached or written, or holds something else; so do all methods.
+        StoreError: The object store cannot be reached or written, or has other contents; likewise for all methods.
     """
 
     def __init__(self, path: Path, names: Iterable[str]) -> None:
@@ -114,7 +115,7 @@ class SharedTables:
         def add() -> int:
             table = self._existing(name)
             if not set(rows.column_names) <= set(table.schema.names):
-                # Whoever made the table after this writer had registered its towers did not know of them.
+                # A writer that created the table after this one had registered its towers did not know of them.
                 self.add_columns(name, list(rows.schema))
                 table = self._existing(name)
             with self._writing(name):
@@ -128,10 +129,10 @@ class SharedTables:
             self.retried(lambda: self._add_to_there(name, rows))
 
     def replace(self, name: str, rows: pa.Table) -> None:
-        """Replace all rows of the table of towers, as this writer last saw it.
+        """Replace all rows of the table of towers, as last seen by this writer.
 
         Raises:
-            CommitConflictError: Another writer has changed it since; `has_moved` then says so.
+            CommitConflictError: Another writer has changed it since; `has_moved` then returns True.
         """
         if self._towers_at is None:
             if not self._create(name, rows):
@@ -145,7 +146,7 @@ class SharedTables:
                 made = lance.LanceDataset.commit(
                     table, operation, read_version=self._towers_at, max_retries=0, storage_options=storage_options()
                 )
-            # Not what is the newest by now: that may be another writer's.
+            # Not the newest version, which may already be another writer's.
             self._towers_at = int(made.version)
         self._committed(name)
 
@@ -167,12 +168,12 @@ class SharedTables:
                 self._existing("rejects").merge_insert(key).when_matched_delete().execute(gone)
 
     def find(self, name: str, ids: pa.Array) -> pa.Table | None:  # noqa: ARG002
-        """Return None: rows are found by reading all ids, of the version that `merge` then starts from."""
+        """Return None: rows are found by reading all ids of the version from which `merge` then starts."""
         self._found[name] = self._existing(name)
         return None
 
     def newest(self, name: str) -> lance.LanceDataset:
-        """Return the table that `find` has read."""
+        """Return the table read by `find`."""
         return self._found.get(name) or self._existing(name)
 
     def has_moved(self) -> bool:
@@ -217,9 +218,9 @@ class SharedTables:
             self.delete(name, left)
 
     def compact(self, name: str) -> None:
-        """Write a table again without deleted rows, in full-size files, and delete versions that are a day old.
+        """Rewrite a table without deleted rows, in full-size files, and delete versions that are a day old.
 
-        Other writers go on meanwhile: who is slower at the same rows does it again. Readers keep their versions.
+        Other writers continue meanwhile: the slower writer of the same rows tries again. Readers keep their versions.
         """
         for left in reversed(range(_CUTS)):
             try:
@@ -341,7 +342,7 @@ class SharedTables:
                 new = [entry for entry in given["filled"][0].as_py() if entry["tower"] not in has]
                 same = given["content_hash"][0].as_py() == there["content_hash"]
                 if not new or not (same or 0 in (there["bytes"], given["bytes"][0].as_py())):
-                    continue  # of other content: what was there first stays, as in the next extraction it is looked at
+                    continue  # of other content: the first one stays, because the next extraction will check it
                 entries = [{**entry, "crc32": checksum_there(given, entry["tower"], there)} for entry in new]
                 one = pa.Table.from_batches([batch.slice(number, 1)])
                 for entry in entries:

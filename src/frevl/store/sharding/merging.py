@@ -27,11 +27,11 @@ from frevl.terminal import ProgressLine
 
 __all__ = ["MergeReport", "combined", "merge"]
 
-_COMMIT_BYTES = 64 << 20  # a file of a table is no larger, so that nothing has to be merged again
+_COMMIT_BYTES = 64 << 20  # maximum size of a table's file, so that nothing has to be merged again
 _COMMIT_ROWS = 65_536
-_ROWS_AT_ONCE = 4096  # read at random from a part
+_ROWS_AT_ONCE = 4096  # rows read at random from a part
 
-# What has to be done with an item of a part.
+# What is to be done with an item of a part.
 _NEW, _KEPT, _FILL, _REPLACE = range(4)
 
 
@@ -41,16 +41,16 @@ class MergeReport:
 
     Attributes:
         store: Path of the store.
-        parts: How many parts were merged.
-        images: Images that are new in the store.
-        texts: Texts that are new in the store.
-        images_kept: Images that the store had already, with all embeddings.
-        texts_kept: Texts that the store had already, with all embeddings.
-        filled: Items of the store that got embeddings of further towers.
-        replaced: Images of the store whose content had changed.
-        rejects: What the parts left out.
-        notes: Sentences that a user should read.
-        seconds: Wall time.
+        parts: Number of parts merged.
+        images: Number of images new to the store.
+        texts: Number of texts new to the store.
+        images_kept: Number of images that the store already had, with all embeddings.
+        texts_kept: Number of texts that the store already had, with all embeddings.
+        filled: Number of items in the store that got embeddings of further towers.
+        replaced: Number of images in the store whose content had changed.
+        rejects: Items left out by the parts.
+        notes: Notes for the user.
+        seconds: Wall time in seconds.
     """
 
     store: str
@@ -70,7 +70,7 @@ class MergeReport:
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         done = (
             f"Merged {self.images:,} images and {self.texts:,} texts of {self.parts:,} parts in {self.seconds:.1f} "
             f"s; {self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
@@ -90,16 +90,16 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
 
     Args:
         parts: Folders of the parts, in any order.
-        into: Folder or address of the store; made if it is missing.
+        into: Folder or URL of the store; created if missing.
         progress: Show progress.
 
     Returns:
-        What was done.
+        A report of what was done.
 
     Raises:
         UsageError: A part is given twice, or is the store itself.
-        StoreError: A part is missing, incomplete or damaged, or does not belong to the others.
-        FingerprintError: The encoders of the parts, or of the store, are not the same.
+        StoreError: A part is missing, incomplete or damaged, or does not belong with the others.
+        FingerprintError: The encoders of the parts, or of the store, differ.
     """
     started = time.monotonic()
     if isinstance(parts, str | Path):
@@ -123,10 +123,10 @@ class _Items:
 
     Attributes:
         ids: The ids.
-        part: ``(n,)`` the part of each, counted from 0.
-        row: ``(n,)`` its row there.
+        part: ``(n,)`` the part of each item, counted from 0.
+        row: ``(n,)`` its row in that part.
         content: ``(n,)`` its content hash.
-        has: By tower, ``(n,)`` bool: whether it has an embedding.
+        has: By tower, ``(n,)`` bool: whether the item has an embedding.
     """
 
     ids: pa.Array
@@ -171,7 +171,7 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
     """List the items of all parts; the same text may be a caption in several parts' tars.
 
     Raises:
-        StoreError: Two parts have an id with different content.
+        StoreError: Two parts have the same id with different content.
     """
     ids: list[pa.Array] = []
     states = []
@@ -185,9 +185,9 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
     owner = np.repeat(np.arange(len(parts)), counts)
     content = np.concatenate([state.pop("content_hash") for _, state in states])
     names = pa.chunked_array(ids, pa.large_string())
-    order = pc.sort_indices(names).to_numpy()  # equal ones in the order of their parts
+    order = pc.sort_indices(names).to_numpy()  # equal ids in the order of their parts
     ordered = names.take(pa.array(order)).combine_chunks()
-    del names, ids  # of many millions of items nothing is kept twice
+    del names, ids  # with many millions of items, nothing is kept twice
     if len(ordered) > 1:
         same = np.concatenate([[False], pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
         again = np.flatnonzero(same[1:])
@@ -221,7 +221,7 @@ def _compare(store: Snapshot, modality: Modality, items: _Items) -> np.ndarray:
     lacking = np.zeros(len(known), bool)
     for tower, has in items.has.items():
         lacking |= has[known] & ~states[f"has:{tower}"][rows]
-    # Of an imported image the content was never seen.
+    # The content of an imported image was never seen.
     same = (states["content_hash"][rows] == items.content[known]) | (states["bytes"][rows] == 0)
     actions[known] = np.where(same, np.where(lacking, _FILL, _KEPT), _REPLACE)
     return actions
@@ -270,7 +270,7 @@ def combined(towers: Sequence[Tower], rows: pa.Table, former: pa.Table) -> Itera
         return
     seen = pc.and_(pc.not_equal(former["bytes"], 0), pc.not_equal(former["content_hash"], rows["content_hash"]))
     changed = rows.filter(seen)
-    for one in former.schema:  # metadata stay
+    for one in former.schema:  # metadata are kept
         if one.name not in rows.column_names and not pa.types.is_nested(one.type):
             changed = changed.append_column(one, former[one.name].filter(seen))
     yield changed
@@ -284,7 +284,7 @@ def combined(towers: Sequence[Tower], rows: pa.Table, former: pa.Table) -> Itera
             if tower.name in old.column_names:
                 old = old.drop_columns([tower.name])
             old = old.append_column(tower.name, new[tower.name])
-        # Under the content that the store knows of the item: of an imported image it is that of its embedding.
+        # For the content recorded in the store for the item: for an imported image, that of its embedding.
         sums = [found for batch in old.to_batches(max_chunksize=1024) for found in checksums_of(batch, wanted)]
         filled = [
             [*before, *({"tower": name, "crc32": crc32} for name, crc32 in found.items())]

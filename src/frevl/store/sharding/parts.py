@@ -21,7 +21,7 @@ from frevl.store.towers import Tower, check_same
 
 __all__ = ["OpenPart", "opened"]
 
-_SHOWN = 8  # numbers of missing shards that are named
+_SHOWN = 8  # missing shards that are listed
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class OpenPart:
     """A part that is locked against writing while open.
 
     Attributes:
-        path: Its folder.
-        record: Its own description.
-        towers: Its towers by name.
-        at: Its tables.
+        path: Folder of the part.
+        record: Record of the part.
+        towers: Towers of the part, by name.
+        at: Tables of the part.
     """
 
     path: Path
@@ -46,15 +46,15 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
     """Open all parts of an extraction in shard order, and check that they belong together.
 
     Args:
-        paths: Their folders, in any order.
-        into: The store that they are merged into.
+        paths: Folders of the parts, in any order.
+        into: The store into which they are merged.
 
     Yields:
-        The parts, and sentences that a user should read.
+        The parts, and notes for the user.
 
     Raises:
-        UsageError: A part is given twice, or is the store that they are merged into.
-        StoreError: A part is missing, incomplete or damaged, or does not belong to the others.
+        UsageError: A part is given twice, or is the store into which they are merged.
+        StoreError: A part is missing, incomplete or damaged, or does not belong with the others.
         FingerprintError: Parts were made by different encoders.
     """
     places: dict[Path, Path] = {}
@@ -83,14 +83,14 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
 
 
 def _lock(path: Path, locks: contextlib.ExitStack) -> None:
-    if is_remote(path):  # nobody writes to it but a copy, whose last file is the record
+    if is_remote(path):  # only a copy writes to it, and its last file is the record
         return
     lock = lock_store(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StoreError(f"{path}: another process is writing to this part; wait for it to finish") from error
-    except OSError:  # a folder that may only be read: nobody can write to it from here
+    except OSError:  # a read-only folder: nobody can write to it from here
         return
     locks.callback(lock.release)
 

@@ -37,8 +37,8 @@ class Shard:
     number, leave the remainder i - 1 when divided by n.
 
     Attributes:
-        number: From 1 to ``of``.
-        of: How many there are.
+        number: Number of the shard, from 1 to ``of``.
+        of: Number of shards.
     """
 
     number: int
@@ -49,7 +49,7 @@ class Shard:
         """Read ``i/n``.
 
         Raises:
-            UsageError: It is none.
+            UsageError: It does not have this form.
         """
         found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", written.strip())
         shard = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
@@ -98,7 +98,7 @@ class Share:
 
     @property
     def names(self) -> RowsOfIds:
-        """Names of the whole list, also of what belongs to other shards, if they are kept and there is a shard."""
+        """Names of the whole list, including those of other shards, if they are kept and there is a shard."""
         self._pack()
         return RowsOfIds.of(pa.chunked_array(self._names, pa.large_string()).drop_null())
 
@@ -125,14 +125,14 @@ class Part:
     """The record that makes a store a part: ``STORE/shard.json``.
 
     Attributes:
-        number: Of the shard.
-        of: How many shards there are.
-        frevl: Version that made it.
+        number: Number of the shard.
+        of: Number of shards.
+        frevl: Version of frevl that made it.
         libraries: Versions of the libraries that decode and embed.
-        complete: Whether the extraction came to its end.
-        lists: By ``images`` and ``texts``, the digest of all names, those of other shards included.
+        complete: Whether the extraction has finished.
+        lists: By ``images`` and ``texts``, the digest of all names, including those of other shards.
         pairs: Names of the pairs files, and of the tars.
-        rows: By table, how many rows it had in the end.
+        rows: By table, its final number of rows.
     """
 
     number: int
@@ -150,7 +150,7 @@ def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
 
     Args:
         store: Folder of the store.
-        shard: Of this extraction.
+        shard: Shard of this extraction.
         empty: Whether the store has no tower yet.
 
     Raises:
@@ -181,7 +181,7 @@ def read_part(store: Path) -> Part | None:
     """Return the record of a part; None if the store is not one.
 
     Raises:
-        StoreError: The record is damaged, or a newer frevl wrote it.
+        StoreError: The record is damaged, or was written by a newer frevl.
     """
     path = _path(store)
     content = Objects(store).read(path.name) if is_remote(store) else None
@@ -207,7 +207,7 @@ def refuse_part(store: Path) -> None:
     """Refuse to extract everything into a shard's part.
 
     Raises:
-        StoreError: The store is one.
+        StoreError: The store is a part.
     """
     part = read_part(store)
     if part is not None:

@@ -22,10 +22,10 @@ def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[dat
     Args:
         store: Folder of the store.
         modality: ``image`` or ``text``.
-        most: Commits to return; of more, evenly chosen ones with the first and the last.
+        most: Maximum number of commits; if there are more, evenly spaced ones including the first and the last.
 
     Returns:
-        Times in UTC and rows; empty where the table is not there or does not say.
+        Times in UTC and row counts; empty if the table does not exist or does not record them.
     """
     path = store / f"{TABLES[modality]}.lance"
     if not path.is_dir():
@@ -34,6 +34,6 @@ def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[dat
     for version in lance.dataset(path).versions():
         said, at = version["metadata"], version["timestamp"]
         if isinstance(said, dict) and isinstance(at, datetime) and "total_rows" in said:
-            found.append((at.astimezone(UTC), int(said["total_rows"])))  # Lance gives local time without saying so
+            found.append((at.astimezone(UTC), int(said["total_rows"])))  # Lance returns local time without a time zone
     chosen = np.unique(np.linspace(0, max(0, len(found) - 1), min(len(found), most)).astype(int)).tolist()
     return [found[at] for at in chosen]

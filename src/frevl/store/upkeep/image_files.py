@@ -17,25 +17,25 @@ from frevl.store.reader import Store
 
 __all__ = ["image_problems"]
 
-_LOOKED_AT = 256  # grey images of more than 8 bits that are embedded again, at most
-_SAME_PICTURE = 0.99  # cosine
+_LOOKED_AT = 256  # maximum number of grey images over 8 bits to embed again
+_SAME_PICTURE = 0.99  # cosine between the old and new embeddings
 
 
 def image_problems(store: Store, folder: str | Path) -> list[str]:
     """Read the files of all stored images and report those with changed content.
 
-    Earlier versions of frevl read grey images of 10 and 12 bits as nearly black. So some images of more than 8 bits
-    are embedded again, where an encoder of the store can be loaded here, and compared.
+    Earlier versions of frevl read grey images of 10 and 12 bits as nearly black. Some images with more than 8 bits are
+    therefore embedded again and compared, if an encoder of the store can be loaded here.
 
     Args:
-        store: The store; images that were imported or came inside a table have no file to compare with.
-        folder: The folder that the ids are paths below.
+        store: The store; images that were imported or came from a table have no file to compare with.
+        folder: The folder to which the ids are relative.
 
     Returns:
-        One sentence a kind of difference; empty if all files are as they were embedded.
+        One sentence per kind of difference; empty if all files are unchanged.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: The folder does not exist.
     """
     if not Path(folder).is_dir():
         raise InputError(
@@ -47,7 +47,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     gone: list[str] = []
     unread: list[str] = []
     deep: list[str] = []
-    # Not as lists: of many millions of images the objects in them would take gigabytes.
+    # Not as lists: for many millions of images their objects would take gigabytes.
     described = [states[name] for name in ("content_hash", "bytes", "modified_ns")]
     for id_, content_hash, size, modified_ns in zip(store.ids("image"), *described, strict=True):
         if not size or modified_ns == IN_A_TABLE:
@@ -96,7 +96,7 @@ def _embedded_otherwise(store: Store, folder: str | Path, ids: list[str]) -> lis
             encoder = load_encoder(name, tokens=tower.identity["tokens"])
             now = encoder.embed_images([Path(folder) / id_ for id_ in some])
             then = store.read_images(some, encoders=[name])
-        except (FrevlError, ValueError):  # an encoder of texts, or one that is not here, or has not seen all of them
+        except (FrevlError, ValueError):  # a text encoder, not installed, or has not embedded them all
             continue
         lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(then, axis=1)
         cosines = (now * then).sum(axis=1) / np.maximum(lengths, 1e-12)

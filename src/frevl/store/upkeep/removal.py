@@ -31,14 +31,14 @@ _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 @dataclass
 class RemovalReport:
-    """What was removed.
+    """The result of a removal.
 
     Attributes:
         store: Path of the store.
         of: ``images`` or ``texts``.
-        removed: How many items were removed.
-        left: How many the store still holds.
-        unknown: Ids that the store does not have.
+        removed: Number of items removed.
+        left: Number of items that remain in the store.
+        unknown: Ids that are not in the store.
     """
 
     store: str
@@ -52,7 +52,7 @@ class RemovalReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         said = [f"Removed {self.removed:,} {self.of}; {self.left:,} remain."]
         if self.unknown:
             said.append(f"{len(self.unknown):,} ids are not in the store, the first is '{self.unknown[0]:.200}'.")
@@ -71,9 +71,9 @@ class CompactionReport:
 
     Attributes:
         store: Path of the store.
-        bytes_before: Room on the disk before.
-        bytes_after: And after. In an object store both are those of the newest version.
-        notes: Sentences that a user should read.
+        bytes_before: Size on disk before.
+        bytes_after: Size on disk after. In an object store both are those of the newest version.
+        notes: Notes for the user.
     """
 
     store: str
@@ -86,7 +86,7 @@ class CompactionReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         done = f"{self.store}: {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after."
         return " ".join([done, *self.notes])
 
@@ -96,19 +96,20 @@ def remove(
 ) -> RemovalReport:
     """Remove images or texts with all their embeddings, in one atomic commit.
 
-    Searches and a running service exclude them from their next check of the store on.
+    Searches and a running service exclude them as soon as they next check the store.
 
     Args:
         store: Folder of the store.
-        ids: Their ids, or a file of ids: text, one a line; a JSON list; JSON lines or a table with a column ``id``.
-        where: Instead of ids, a condition in SQL over ``id``, ``bytes`` and metadata columns.
+        ids: Ids of the items, or a file of ids: text, one per line; a JSON list; JSON lines or a table with a column
+        ``id``.
+        where: Instead of ids, an SQL condition over ``id``, ``bytes`` and metadata columns.
         of: ``images`` or ``texts``.
 
     Returns:
-        What was removed.
+        A report of what was removed.
 
     Raises:
-        UsageError: Neither ids nor a condition, or both, or a condition that cannot be understood.
+        UsageError: Neither ids nor a condition is given, or both, or an invalid condition.
         InputError: The file of ids cannot be read.
         StoreError: There is no store, or it cannot be written.
     """
@@ -117,7 +118,7 @@ def remove(
     if (ids is None) == (where is None):
         raise UsageError("Name what to remove: either a file with --ids, or a condition with --where")
     modality = _OF[of]
-    Store.open(store)  # says that there is none; a writer would make one
+    Store.open(store)  # raises an error if there is none; a writer would create one
     wanted = None
     if isinstance(ids, str | Path):
         listed = read_ids(Path(ids), id_column=None, usual=("id", of[:-1], "path", "url", "caption"))["id"].to_pylist()
@@ -139,7 +140,7 @@ def _those_of(writer: StoreWriter, modality: Modality, wanted: Sequence[str]) ->
     tables = Snapshot(writer.path, (TABLES[modality],))
     there: set[str] = set()
     batches = (batch["id"] for batch in tables.scan(TABLES[modality], ["id"]))
-    while some := list(islice(batches, _BATCHES_AT_ONCE)):  # every look makes a table of the given ids
+    while some := list(islice(batches, _BATCHES_AT_ONCE)):  # every look-up builds a table of the given ids
         ids = pa.chunked_array(some)
         there.update(ids.filter(pc.is_in(ids, value_set=given)).to_pylist())
     return there, tables.count(TABLES[modality])
@@ -150,12 +151,13 @@ def compact(store: str | Path) -> CompactionReport:
 
     Otherwise their space is freed gradually as later extractions merge files. Readers of a former version continue with
     the newest.
+    the newest.
 
     Args:
         store: Folder of the store.
 
     Returns:
-        The room before and after.
+        A report of the size before and after.
 
     Raises:
         StoreError: There is no store, or it cannot be written.

@@ -41,20 +41,20 @@ __all__ = ["RepairReport", "repair"]
 def repair(store: str | Path) -> RepairReport:
     """Recover a store that lost files or manifests, as far as possible; nothing readable is deleted.
 
-    Manifests come back from the second place where the store keeps them. Parts of a table whose file is missing or
-    cut leave the table. Data files that no version names are set aside in ``STORE/unclaimed``; rows in them that
-    agree with their checksums and that the table lacks are added to it. Where an id stands in several such files, the
-    row with more embeddings counts, or, if the content differs, the one of the newer file. Rows that were removed
-    since may come back with a table that has lost its manifests and their copy.
+    Manifests are restored from the second place where the store keeps them. Parts of a table whose file is missing or
+    truncated are removed from the table. Data files without a version are set aside in ``STORE/unclaimed``; rows in
+    them that match their checksums and are missing from the table are added to it. If an id occurs in several such
+    files, the row with more embeddings counts, or, if the content differs, the one in the newer file. Rows that have
+    been removed may reappear with a table that has lost its manifests and their copy.
 
-    In an object store only manifests, towers, lost parts and damaged rows are seen to: data files that no version names
-    may be those of a writer at work. No other process should write meanwhile where manifests were lost.
+    In an object store only manifests, towers, lost parts and damaged rows are repaired: data files without a version
+    may belong to an active writer. No other process should write meanwhile if manifests were lost.
 
     Args:
-        store: Folder or address of the store.
+        store: Folder or URL of the store.
 
     Returns:
-        What was done.
+        A report of what was done.
 
     Raises:
         StoreError: There is no store, another process is writing, or nothing can be recovered.
@@ -100,7 +100,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: RepairReport) -> None:
     """Restore the recorded manifest if the newest readable one is older, or there is none."""
     drop_unfinished(path, name)
-    for version, file in manifests(path, name).items():  # the newest first
+    for version, file in manifests(path, name).items():  # newest first
         if _readable(path, name, version):
             break
         file.rename(_aside(path, name) / file.name)
@@ -116,7 +116,7 @@ def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: R
     file.write_bytes(commit.manifest)
     if _readable(path, name, commit.version):
         report.versions[name] = commit.version
-    else:  # the record is damaged too: what the data files hold is looked at below
+    else:  # the record is damaged too: the data files are examined below
         file.unlink()
 
 
@@ -147,7 +147,7 @@ def _leave_out_lost_parts(path: Path, name: str) -> None:
     remove_parts(path, name, table, [part.fragment_id for part in lost])
     for version, manifest in list(manifests(path, name).items())[1:]:
         former = open_table(path, name, version=version)
-        # Former versions that name such a file cannot be read without it either.
+        # Former versions with such a file cannot be read without it either.
         if former and not files.isdisjoint(file.path for part in former.get_fragments() for file in part.data_files()):
             manifest.unlink()
     for file in files.intersection(data_files(path, name)):

@@ -1,4 +1,4 @@
-"""What a repair of a store did."""
+"""The report of a repair."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class RepairReport:
     Attributes:
         store: Path of the store.
         versions: By table, the version that was restored from its record.
-        rows: By table, how many rows were recovered from data files that no version named.
-        removed: By table, how many rows were removed because they are damaged; their embeddings are lost.
+        rows: By table, the number of rows recovered from data files without a version.
+        removed: By table, the number of rows removed because they were damaged; their embeddings are lost.
         missing: By table, how many rows fewer it has than after its last commit.
-        unread: Files that nothing could be read of, or not all; they lie in ``STORE/unclaimed`` and may be deleted.
-        notes: Sentences that a user should read.
+        unread: Files that could not be read in full; they are in ``STORE/unclaimed`` and may be deleted.
+        notes: Notes for the user.
     """
 
     store: str
@@ -35,7 +35,7 @@ class RepairReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Summarise it in one line."""
+        """Return a one-line summary."""
         said = [f"Restored version {version} of '{name}'." for name, version in self.versions.items()]
         said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
         said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]

@@ -26,8 +26,8 @@ class Salvaged:
     """The salvaged rows.
 
     Attributes:
-        rows: By table, rows that were added to it, or that took the place of one with fewer embeddings.
-        removed: By table, rows of the table itself that were removed because they differ from their checksums.
+        rows: By table, the number of rows added, or substituted for rows with fewer embeddings.
+        removed: By table, the number of its own rows removed because they differ from their checksums.
         unread: Files that could not be read in full; they are kept.
     """
 
@@ -58,9 +58,9 @@ def unclaimed_folder(store: Path, name: str) -> Path:
 
 
 def salvage(store: Path) -> Salvaged:
-    """Add the rows of files in ``STORE/unclaimed`` to a store that is otherwise in order.
+    """Add the rows of files in ``STORE/unclaimed`` to a store that is otherwise intact.
 
-    Files whose rows are all sound are deleted once their rows are committed; others are kept.
+    Files whose rows are all intact are deleted once their rows are committed; others are kept.
 
     Raises:
         StoreError: The store cannot be read or written.
@@ -81,7 +81,7 @@ def salvage(store: Path) -> Salvaged:
 
 
 def _towers(store: Path, said: Salvaged) -> None:
-    """Recover towers: every file of their table holds all that were known when it was written."""
+    """Recover towers: every file of their table contains all that were known when it was written."""
     towers: dict[str, Tower] = {}
     read: list[Path] = []
     for file in _files(store, "towers"):
@@ -179,7 +179,7 @@ def _items(store: Path, writer: StoreWriter, modality: Modality, said: Salvaged)
     counts = np.zeros(len(there), np.int64) + sum(states[f"has:{tower.name}"] for tower in towers)
     added = 0
     for number, file in enumerate(files):
-        chosen: dict[int, bool] = {}  # row to whether the table has its id
+        chosen: dict[int, bool] = {}  # maps a row to whether the table has its id
         for id_, one in found.items():
             if one.file != number:
                 continue

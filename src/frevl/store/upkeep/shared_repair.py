@@ -1,4 +1,4 @@
-"""Repairing a store in an object store: by commits of Lance, so that others may read meanwhile."""
+"""Repairing a store in an object store: by Lance commits, so that others can read meanwhile."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["repair_remote"]
 def repair_remote(store: Path, report: RepairReport) -> None:
     """Recover a store in an object store as far as possible.
 
-    Manifests and towers come back from their records. Parts of a table whose file is gone or damaged, and rows that
-    differ from their checksums, leave the table; so does a part whose list of deleted rows is lost or damaged, or else
-    these rows would be back. Whether a file is damaged is decided on a copy of it that came here in full: a network
-    that fails ends the repair, and changes nothing.
+    Manifests and towers are restored from their records. Parts of a table whose file is missing or damaged, and rows
+    that differ from their checksums, are removed from the table; so is a part whose list of deleted rows is lost or
+    damaged, because these rows would otherwise reappear. Whether a file is damaged is decided on a complete local copy:
+    a network failure ends the repair without changing anything.
 
     Args:
         store: Address of the store.
-        report: What was done is noted there.
+        report: Report to fill in.
 
     Raises:
         StoreError: There is no store, it cannot be reached, or nothing can be recovered.
@@ -68,7 +68,7 @@ def repair_remote(store: Path, report: RepairReport) -> None:
 
 
 def _bring_back_manifest(name: str, commit: Commit | None, objects: Objects, report: RepairReport) -> None:
-    """Put the recorded manifest back where the newest one is older, or is that one and damaged."""
+    """Restore the recorded manifest if the newest one is older, or is the recorded one and damaged."""
     if commit is None:
         return
     folder = f"{name}.lance/_versions/"
@@ -84,7 +84,7 @@ def _bring_back_manifest(name: str, commit: Commit | None, objects: Objects, rep
 def _bring_back_towers(
     store: Path, commit: Commit | None, objects: Objects, tables: SharedTables, report: RepairReport
 ) -> None:
-    """Write the towers again if their data file is lost: the record of the table holds the rows."""
+    """Rewrite the towers if their data file is lost: the record of the table has the rows."""
     table = open_table(store, "towers")
     if table is not None and not _lost_parts(store, "towers", table, objects):
         return
@@ -95,7 +95,7 @@ def _bring_back_towers(
         )
     with pa.ipc.open_stream(commit.content) as stream:
         rows = stream.read_all()
-    tables.has_moved()  # another writer's change of the towers is noticed from here on
+    tables.has_moved()  # from here on, another writer's change of the towers is noticed
     tables.replace("towers", rows)
     report.versions["towers"] = commit.version
 
@@ -129,12 +129,12 @@ def _lost_parts(store: Path, name: str, table: lance.LanceDataset, objects: Obje
 
 
 def _is_damaged(name: str, part: lance.LanceFragment, version: int, objects: Objects) -> bool:
-    """Tell whether a part cannot be read here either, where its files were fetched in full.
+    """Return whether a part cannot be read here either, with its files downloaded in full.
 
     Its files are those with its rows and, if it has one, the list of its deleted rows.
 
     Raises:
-        StoreError: One of them cannot be fetched.
+        StoreError: A file cannot be downloaded.
     """
     deleted = part.deletion_file()
     manifest = manifest_names(file.rpartition("/")[2] for file in objects.names(f"{name}.lance/_versions"))[version]

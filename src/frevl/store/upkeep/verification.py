@@ -30,7 +30,7 @@ __all__ = ["bytes_on_disk", "describe", "repeated_ids", "verify"]
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """Describe the contents of a store, as `frevl store info` prints them."""
+    """Describe the contents of a store, as printed by `frevl store info`."""
     rejects, part = store.rejects(), read_part(store.path)
     return {
         "path": str(store.path),
@@ -65,17 +65,17 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
 
     Args:
         path: Folder of the store.
-        images: Folder of its images, whose files are compared with what was embedded.
+        images: Folder of its images, to compare the files with what was embedded.
 
     Returns:
-        One sentence a problem; empty if the store is sound.
+        One sentence per problem; empty if the store is intact.
 
     Raises:
         StoreError: There is no store at this path.
-        InputError: There is no such folder of images.
+        InputError: The folder of images does not exist.
     """
     path = place_of(path)
-    of_files = [] if is_remote(path) else ALL_TABLES  # in an object store a table that opens has its files
+    of_files = [] if is_remote(path) else ALL_TABLES  # in an object store, a table that can be opened has its files
     damaged = {name: _file_problems(path, name) if name in of_files else [] for name in ALL_TABLES}
     problems = [problem for name in of_files for problem in (*_commit_problems(path, name), *damaged[name])]
     try:
@@ -125,7 +125,7 @@ def _commit_problems(path: Path, name: str) -> list[str]:
         return [f"{lost}."]
     problems = []
     try:
-        in_flight = read_session(path)  # before the files: a writer may begin meanwhile
+        in_flight = read_session(path)  # before the files, because a writer may start meanwhile
         table = open_committed(path, name)
         if table is not None and commit is not None and commit.version in manifests(path, name):
             file = manifests(path, name)[commit.version]
@@ -135,10 +135,10 @@ def _commit_problems(path: Path, name: str) -> list[str]:
                     f"run frevl store repair {path}."
                 )
         unclaimed = unclaimed_files(path, name)
-        if in_flight is not None:  # what is being written, or was when a writer was killed, is not lost data
+        if in_flight is not None:  # data being written, now or when a writer was killed, are not lost
             unclaimed &= in_flight.get(name, set())
     except StoreError:
-        return []  # told by `_file_problems`
+        return []  # reported by `_file_problems`
     if unclaimed:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
