@@ -278,6 +278,16 @@ def test_a_generator_as_random_state_is_left_as_it_was():
     assert random.get_state()[1].tolist() == before
 
 
+@pytest.mark.parametrize("time_limit", [None, 1e-9])
+@pytest.mark.parametrize("model", ["kernel", "auto"])
+def test_no_row_counts_twice_where_every_class_has_one(model, time_limit):
+    x = np.eye(24) + 0.1 * np.random.default_rng(0).standard_normal((24, 24))
+    fitted = FusionClassifier(model=model, time_limit=time_limit).fit(x, np.arange(24))
+    assert fitted.network_.settings["pairs"] == 24
+    assert fitted.results_["notes"][0].startswith("The development figure is meaningless: nearly every class has just")
+    assert fitted.score(x, np.arange(24)) == 1
+
+
 def test_names_alone_are_no_examples():
     with pytest.raises(ValueError, match="method='means' needs examples, X and y; found class_texts alone"):
         EmbeddingClassifier(method="means", class_texts=np.eye(2), classes=["a", "b"]).fit()

@@ -82,7 +82,9 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         """
         checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
         vectors, labels = checked
-        check_classification_targets(labels)
+        with warnings.catch_warnings():  # one example a class is a usual case here, and no regression
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+            check_classification_targets(labels)
         check_seconds(self.time_limit)
         rows, weights = self._weights(sample_weight, len(labels))
         grouped = None if groups is None else _numbers(groups, len(labels))[rows]

@@ -134,7 +134,7 @@ class FusionClassifier(ArrayClassifier):
             for side, values in zip(MODALITIES, sides, strict=True)
         ]
         return Prepared(
-            train, dev, labels, towers[0], towers[1], ["arrays"], np.zeros(0, np.uint64), notes, dev_is_spare=True,
+            train, dev, labels, towers[0], towers[1], ["arrays"], np.zeros(0, np.uint64), notes, dev_is_spare=not seen,
             dev_is_seen=seen,
         )  # fmt: skip
 
