@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -369,9 +369,9 @@ def by_columns(columns: list[str] | None, pairs: Path | None) -> Any:
     return read_pairs(pairs, columns=columns)
 
 
-def typed(**options: Any) -> dict[str, Any]:
-    """Keep only the options that were typed; defaults live in the signature of the called function."""
-    return {name: value for name, value in options.items() if value is not None}
+def typed(without: Collection[str] = (), /, **options: Any) -> dict[str, Any]:
+    """Keep the options that were typed, except some; defaults live in the signature of the called function."""
+    return {name: value for name, value in options.items() if value is not None and name not in without}
 
 
 def say(text: str) -> None:

@@ -122,35 +122,14 @@ def extract(
     json: JsonOption = None,
 ) -> None:
     """Embed images and texts once and keep the embeddings in a store. Run again, it embeds only what is new."""
+    given = dict(locals())
     from frevl.store.extraction import extract as run_extract
 
     if grid is not None and not tokens:
         raise UsageError("--grid requires --tokens; add --tokens, or leave out --grid")
     chosen = (grid or "7x7") if tokens else None
-    report = run_extract(
-        store,
-        **typed(
-            images=images,
-            pairs=pairs,
-            columns=columns,
-            encoder=encoder,
-            tokens=chosen,
-            layers=None if layers is None else _numbers(layers),
-            dtype=dtype,
-            include=include,
-            exclude=exclude,
-            prune=prune,
-            check_content=check_content,
-            write_pairs=write_pairs,
-            shard=shard,
-            commit_rows=commit_rows,
-            commit_seconds=commit_seconds,
-            workers=workers,
-            device=device,
-            ray=ray,
-        ),
-        progress=not quiet,
-    )
+    given |= {"tokens": chosen, "layers": None if layers is None else _numbers(layers)}
+    report = run_extract(**typed(("grid", "quiet", "json"), **given), progress=not quiet)
     say(report.sentence())
     write(json, report.record())
 
@@ -305,26 +284,9 @@ def import_(
     json: JsonOption = None,
 ) -> None:
     """Import embeddings that you already have into a store."""
+    given = dict(locals())
     from frevl.store.importing.vectors import import_embeddings
 
-    report = import_embeddings(
-        source,
-        store=store,
-        encoder=encoder,
-        **typed(
-            of=of,
-            ids=ids,
-            id_column=id_column,
-            vector_column=vector_column,
-            array=array,
-            revision=revision,
-            preprocessing=preprocessing,
-            common_space=common_space,
-            images=images,
-            dtype=dtype,
-            write_pairs=write_pairs,
-        ),
-        progress=not quiet,
-    )
+    report = import_embeddings(**typed(("quiet", "json"), **given), progress=not quiet)
     say(report.sentence())
     write(json, report.record())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -133,7 +133,7 @@ def train(
         if "choose_by" in chosen:
             raise UsageError("--choose-by and --set choose_by= mean the same; give one of them")
         chosen["choose_by"] = choose_by
-    arguments = typed(**_without(given, "settings", "choose_by", "seeds", "quiet", "json")) | {"options": chosen}
+    arguments = typed(("settings", "choose_by", "seeds", "quiet", "json"), **given) | {"options": chosen}
     from frevl.cli.tables import run_record, run_sentence, seeds_sentence
     from frevl.training.workers.joining import one_voice
 
@@ -194,14 +194,10 @@ def ablate(
     Trains the fusion with one part removed at a time, and writes a table, JSON and a plot with intervals.
     """
     given = dict(locals())
-    arguments = typed(**_without(given, "settings", "quiet", "json")) | {"options": settings_of(settings)}
+    arguments = typed(("settings", "quiet", "json"), **given) | {"options": settings_of(settings)}
     from frevl.training.ablation.report import ablation_table
     from frevl.training.ablation.study import ablate as run_ablate
 
     ablation = run_ablate(**arguments, progress=not quiet)
     say(ablation_table(ablation))
     write(json, ablation.record())
-
-
-def _without(given: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name not in names}
