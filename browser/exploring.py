@@ -38,7 +38,7 @@ def choose(page, number):
 
 
 def answers(page):
-    return page.get_by_role("region", name="What the runs say")
+    return page.get_by_role("region", name="Answers of the runs")
 
 
 def press(page, name):

@@ -76,7 +76,7 @@ def test_two_runs_answer_side_by_side_and_the_link_says_so(url, visit):
     page = seen.page
     expect(of_run(page, "ask").locator("li")).to_have_count(2, timeout=TIMEOUT)
     expect(of_run(page, "other")).to_have_count(0)
-    page.get_by_label("beside it").select_option("other")
+    page.get_by_label("compare with").select_option("other")
     expect(of_run(page, "other").locator("li")).to_have_count(2, timeout=TIMEOUT)
     assert "with=other" in page.url
     left, right = of_run(page, "ask").bounding_box(), of_run(page, "other").bounding_box()
@@ -118,9 +118,9 @@ def test_a_picture_is_labelled_with_its_set_and_doubt_and_markup_is_text(url, vi
     said = of_run(page, "look")
     expect(said.locator("li")).to_have_count(2, timeout=TIMEOUT)
     assert sorted(name.inner_text() for name in said.locator("li > :first-child").all()) == sorted([HOSTILE, "plain"])
-    expect(said).to_contain_text("Cannot be ruled out, so that 90 % of such sets hold the right answer")
+    expect(said).to_contain_text("Cannot be ruled out (90 % of such sets contain the right answer)")
     expect(said).to_contain_text("Doubt 0.")
-    page.get_by_label("Sets that hold the right answer").select_option("80 % of the time")
+    page.get_by_label("Sets contain the right answer").select_option("80 % of the time")
     expect(said).to_contain_text("80 % of such sets")
     assert "level=0.8" in page.url
     assert "ran" not in page.title()
@@ -158,15 +158,15 @@ def test_pictures_are_dropped_and_pasted_and_what_is_none_gets_words(url, world,
         form.dispatch_event("drop", {"dataTransfer": page.evaluate_handle(TRANSFER, list(what))})
 
     drop("", "", "")
-    expect(form.get_by_role("alert")).to_have_text("Only files can be dropped here; nothing was taken.")
+    expect(form.get_by_role("alert")).to_have_text("Only files can be dropped here.")
     drop("tune.mp3", "audio/mpeg", content)
-    expect(form.get_by_role("alert")).to_have_text("tune.mp3 is no picture (audio/mpeg); nothing was taken.")
+    expect(form.get_by_role("alert")).to_have_text("tune.mp3 is not an image (audio/mpeg).")
     drop(HOSTILE, "image/png", content)
     expect(form.get_by_text(HOSTILE)).to_be_visible()
     expect(form.get_by_role("alert")).to_have_count(0)
-    expect(page.get_by_alt_text("What is asked about")).to_have_js_property("naturalWidth", 40)
-    press(page, "Without a picture")
-    expect(page.get_by_alt_text("What is asked about")).to_have_count(0)
+    expect(page.get_by_alt_text("The image in question")).to_have_js_property("naturalWidth", 40)
+    press(page, "Remove the image")
+    expect(page.get_by_alt_text("The image in question")).to_have_count(0)
     page.evaluate(
         "(given) => { const pasted = new ClipboardEvent('paste', {clipboardData: given, bubbles: true});"
         " window.dispatchEvent(pasted); }",
@@ -187,43 +187,43 @@ def test_pictures_are_dropped_and_pasted_and_what_is_none_gets_words(url, world,
 def test_a_picture_of_the_store_is_chosen_and_from_the_pictures_it_leads_here(url, visit):
     page = visit(f"{url}/#/ask?do=ask").page
     page.get_by_label("Question").fill("is the square red?")
-    page.get_by_text("or a picture of the store").click()
-    page.get_by_role("listbox", name="Pictures to choose from").get_by_role("option").nth(2).click()
+    page.get_by_text("or an image of the store").click()
+    page.get_by_role("listbox", name="Images to choose from").get_by_role("option").nth(2).click()
     expect(of_run(page, "ask").locator("li")).to_have_count(2, timeout=TIMEOUT)
     chosen = page.get_by_role("listbox").get_by_role("option").nth(2).get_attribute("data-image")
     assert f"image={chosen}" in page.url
-    page.get_by_role("link", name="Pictures", exact=True).click()
+    page.get_by_role("link", name="Images", exact=True).click()
     page.locator("#picture-0").click()
     page.get_by_role("link", name="Ask about it").click()
-    expect(page.get_by_alt_text("What is asked about")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_alt_text("The image in question")).to_be_visible(timeout=TIMEOUT)
 
 
 def test_another_choice_and_back_and_an_own_file_take_the_place_of_a_picture_of_the_store(url, world, visit):
     page = visit(f"{url}/#/ask?do=ask").page
-    page.get_by_text("or a picture of the store").click()
-    options = page.get_by_role("listbox", name="Pictures to choose from").get_by_role("option")
+    page.get_by_text("or an image of the store").click()
+    options = page.get_by_role("listbox", name="Images to choose from").get_by_role("option")
     first, second = (options.nth(number).get_attribute("data-image") for number in (2, 3))
     asked_about = page.locator("figcaption")
     options.nth(2).click()
-    expect(asked_about).to_have_text(f"{first} of the store", timeout=TIMEOUT)
+    expect(asked_about).to_have_text(f"{first} from the store", timeout=TIMEOUT)
     options.nth(3).click()
-    expect(asked_about).to_have_text(f"{second} of the store")
+    expect(asked_about).to_have_text(f"{second} from the store")
     page.go_back()
-    expect(asked_about).to_have_text(f"{first} of the store")
+    expect(asked_about).to_have_text(f"{first} from the store")
     expect(options.nth(2)).to_have_attribute("aria-selected", "true")
     page.wait_for_timeout(300)  # what is wrong here comes a moment later
-    expect(asked_about).to_have_text(f"{first} of the store")
+    expect(asked_about).to_have_text(f"{first} from the store")
     page.locator("input[type=file]").set_input_files(world.images / "7.png")
-    expect(asked_about).to_contain_text("7.png sent along")
+    expect(asked_about).to_contain_text("7.png sent with the question")
     page.wait_for_timeout(300)
-    expect(asked_about).to_contain_text("7.png sent along")
+    expect(asked_about).to_contain_text("7.png sent with the question")
     assert "image=" not in page.url
 
 
 def test_a_run_that_stops_answering_is_said_and_the_other_stays(url, visit):
     page = visit(f"{url}/#/ask?do=ask&image=3.png").page
     page.route("**/v1/score", lambda route: route.abort() if '"ask"' in route.request.post_data else route.continue_())
-    page.get_by_label("beside it").select_option("other")
+    page.get_by_label("compare with").select_option("other")
     page.get_by_label("Question").fill("is the square red?")
     press(page, "Ask")
     expect(of_run(page, "ask").get_by_role("alert")).to_contain_text("The service does not answer.", timeout=TIMEOUT)
@@ -246,7 +246,7 @@ def test_a_store_of_texts_alone_has_its_page(tmp_path, visit):
         tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link").all_inner_texts()
         assert tabs == ["Ask and match", "Report"]
         seen.page.goto(f"{address}/#/pictures")
-        expect(seen.page.get_by_text("This store has no pictures to look at.")).to_be_visible(timeout=TIMEOUT)
+        expect(seen.page.get_by_text("This store has no images to show.")).to_be_visible(timeout=TIMEOUT)
         assert seen.complaints == []
 
 
@@ -257,7 +257,7 @@ def test_with_keys_the_page_asks_with_the_key_of_the_browser(world, browser, mon
         page = context.new_page()
         page.goto(f"{address}/#/ask?do=ask&image=3.png&text=is+the+square+red%3F")
         expect(answers(page).locator("li")).to_have_count(2, timeout=TIMEOUT)
-        expect(page.get_by_label("You are")).to_have_count(0)  # read-only without --labels
+        expect(page.get_by_label("Your name")).to_have_count(0)  # read-only without --labels
         context.close()
 
 
@@ -277,11 +277,11 @@ def test_a_store_of_imported_vectors_takes_its_own_pictures_and_texts_only(tmp_p
     train(made.store, pairs, run=tmp_path / "cosine", task="matching", model="cosine")
     with serving(made, "--run", tmp_path / "cosine") as address:
         page = visit(address).page
-        expect(page.get_by_text("only its own pictures can be asked about")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_text("only its own images can be used")).to_be_visible(timeout=TIMEOUT)
         expect(page.locator("input[type=file]")).to_be_disabled()
-        page.get_by_label("Text, or a picture above").fill("another text")
+        page.get_by_label("Text, or an image above").fill("another text")
         press(page, "Search")
         expect(answers(page).get_by_role("alert")).to_contain_text("The text vectors were imported", timeout=TIMEOUT)
-        page.get_by_label("Text, or a picture above").fill("caption 7")
+        page.get_by_label("Text, or an image above").fill("caption 7")
         press(page, "Search")
         expect(answers(page).locator("li small a").first).to_have_text("7.jpg", timeout=TIMEOUT)

@@ -100,8 +100,8 @@ def test_markup_in_a_class_name_is_text(url, world, visit):
 def test_two_tabs_see_each_others_labels_and_lose_none(url, world, visit):
     one, other = visit(url).page, visit(url).page
     add_class(one, "red")
-    other.get_by_label("You are").fill("bob")
-    other.get_by_label("You are").press("Enter")
+    other.get_by_label("Your name").fill("bob")
+    other.get_by_label("Your name").press("Enter")
     expect(other.locator("button.class").filter(has_text="red")).to_be_visible()
     for page, number in ((one, 0), (other, 1), (one, 2), (other, 3)):
         choose(page, number)
@@ -117,7 +117,7 @@ def test_search_by_words_like_this_and_a_file_and_go_back(url, world, visit):
     page.get_by_label("Text to search for").fill("a red square")
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_text("for “a red square”")).to_be_visible()
-    expect(page.get_by_role("listbox", name="Pictures that were found")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("listbox", name="Images found")).to_be_visible(timeout=TIMEOUT)
     assert "text=a+red+square" in page.url
     choose(page, 0)
     page.get_by_role("link", name="More like this").click()
@@ -141,9 +141,9 @@ def test_a_file_that_is_no_picture_gets_a_sentence(url, visit, tmp_path):
 @pytest.mark.usefixtures("fresh")
 def test_every_state_has_a_link(url, visit):
     page = visit(f"{url}/explore/#/pictures?where=id+LIKE+%271%25%27").page
-    expect(page.get_by_text("11 pictures").first).to_be_attached()
+    expect(page.get_by_text("11 images").first).to_be_attached()
     page = visit(f"{url}/explore/#/pictures?shown=labelled").page
-    expect(page.get_by_text("No picture fits.")).to_be_visible()
+    expect(page.get_by_text("No image matches.")).to_be_visible()
     page = visit(f"{url}/explore/#/overview").page
     expect(page.get_by_role("heading", name="What is in this store")).to_be_visible()
     page = visit(f"{url}/explore/#/pictures?where=nonsense").page
@@ -156,10 +156,10 @@ def test_pictures_that_vanished_are_said_to_be_gone(tmp_path, visit):
     (world.images / "1.png").write_text("broken")
     with exploring(world, "--images", world.images) as (url, _):
         page = visit(url).page
-        gone = page.get_by_text("Not there or not readable")
+        gone = page.get_by_text("Missing or unreadable")
         expect(gone).to_have_count(2)
         gone.first.click()
-        expect(page.get_by_text("Its labels stay.")).to_be_visible()
+        expect(page.get_by_text("Its labels are kept.")).to_be_visible()
 
 
 @pytest.mark.parametrize("size", ["phone", "desktop"])
@@ -174,8 +174,8 @@ def test_nothing_is_wider_than_the_window(url, visit, size):
 def test_a_service_that_only_shows_has_no_way_to_label(world, visit):
     with exploring(world, "--no-labels") as (url, _):
         page = visit(url).page
-        expect(page.get_by_text("Read only: this service was started without labelling", exact=False)).to_be_visible()
-        expect(page.get_by_label("You are")).to_have_count(0)
+        expect(page.get_by_text("Read-only: the service was started without", exact=False)).to_be_visible()
+        expect(page.get_by_label("Your name")).to_have_count(0)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -191,7 +191,7 @@ def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visi
     for id_ in ids[:32]:  # each key leads to the next picture, however fast they come
         page.keyboard.press(str(1 + colours.index(colour_of(world, id_))))
     expect(page.locator("#picture-31 b")).to_have_text(colour_of(world, ids[31]), timeout=TIMEOUT)
-    expect(page.get_by_text("32 labelled pictures")).to_be_visible(timeout=2 * TIMEOUT)
+    expect(page.get_by_text("32 labelled images")).to_be_visible(timeout=2 * TIMEOUT)
     expect(page.get_by_role("heading", name="% right")).to_be_visible(timeout=TIMEOUT)
     expect(page.get_by_text("95 % interval")).to_be_visible()
     page.get_by_role("button", name="Label next").click()
@@ -238,7 +238,7 @@ def test_export_and_import_and_rename_in_the_page(url, visit, tmp_path):
     file = tmp_path / "labels.jsonl"
     file.write_text('{"image": "0.png", "target": "cat"}\n{"image": "away.png", "target": "dog"}\n')
     page.get_by_label("Import").set_input_files(file)
-    expect(page.get_by_text("Took 1 labels and left out 1")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("Imported 1 labels and skipped 1")).to_be_visible(timeout=TIMEOUT)
     page.locator(".rename select").select_option("cat")
     page.locator(".rename input").first.fill("kitten")
     page.get_by_role("button", name="Rename").click()
@@ -263,12 +263,12 @@ def test_a_lasso_on_the_map_chooses_pictures_that_can_be_labelled(url, world, vi
     for right, down in ((0.5, 0.01), (0.5, 0.99), (0.01, 0.99)):
         page.mouse.move(x + right * wide, y + down * high, steps=3)
     page.mouse.up()
-    chosen = page.get_by_role("region", name="Pictures chosen on the map")
+    chosen = page.get_by_role("region", name="Images selected on the map")
     expect(chosen).to_be_visible(timeout=TIMEOUT)
     count = int(chosen.get_by_text(" chosen").text_content().split()[0])
     assert 0 < count < 60
     page.keyboard.press("1")
-    expect(page.get_by_text(f"left: {count} pictures")).to_be_attached()
+    expect(page.get_by_text(f"left: {count} images")).to_be_attached()
     expect(chosen.locator("b", has_text="left").first).to_be_visible()
     assert list(agreed(world).values()) == ["left"] * count
     assert seen.complaints == []
@@ -326,7 +326,7 @@ def test_pictures_that_are_pruned_or_added_while_the_page_is_open(tmp_path, visi
         page.keyboard.press("1")
         expect(page.locator("#picture-2 b")).to_have_text("red")
         page.reload()
-        expect(page.get_by_text("11 pictures").first).to_be_attached()
+        expect(page.get_by_text("11 images").first).to_be_attached()
 
 
 @pytest.mark.usefixtures("fresh")
@@ -344,7 +344,7 @@ def test_axe_finds_nothing_serious(url, world, visit, size, scheme):
             expect(seen.page.get_by_role("heading", name="right")).to_be_visible(timeout=TIMEOUT)
         if tab in ("pictures", "teach"):
             choose(seen.page, 0)
-            expect(seen.page.get_by_role("complementary", name="The chosen picture")).to_be_visible()
+            expect(seen.page.get_by_role("complementary", name="Selected image")).to_be_visible()
         seen.page.wait_for_timeout(300)
         assert serious(seen.page) == []
         assert seen.overflow() == 0

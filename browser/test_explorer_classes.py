@@ -36,7 +36,7 @@ def test_a_renamed_class_is_told_in_the_other_tab_and_old_labels_and_links_stay(
     form.get_by_label("Rename").select_option("cat", timeout=TIMEOUT)
     form.get_by_label("to", exact=True).fill(HOSTILE)
     form.get_by_role("button", name="Rename").click()
-    told = other.get_by_text(f"The class “cat” is called “{HOSTILE}” now.")
+    told = other.get_by_text(f"The class “cat” is now called “{HOSTILE}”.")
     expect(told).to_be_visible(timeout=TIMEOUT)
     expect(other.locator("#picture-0 b")).to_have_text(HOSTILE, timeout=TIMEOUT)
     assert serious(other) == []
@@ -45,7 +45,7 @@ def test_a_renamed_class_is_told_in_the_other_tab_and_old_labels_and_links_stay(
     page = visit(f"{url}/explore/#/pictures?label=cat").page  # a link from before
     expect(page.locator("#picture-0 b")).to_have_text(HOSTILE, timeout=TIMEOUT)
     page = visit(f"{url}/explore/#/overview").page
-    page.get_by_text("Classes that were renamed (1)").click(timeout=TIMEOUT)
+    page.get_by_text("Renamed classes (1)").click(timeout=TIMEOUT)
     expect(page.get_by_text(f"cat, now {HOSTILE}")).to_be_visible()
     assert list(agreed(world).values()) == [HOSTILE]
 
@@ -56,10 +56,10 @@ def test_any_of_ten_thousand_classes_is_taught_renamed_and_looked_for(url, world
     labels.define("bob", [f"class {number}" for number in range(10_000)])
     labels.label("bob", [(id_, f"class {9_990 + row % 2}") for row, id_ in enumerate(ids)])
     page = visit(f"{url}/explore/#/teach").page
-    expect(page.get_by_text("20 labelled pictures of 2 classes")).to_be_visible(timeout=2 * TIMEOUT)
+    expect(page.get_by_text("20 labelled images in 2 classes")).to_be_visible(timeout=2 * TIMEOUT)
     form = page.locator("form.rename")
     form.get_by_label("Rename").fill("class 9991")
     form.get_by_label("to", exact=True).fill("the last")
     form.get_by_role("button", name="Rename").click()
-    expect(page.get_by_text("class 9991 is called the last now.")).to_be_attached(timeout=TIMEOUT)
+    expect(page.get_by_text("class 9991 is now called the last.")).to_be_attached(timeout=TIMEOUT)
     assert set(agreed(world).values()) == {"class 9990", "the last"}

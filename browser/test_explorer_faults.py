@@ -24,13 +24,13 @@ def test_a_picture_that_the_service_could_not_send_is_not_called_gone_and_comes_
     page = seen.page
     expect(page.get_by_role("heading", name="What is in this store")).to_be_visible(timeout=TIMEOUT)
     page.route("**/explore/thumbnail*", lambda route: route.abort() if how == "away" else route.fulfill(status=503))
-    page.get_by_role("link", name="Pictures").click()
+    page.get_by_role("link", name="Images").click()
     expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
     choose(page, 1)
-    expect(page.get_by_role("complementary", name="The chosen picture")).to_be_visible()
+    expect(page.get_by_role("complementary", name="Selected image")).to_be_visible()
     page.wait_for_timeout(1000)
-    expect(page.get_by_text("Not there or not readable")).to_have_count(0)
-    expect(page.get_by_text("The file of this picture is not in the folder")).to_have_count(0)
+    expect(page.get_by_text("Missing or unreadable")).to_have_count(0)
+    expect(page.get_by_text("The file of this image is missing")).to_have_count(0)
     page.unroute("**/explore/thumbnail*")
     expect(page.locator("#picture-3 img")).to_have_js_property("naturalWidth", 40, timeout=TIMEOUT)
     expect(page.locator("aside img")).to_have_js_property("naturalWidth", 40, timeout=TIMEOUT)
@@ -41,12 +41,12 @@ def test_a_file_that_is_gone_is_told(url, world, visit):
     gone.rename(gone.with_suffix(".away"))
     try:
         page = visit(f"{url}/explore/#/pictures?picture=29.png").page
-        expect(page.get_by_text("The file of this picture is not in the folder any more")).to_be_visible(
+        expect(page.get_by_text("The file of this image is missing")).to_be_visible(
             timeout=TIMEOUT
         )
         page.get_by_role("listbox").focus()
         page.keyboard.press("End")
-        expect(page.get_by_text("Not there or not readable: 29.png")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_text("Missing or unreadable: 29.png")).to_be_visible(timeout=TIMEOUT)
     finally:
         gone.with_suffix(".away").rename(gone)
 
@@ -83,7 +83,7 @@ def test_where_words_find_nothing_there_is_no_field_for_them(url, visit):
 @pytest.mark.parametrize("tab", ["pictures", "runs", "overview"])
 def test_the_names_of_the_parts_take_two_lines_of_a_phone_at_most(url, visit, tab):
     seen = visit(f"{url}/explore/#/{tab}", size="phone", scheme="dark")
-    expect(seen.page.get_by_label("You are")).to_be_visible(timeout=TIMEOUT)
+    expect(seen.page.get_by_label("Your name")).to_be_visible(timeout=TIMEOUT)
     assert seen.page.locator("header").evaluate("(head) => head.clientHeight") <= 110
     assert seen.overflow() == 0
     assert serious(seen.page) == []
@@ -109,5 +109,5 @@ def test_the_link_of_another_order_does_not_name_the_picture_that_was_open_befor
     choose(page, 1)
     assert "picture=" in page.url
     page.get_by_label("Show", exact=True).select_option("unlabelled")
-    expect(page.get_by_role("complementary", name="The chosen picture")).to_have_count(0)
+    expect(page.get_by_role("complementary", name="Selected image")).to_have_count(0)
     assert page.url.endswith("#/pictures?shown=unlabelled")

@@ -35,24 +35,24 @@ def test_chips_narrow_and_have_a_link_and_are_taken_away_again(url, visit):
     page.get_by_role("button", name="Filter", exact=True).click()
     page.get_by_label("Value").fill("1")
     page.get_by_role("button", name="Add filter").click()
-    expect(page.get_by_text("11 pictures").first).to_be_attached(timeout=TIMEOUT)  # 1 and 10 to 19
+    expect(page.get_by_text("11 images").first).to_be_attached(timeout=TIMEOUT)  # 1 and 10 to 19
     page.get_by_label("Column").select_option("bytes")
     page.get_by_label("Test").select_option("at most")
     page.get_by_label("Value").fill("1")
     page.get_by_role("button", name="Add filter").click()
-    expect(page.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("No image matches.")).to_be_visible(timeout=TIMEOUT)
     other = visit(page.url).page
     expect(other.get_by_text("id begins with 1")).to_be_visible(timeout=TIMEOUT)
-    expect(other.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    expect(other.get_by_text("No image matches.")).to_be_visible(timeout=TIMEOUT)
     page.get_by_role("button", name="Remove the filter bytes at most 1").click()
-    expect(page.get_by_text("11 pictures").first).to_be_attached(timeout=TIMEOUT)
+    expect(page.get_by_text("11 images").first).to_be_attached(timeout=TIMEOUT)
     page.get_by_label("Text to search for").fill("a red square")
     page.get_by_role("button", name="Search").click()
     expect(page.get_by_text("for “a red square”")).to_be_visible(timeout=TIMEOUT)
     expect(pictures(page)).to_have_count(11, timeout=TIMEOUT)
     page.go_back()
     page.go_back()
-    expect(page.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("No image matches.")).to_be_visible(timeout=TIMEOUT)
     assert serious(page) == []
     assert [one for one in seen.complaints if "422" not in one] == []
 
@@ -67,7 +67,7 @@ def test_numbers_of_a_filter_are_those_that_were_typed(url, visit):
     page.get_by_label("Value").fill("9007199254740993")  # JavaScript has no such number
     page.get_by_role("button", name="Add filter").click()
     expect(page.get_by_text("bytes is not 9007199254740993")).to_be_visible(timeout=TIMEOUT)
-    expect(page.get_by_text("40 pictures").first).to_be_attached(timeout=TIMEOUT)
+    expect(page.get_by_text("40 images").first).to_be_attached(timeout=TIMEOUT)
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
@@ -90,17 +90,17 @@ def test_dates_and_times_are_chosen_as_ranges_and_the_time_zone_is_said(tmp_path
         expect(page.get_by_text("2026-03-30 00:30:00 to 2026-03-30 03:30:00; times in Europe/Berlin")).to_be_visible()
         page.get_by_label("Value").fill("2026-03-30T01:00")
         page.get_by_role("button", name="Add filter").click()
-        expect(page.get_by_text("3 pictures").first).to_be_attached(timeout=TIMEOUT)
+        expect(page.get_by_text("3 images").first).to_be_attached(timeout=TIMEOUT)
         page.get_by_label("Test").select_option("before")
         page.get_by_label("Value").fill("2026-03-30T03:00")
         page.get_by_role("button", name="Add filter").click()
-        expect(page.get_by_text("2 pictures").first).to_be_attached(timeout=TIMEOUT)
+        expect(page.get_by_text("2 images").first).to_be_attached(timeout=TIMEOUT)
         expect(page.get_by_text("taken before 2026-03-30 03:00")).to_be_visible()
         page.get_by_label("Column").select_option("day")
         page.get_by_label("Test").select_option("on")
         page.get_by_label("Value").fill("2026-03-29")
         page.get_by_role("button", name="Add filter").click()
-        expect(page.get_by_text("1 picture", exact=False).first).to_be_attached(timeout=TIMEOUT)
+        expect(page.get_by_text("1 image", exact=False).first).to_be_attached(timeout=TIMEOUT)
         assert serious(page) == []
 
 
@@ -108,7 +108,7 @@ def test_markup_and_quotes_in_a_value_are_text(url, visit):
     filters = json.dumps([{"column": "id", "test": "is not", "value": FILES}])
     page = visit(f"{url}/explore/#/pictures?filters={filters}").page
     expect(page.get_by_text(f"id is not {FILES}")).to_be_visible(timeout=TIMEOUT)
-    expect(page.get_by_text("40 pictures").first).to_be_attached(timeout=TIMEOUT)
+    expect(page.get_by_text("40 images").first).to_be_attached(timeout=TIMEOUT)
     page = visit(f"{url}/explore/#/pictures?filters=nonsense").page
     expect(page.get_by_role("alert")).to_contain_text("filters: expected a list", timeout=TIMEOUT)
 
@@ -140,12 +140,12 @@ def test_the_picture_that_is_open_has_a_link_and_is_back_with_the_back_button(ur
     page = visit(f"{url}/explore/#/pictures?shown=unlabelled").page
     expect(page.locator("#picture-3")).to_be_visible(timeout=TIMEOUT)
     choose(page, 3)
-    opened = page.get_by_role("complementary", name="The chosen picture")
+    opened = page.get_by_role("complementary", name="Selected image")
     expect(opened).to_be_visible()
     name = page.locator("#picture-3").get_attribute("data-image")
     page.wait_for_url(f"**picture={name}")
     other = visit(page.url).page
-    shown = other.get_by_role("complementary", name="The chosen picture")
+    shown = other.get_by_role("complementary", name="Selected image")
     expect(shown).to_contain_text(name, timeout=TIMEOUT)
     shown.get_by_role("button", name="Close").click()
     expect(shown).to_have_count(0)
@@ -155,7 +155,7 @@ def test_the_picture_that_is_open_has_a_link_and_is_back_with_the_back_button(ur
     page.go_back()
     expect(opened).to_contain_text(name, timeout=TIMEOUT)
     page = visit(f"{url}/explore/#/pictures?picture=none.png").page
-    expect(page.get_by_role("alert")).to_contain_text("The picture none.png is not in the store", timeout=TIMEOUT)
+    expect(page.get_by_role("alert")).to_contain_text("The image none.png is not in the store", timeout=TIMEOUT)
 
 
 DROP = """([kind, text]) => {
@@ -182,7 +182,7 @@ def test_a_picture_of_the_store_is_dropped_or_pasted_by_its_address_and_no_other
     page.evaluate(DROP, ["text/uri-list", "https://example.com/cat.png"])
     expect(page.get_by_role("alert")).to_contain_text("addresses are not fetched")
     page.evaluate(DROP, ["text/plain", "no address"])
-    expect(page.get_by_role("alert")).to_contain_text("Only pictures can be dropped here")
+    expect(page.get_by_role("alert")).to_contain_text("Only images can be dropped here")
     assert seen.foreign(url) == []
 
 
@@ -240,7 +240,7 @@ def test_a_search_that_failed_is_asked_again_with_the_same_words(url, visit):
     page.route("**/explore/find", lambda route: route.abort(), times=1)
     page.get_by_label("Text to search for").fill("a red square")
     page.get_by_role("button", name="Search").click()
-    expect(page.get_by_text("The search could not be done.")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("The search failed.")).to_be_visible(timeout=TIMEOUT)
     page.get_by_role("button", name="Search").click()
     expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
     expect(page.get_by_role("alert")).to_have_count(0)
@@ -250,6 +250,6 @@ def test_a_search_that_failed_is_asked_again_with_the_same_words(url, visit):
 def test_growth_is_drawn_and_said(url, visit, size):
     seen = visit(f"{url}/explore/#/overview", size=size, scheme="dark")
     expect(seen.page.get_by_role("heading", name="Growth")).to_be_visible(timeout=TIMEOUT)
-    expect(seen.page.get_by_text("Pictures: 40")).to_be_visible()
+    expect(seen.page.get_by_text("Images: 40")).to_be_visible()
     assert seen.overflow() == 0
     assert serious(seen.page) == []

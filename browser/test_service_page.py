@@ -90,14 +90,14 @@ def test_ask(visit, url, world, size, shots):
     page = seen.page
     expect(page).to_have_title("Ask and match · store", timeout=TIMEOUT)
     page.locator("input[type=file]").set_input_files(world.images / "0.png")
-    expect(page.get_by_alt_text("What is asked about")).to_have_js_property("naturalWidth", 40)
+    expect(page.get_by_alt_text("The image in question")).to_have_js_property("naturalWidth", 40)
     page.get_by_label("Question").fill("is the square red?")
     press(page, "Ask")
     said = answers(page)
     expect(said.locator("li").last).to_be_visible(timeout=TIMEOUT)
     assert said.locator("h4").inner_text().partition(" ")[0] in ("yes", "no", "Not")
     assert said.locator("li").count() == 2
-    expect(said).to_contain_text("Cannot be ruled out, so that 90 % of such sets hold the right answer")
+    expect(said).to_contain_text("Cannot be ruled out (90 % of such sets contain the right answer)")
     shots(seen, f"ask-{size}")
     page.get_by_label("Not sure below").fill("1")
     expect(said.locator("h4")).to_have_text("Not sure")
@@ -111,7 +111,7 @@ def test_ask(visit, url, world, size, shots):
 def test_search(visit, url, world, size, shots):
     seen = visit(f"{url}/#/ask?do=search", size=size)
     page = seen.page
-    page.get_by_label("Text, or a picture above").fill("a red square")
+    page.get_by_label("Text, or an image above").fill("a red square")
     press(page, "Search")
     found = answers(page)
     expect(found.locator("li")).to_have_count(12, timeout=TIMEOUT)
@@ -125,7 +125,7 @@ def test_search(visit, url, world, size, shots):
     expect(found.locator("li small").first).to_contain_text("3.png", timeout=TIMEOUT)
     assert "similarity 1.00" in found.locator("li small").first.inner_text()
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("For a picture, find").select_option("texts of the store")
+    page.get_by_label("For an image, find").select_option("texts of the store")
     press(page, "Search")
     expect(found.locator(".texts li")).to_have_count(12, timeout=TIMEOUT)
     clean(seen, url)
@@ -136,13 +136,13 @@ def test_errors_in_words(visit, url, tmp_path, shots):
     page = seen.page
     problem = answers(page).get_by_role("alert")
     press(page, "Ask")
-    expect(problem).to_have_text("Choose a picture first.", timeout=TIMEOUT)
+    expect(problem).to_have_text("Choose an image first.", timeout=TIMEOUT)
     (tmp_path / "words.txt").write_text("no picture")
     page.locator("input[type=file]").set_input_files(tmp_path / "words.txt")
-    expect(page.get_by_text("words.txt is no picture (text/plain); nothing was taken.")).to_be_visible()
+    expect(page.get_by_text("words.txt is not an image (text/plain).")).to_be_visible()
     (tmp_path / "empty.png").write_bytes(b"")
     page.locator("input[type=file]").set_input_files(tmp_path / "empty.png")
-    expect(page.get_by_text("empty.png is empty; nothing was taken.")).to_be_visible()
+    expect(page.get_by_text("empty.png is empty.")).to_be_visible()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     page.locator("input[type=file]").set_input_files(tmp_path / "broken.png")
     # The preview says it already, before anything is asked.
@@ -159,9 +159,9 @@ def test_errors_in_words(visit, url, tmp_path, shots):
     expect(problem).to_have_text("A text may have 2000 characters, this one has 2003; shorten it.")
     page.get_by_role("link", name="Search", exact=True).click()
     expect(problem).to_contain_text("The image cannot be read", timeout=TIMEOUT)  # it goes along
-    page.get_by_role("button", name="Without a picture").click()
+    page.get_by_role("button", name="Remove the image").click()
     press(page, "Search")
-    expect(problem).to_have_text("Type a text or choose a picture.")
+    expect(problem).to_have_text("Type a text or choose an image.")
     page.goto(f"{url}/#/ask?do=search&text=red&where=nonsense")
     expect(problem).to_contain_text("Columns of the images of STORE: id, bytes", timeout=TIMEOUT)
     page.goto(f"{url}/#/ask?do=ask&image=away.png&text=red")
@@ -182,7 +182,7 @@ def test_no_path_of_a_client_reaches_a_file(visit, url, world):
 def test_the_keyboard_is_enough(visit, url):
     seen = visit(f"{url}/#/ask?do=search")
     page = seen.page
-    expect(page.get_by_label("Text, or a picture above")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_label("Text, or an image above")).to_be_visible(timeout=TIMEOUT)
     for _ in range(20):
         if page.evaluate("document.activeElement.placeholder") == "a red square":
             break
@@ -209,11 +209,11 @@ def test_the_report_is_shown_and_runs_nothing_of_the_service(visit, url, elsewhe
     assert elsewhere.asked == []
     assert page.url == f"{url}/#/report"
     page.goto(f"{url}/#/report?of=gone.html")
-    expect(page.get_by_role("alert")).to_contain_text("The report gone.html is not there (any more).")
+    expect(page.get_by_role("alert")).to_contain_text("There is no report gone.html.")
 
 
 def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, world, url, bare_url, shots):
-    looks = ["Pictures", "Ask and match", "Teach", "Map", "Overview", "Report"]
+    looks = ["Images", "Ask and match", "Teach", "Map", "Overview", "Report"]
     for place, button in ((url, "Ask"), (bare_url, "Search")):
         seen = visit(place, scheme="dark")
         tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link")
@@ -229,15 +229,15 @@ def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, world, url, 
         tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link").all_inner_texts()
         assert not {"Ask and match", "Report"} & set(tabs)
         seen.page.goto(f"{place}/#/ask")
-        expect(seen.page.get_by_text("No run is served here that could be asked")).to_be_visible(timeout=TIMEOUT)
+        expect(seen.page.get_by_text("There is no run to ask")).to_be_visible(timeout=TIMEOUT)
         seen.page.goto(f"{place}/explore/#/report")
         expect(seen.page.get_by_text("There is no report yet.")).to_be_visible()
 
 
 def test_without_the_pictures_their_ids_are_shown(visit, bare_url):
     seen = visit(bare_url)
-    seen.page.get_by_label("Text, or a picture above").fill("a red square")
-    seen.page.get_by_label("Text, or a picture above").press("Enter")
+    seen.page.get_by_label("Text, or an image above").fill("a red square")
+    seen.page.get_by_label("Text, or an image above").press("Enter")
     expect(answers(seen.page).locator(".nothing").first).to_contain_text(".png", timeout=TIMEOUT)
     expect(answers(seen.page).locator("img")).to_have_count(0)
     clean(seen, bare_url)

@@ -19,8 +19,8 @@ def url(tmp_path_factory):
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_first_stage_and_rerank_stand_side_by_side(visit, url, size, tmp_path):
     seen = visit(url, size=size)
-    seen.page.get_by_label("Text, or a picture above").fill("a red square")
-    seen.page.get_by_label("Text, or a picture above").press("Enter")
+    seen.page.get_by_label("Text, or an image above").fill("a red square")
+    seen.page.get_by_label("Text, or an image above").press("Enter")
     found = answers(seen.page)
     found.locator("img").first.wait_for(timeout=TIMEOUT)
     assert found.locator("h4").all_inner_texts() == ["First stage", "Reranked"]

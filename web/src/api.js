@@ -1,4 +1,4 @@
-// Requests to the service that this page came from; every failure becomes a sentence.
+// Requests to the service that this page came from; every failure becomes a message.
 
 export class Refused extends Error {
   constructor(message, code = "") {
@@ -13,7 +13,7 @@ async function answer(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The service does not answer. Is it still running? Nothing that was confirmed is lost.", "away");
+    throw new Refused("The service does not answer. Is it still running? Everything it confirmed is saved.", "away");
   }
   if (response.ok) return response;
   let problem = {};
@@ -25,7 +25,7 @@ async function answer(path, options) {
   throw new Refused(problem.message ?? `The service answered with ${response.status}.`, problem.code);
 }
 
-/** Leave out what is empty, so that links stay short. */
+/** Leave out empty values, so that links stay short. */
 export function query(given) {
   const kept = Object.entries(given).filter(([, value]) => value !== undefined && value !== null && value !== "");
   return new URLSearchParams(kept.map(([key, value]) => [key, String(value)])).toString();
@@ -41,7 +41,7 @@ export async function post(path, body) {
   return (await answer(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
-/** Post what has an id of its own, which counts once: it is sent again where no answer came. */
+/** Post a request with an id, which counts once: it is sent again if no answer came. */
 export async function postSurely(path, body) {
   try {
     return await post(path, body);
@@ -60,7 +60,7 @@ export async function send(path, body, name, file) {
   return (await answer(path, { method: "POST", body: form })).json();
 }
 
-/** Tell whether a picture cannot be had; undefined where the service does not answer, or has too much to do now. */
+/** Return whether an image is unavailable; undefined if the service does not answer or is too busy. */
 export async function isGone(address) {
   try {
     const { ok, status } = await fetch(address);

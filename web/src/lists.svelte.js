@@ -1,11 +1,11 @@
-// Lists of pictures for the grid: a short one that is all there, and a long one that is fetched as it is scrolled through.
+// Lists of images for the grid: a short one that is complete, and a long one that is fetched while scrolling.
 import { get } from "./api.js";
 import { pending } from "./shared.svelte.js";
 
 const PAGE = 100;
 const MOST_PAGES = 60;
 
-/** A list whose pictures are all known. */
+/** A list whose images are all known. */
 export class Whole {
   items = $state.raw([]);
   total = $derived(this.items.length);
@@ -45,7 +45,7 @@ export class Paged {
     return this.pages.get(Math.floor(index / PAGE))?.[index % PAGE];
   }
 
-  /** Fetch what is missing between two positions, and give up what scrolled away before it came. */
+  /** Fetch what is missing between two positions, and cancel what scrolled out of view. */
   ensure(first, last) {
     const wanted = [];
     for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page += 1) wanted.push(page);
@@ -53,7 +53,7 @@ export class Paged {
     for (const page of wanted) if (!this.pages.has(page) && !this.#asked.has(page)) this.#fetch(page);
   }
 
-  /** Fetch again what is shown; it stands until the answer comes. */
+  /** Fetch the visible part again; the old one stays until the answer arrives. */
   refresh(first, last) {
     const shown = new Map();
     for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page += 1) {

@@ -1,4 +1,4 @@
-// Draws up to 100,000 points: with WebGL, or on a plain canvas where there is none.
+// Draws up to 100,000 points, with WebGL or, without it, on a plain canvas.
 
 const VERTEX = `#version 300 es
 in vec2 place; in vec4 colour; uniform vec4 view; uniform float size; out vec4 tint;

@@ -1,4 +1,4 @@
-// What all parts of the page share: what the store holds, the labels, who labels, and where the link leads.
+// State shared by all parts of the page: the store, the labels, the labeller, and the current link.
 import { get, post, postSurely, query, requestId } from "./api.js";
 
 function remembered(key, otherwise) {
@@ -13,17 +13,17 @@ export function remember(key, value) {
   try {
     localStorage.setItem(key, value);
   } catch {
-    // private windows keep nothing
+    // private windows store nothing
   }
 }
 
 export const shared = $state({
-  parts: null, // what works here
+  parts: null, // what this service offers
   overview: null,
   labels: null,
   problem: "",
   said: "",
-  renamed: "", // what somebody called anew while this page was open
+  renamed: "", // classes that were renamed while this page was open
   by: remembered("frevl-by", "me"),
   place: { tab: "pictures", asked: {} },
 });
@@ -45,13 +45,13 @@ export function go(tab, asked = {}) {
   location.hash = linkTo(tab, asked);
 }
 
-/** Return what a link asks for that searches for pictures like one, among those that are looked at. */
+/** Return the link to images similar to one, among those that the filters leave. */
 export function similarTo(image) {
   const { where, filters } = shared.place.asked;
   return { like: image, where, filters };
 }
 
-/** Change the link without a step in the history. */
+/** Change the link without adding to the history. */
 export function replacePlace(tab, asked) {
   history.replaceState(null, "", linkTo(tab, asked));
 }
@@ -59,8 +59,8 @@ export function replacePlace(tab, asked) {
 let away = false;
 
 /**
- * Say what went wrong, or what was done; the last sentence stands. What happens by itself, in the background, takes back only
- * that the service did not answer: what somebody did and could not be done stays to be read.
+ * Report what went wrong, or what was done; the last message stays. Background requests clear only the message that the
+ * service does not answer: the failure of something a person did stays visible.
  */
 export async function attempt(work, done = "", { background = false } = {}) {
   try {
@@ -82,16 +82,16 @@ export async function refreshLabels() {
   const before = shared.labels?.renamed;
   if (before) {
     const told = Object.entries(found.renamed).filter(([name, now]) => before[name] !== now);
-    if (told.length) shared.renamed = told.slice(0, 5).map(([name, now]) => `The class “${name}” is called “${now}” now.`).join(" ");
+    if (told.length) shared.renamed = told.slice(0, 5).map(([name, now]) => `The class “${name}” is now called “${now}”.`).join(" ");
   }
   if (!shared.labels || found.version !== shared.labels.version) shared.labels = found;
 }
 
 let queue = Promise.resolve();
-/** Labels that are on their way, by picture: what the service answers meanwhile does not know them yet. */
+/** Labels being sent, by image: answers of the service do not know them yet. */
 export const pending = new Map();
 
-/** Label pictures, one request after the other; sent again under the same id if the answer was lost. */
+/** Label images, one request after the other; repeated under the same id if the answer was lost. */
 export function label(images, name) {
   const by = shared.by;
   const mark = { by, name };
@@ -108,10 +108,10 @@ export function label(images, name) {
 async function send(images, name, by) {
   const id = requestId();
   const body = { by, id, labels: images.map((image) => ({ image, label: name })) };
-  const what = images.length === 1 ? images[0] : `${images.length} pictures`;
+  const what = images.length === 1 ? images[0] : `${images.length} images`;
   const written = await attempt(
     () => postSurely("/explore/label", body),
-    name === null ? `No label any more: ${what}.` : `${name}: ${what}.`,
+    name === null ? `Removed the label of ${what}.` : `${name}: ${what}.`,
   );
   return Boolean(written);
 }
@@ -125,7 +125,7 @@ export async function undo() {
 
 export const number = (value) => value.toLocaleString("en");
 
-/** A share or probability in percent; one that is almost 0 or 1 is not rounded to what it is not. */
+/** A share or probability in percent; values close to 0 or 1 are not rounded to them. */
 export function percent(value, digits = 1) {
   const least = 10 ** -digits;
   const shown = 100 * value;

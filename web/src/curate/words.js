@@ -1,17 +1,17 @@
-// What the filters of `frevl curate` are called on the page.
+// Titles of the filters of `frevl curate`.
 
 export const TITLES = {
   match: "Captions",
   label: "Labels",
   blind: "Given away by the text",
   text: "Texts",
-  image: "Pictures",
+  image: "Images",
   duplicate: "Copies",
-  repeated: "The same line twice",
+  repeated: "Repeated lines",
 };
 
-/** Say who decided what, to be put behind a word; nothing where nobody did. */
+/** Return who decided what, to follow a word; empty if nobody did. */
 export function voices(said) {
-  const words = { drop: "it goes", keep: "it stays", fix: "other label" };
+  const words = { drop: "drop", keep: "keep", fix: "relabel" };
   return Object.entries(said).map(([by, say]) => ` – ${by}: ${words[say] ?? say}`).join("");
 }
