@@ -97,10 +97,10 @@ def test_a_search_that_is_left_does_not_come_over_the_list(url, visit):
     page.evaluate("location.hash = '#/pictures?like=0.png'")
     expect(page.get_by_text("Searching;")).to_be_visible(timeout=TIMEOUT)
     page.get_by_role("button", name="Show all").click()
-    expect(page.get_by_role("listbox", name="Pictures of the store")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("listbox", name="Images of the store")).to_be_visible(timeout=TIMEOUT)
     held[0].continue_()
     page.wait_for_timeout(500)
-    expect(page.get_by_role("listbox", name="Pictures of the store")).to_be_visible()
+    expect(page.get_by_role("listbox", name="Images of the store")).to_be_visible()
 
 
 def test_the_link_of_another_order_does_not_name_the_picture_that_was_open_before(url, visit):
