@@ -156,7 +156,7 @@ def test_errors_in_words(visit, url, tmp_path, shots):
     assert str(tmp_path) not in page.content()
     page.get_by_label("Question").fill("red " * 501)
     press(page, "Ask")
-    expect(problem).to_have_text("A text may have 2000 characters, this one has 2003; shorten it.")
+    expect(problem).to_have_text("A text can have at most 2000 characters; this one has 2003.")
     page.get_by_role("link", name="Search", exact=True).click()
     expect(problem).to_contain_text("The image cannot be read", timeout=TIMEOUT)  # it goes along
     page.get_by_role("button", name="Remove the image").click()
@@ -167,7 +167,7 @@ def test_errors_in_words(visit, url, tmp_path, shots):
     page.goto(f"{url}/#/ask?do=ask&image=away.png&text=red")
     expect(problem).to_contain_text("The store has no image 'away.png'", timeout=TIMEOUT)
     page.goto(f"{url}/#/ask?do=ask&run=%3Cb%3Eaway")
-    expect(problem).to_contain_text("No run here is named <b>away and does this; ask is asked.")
+    expect(problem).to_contain_text("No run named <b>away can do this; asking ask instead.")
     assert [line for line in seen.complaints if "Failed to load resource" not in line] == []
     assert seen.overflow() == 0
 
@@ -231,7 +231,7 @@ def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, world, url, 
         seen.page.goto(f"{place}/#/ask")
         expect(seen.page.get_by_text("There is no run to ask")).to_be_visible(timeout=TIMEOUT)
         seen.page.goto(f"{place}/explore/#/report")
-        expect(seen.page.get_by_text("There is no report yet.")).to_be_visible()
+        expect(seen.page.get_by_text("No reports yet.")).to_be_visible()
 
 
 def test_without_the_pictures_their_ids_are_shown(visit, bare_url):
