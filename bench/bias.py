@@ -1,16 +1,16 @@
-"""What `frevl debias` is worth: answers without looking, and texts that should not differ.
+"""The effect of `frevl debias` on answers without looking, and on texts that should not differ.
 
     python bench/bias.py prior   --store STORE --train train.jsonl --dev dev.jsonl --test test.jsonl --run RUN [...]
     python bench/bias.py neutral --store STORE --train train.jsonl --dev dev.jsonl --test captions.jsonl --run RUN [...]
 
-``prior`` takes classification runs. For every run: the strength that was chosen on the development pairs, the paired
-difference of the accuracy on the test pairs as they are, and on two copies of them whose answers are flattened by
-resampling: every answer equally often, and every pair as often as the answers without the picture find it unlikely.
+``prior`` takes classification runs. For every run: the strength chosen on the development pairs, and the paired
+difference in accuracy on the test pairs as they are and on two resampled copies with flattened answers: every answer
+equally often, and every pair in proportion to how unlikely the answers without the image find it.
 
-``neutral`` takes matching runs on captions. Pictures whose captions name men or women, and not both, make the pool. For
-every run: mean over 40 neutral queries of |share of women in the first 25 - share in the pool|, beside what a random
-order shows; the mean of the six recalls; the share of right pictures for queries that name a gender. One JSON line a
-run and setting; intervals are bootstraps over pictures, for queries over queries.
+``neutral`` takes matching runs on captions. Images whose captions name men or women, but not both, form the pool. For
+every run: mean over 40 neutral queries of |share of women in the first 25 - share in the pool|, compared with a
+random order; the mean of the six recalls; the share of right images for queries that name a gender. One JSON line per
+run and setting; intervals are bootstraps over images, for queries over queries.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def answered(scorer: Scorer, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def difference(after: np.ndarray, before: np.ndarray, weights: np.ndarray, clusters: list[str]) -> list[float]:
-    """Points with their interval, where every pair counts as often as its weight."""
+    """Return points with their interval; every pair counts as often as its weight."""
     codes = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     cells = Cells(weights * (after - before), np.zeros(len(after)), clusters, 1)
     share = Cells(weights, np.zeros(len(after)), clusters, 1)
@@ -120,7 +120,7 @@ def difference(after: np.ndarray, before: np.ndarray, weights: np.ndarray, clust
 
 
 def prior(given: argparse.Namespace, path: Path, out: Path) -> list[dict[str, Any]]:
-    """One line a run: the chosen strength, and what it changes."""
+    """Print one line per run: the chosen strength and its effect."""
     made = debias(
         path, out=out, without="image", strength=given.strength, store=given.store, pairs=given.train, dev=given.dev
     )
@@ -147,7 +147,7 @@ def prior(given: argparse.Namespace, path: Path, out: Path) -> list[dict[str, An
 
 
 def genders(pairs: Pairs) -> dict[str, bool]:
-    """Pictures whose captions name women (True) or men, and not both."""
+    """Images whose captions name women (True) or men, and not both."""
     words: dict[str, set[str]] = {}
     for image, text in zip(pairs.images, pairs.texts, strict=True):
         words.setdefault(image, set()).update(re.findall(r"[a-z]+", text.lower()))
@@ -156,7 +156,7 @@ def genders(pairs: Pairs) -> dict[str, bool]:
 
 
 def neutral(given: argparse.Namespace, path: Path, out: Path) -> list[dict[str, Any]]:
-    """One line a weight: whom neutral queries show, recall, and what queries that name a gender find."""
+    """Print one line per weight: who appears for neutral queries, recall, and hits of queries that name a gender."""
     file = out.with_suffix(".jsonl")
     file.write_text("".join(json.dumps(row) + "\n" for row in BIASES))
     pairs = read_pairs(given.test)

@@ -1,9 +1,9 @@
-"""Near copies in a large set of vectors: time and memory of the graph, beside comparing all with each other.
+"""Near copies in a large set of vectors: time and memory of the graph, compared with comparing all pairs.
 
     python bench/copies.py [--vectors 1000000] [--dim 512] [--part 50000] [--threads 2] [--json FILE]
 
-Made vectors with an intrinsic dimension of 24; one in a hundred is a near copy of another (0.1 of the length away). The
-naive way is measured on a part, with the graph beside it on the same part; its time grows with the square.
+Made vectors with an intrinsic dimension of 24; one in a hundred is a near copy of another (0.1 of the length away).
+Comparing all pairs is measured on a part, and so is the graph; its time grows with the square.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python bench/curation.py DIR [--part match training labels ...] [--images 1000] [--seeds 0 1 2] [--share 0.2]
 
-``match`` and ``training`` need in DIR ``store`` (a store of captioned pictures), ``train.jsonl`` and, for ``training``,
-``dev.jsonl`` with other pictures; ``labels`` needs ``classes.jsonl``, lines with a target. A part whose files are not
-there is left out. Prints one JSON record a measurement, intervals over pictures.
+``match`` and ``training`` need in DIR ``store`` (a store of captioned images), ``train.jsonl`` and, for ``training``,
+``dev.jsonl`` with other images; ``labels`` needs ``classes.jsonl``, lines with a target. A part whose files are not
+there is left out. Prints one JSON record per measurement, intervals over images.
 
-- ``match``: a share of the captions is exchanged among the pictures. AUROC of the exchanged ones by the out-of-fold
-  probability, by the same model after it has learnt from the lines themselves, and how far they differ.
-- ``training``: mean of the six recalls of `dual` on other pictures after learning from clean captions, from exchanged
+- ``match``: a share of the captions is exchanged among the images. AUROC of the exchanged ones by the out-of-fold
+  probability, by the same model after it has learned from the lines themselves, and how far they differ.
+- ``training``: mean of the six recalls of `dual` on other images after learning from clean captions, from exchanged
   ones, from what ``curate --drop match`` keeps, and from as many lines at random. What is lost, and won back.
 - ``labels``: a tenth of the labels is exchanged for another one of the file: precision and recall of ``--drop label``,
   and how many labels are flagged where none is exchanged.
@@ -40,7 +40,7 @@ DRAWS = 1000
 
 
 def exchanged(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, np.ndarray]:
-    """Exchange a share of the texts among the pictures; a line never gets one of its own picture."""
+    """Exchange a share of the texts among the images; a line never gets one of its own image."""
     random = np.random.default_rng(seed)
     rows = random.permutation(len(pairs))[: round(share * len(pairs))]
     images, dealt = np.array(pairs.images), rows.copy()
@@ -66,7 +66,7 @@ def auroc(right: np.ndarray, wrong: np.ndarray) -> float:
 
 
 def interval(groups: list[str], measured: Callable[[np.ndarray], float], draws: int = DRAWS) -> list[float]:
-    """95 % interval of something measured on rows, pictures drawn with replacement."""
+    """95 % interval of something measured on rows, images drawn with replacement."""
     _, at = np.unique(groups, return_inverse=True)
     order = np.argsort(at, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(at[order])) + 1)
@@ -152,7 +152,7 @@ def training_part(folder: Path, options: argparse.Namespace) -> None:
 
 
 def recalls(store: Store, pairs: Pairs, asked: Pairs, seed: int) -> np.ndarray:
-    """Mean of the six hits of every picture that is asked for, after a `dual` has learnt from some pairs."""
+    """Mean of the six hits of every image that is asked for, after a `dual` has learned from some pairs."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "run"
         frevl.train(
@@ -186,7 +186,7 @@ def labels_part(folder: Path, options: argparse.Namespace) -> None:  # noqa: ARG
 
 
 def some(pairs: Pairs, images: int | None) -> Pairs:
-    """The lines of the first so many pictures."""
+    """The lines of the first so many images."""
     if images is None:
         return pairs
     chosen = set(list(dict.fromkeys(pairs.images))[:images])

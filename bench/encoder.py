@@ -1,7 +1,7 @@
 """Measure the packaged encoders against plain PyTorch and sentence-transformers, in one run.
 
-Prints one JSON record a measurement. Rounds of both sides alternate and the best of each counts, so that another
-program on the machine hurts both alike. All inputs are drawn here.
+Prints one JSON record per measurement. Rounds of both sides alternate and the best of each counts, so that other
+programs on the machine affect both alike. All inputs are generated here.
 
     python bench/encoder.py [seconds a round]
 """

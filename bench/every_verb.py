@@ -1,14 +1,14 @@
-"""Every verb on a store of many made rows, each under a hard limit of memory: processor seconds and peaks.
+"""Every command on a store of many synthetic rows, under a hard memory limit: CPU seconds and peaks.
 
     python bench/every_verb.py make FOLDER --rows 1000000 [--width 512] [--texts 200000]
     python bench/every_verb.py run FOLDER [--limit-mib 4096] [--seconds 900] -- info STORE
 
-``make`` writes FOLDER/store with images and texts of one made encoder whose towers share a space: a mixture of
-clusters in 48 dimensions, mapped to the full width, with noise; ids, content hashes and checksums are right. Beside it
+``make`` writes FOLDER/store with images and texts of one fictitious encoder whose towers share a space: a mixture of
+clusters in 48 dimensions, mapped to the full width, with noise; ids, content hashes and checksums are right. Next to it
 FOLDER/pairs.jsonl has a right pair for every image, FOLDER/labelled.jsonl a class for every image. ``run`` runs a
 command of frevl in a process whose private writable memory cannot grow beyond the limit (RLIMIT_DATA: everything but
-what is mapped from files), and prints one JSON record: processor seconds, the peak of the memory that is resident
-(pages of mapped files included, which the system takes back where it needs room), and of the part that no file backs.
+what is mapped from files), and prints one JSON record: CPU seconds, the peak of resident memory (including pages of
+mapped files, which the system reclaims when it needs room), and the peak of the part that no file backs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Mixture:
         self.noise = 0.1 * random.standard_normal((NOISE_ROWS, width)).astype(np.float32)
 
     def draw(self, first: int, count: int, *, of_texts: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(count, width)`` float16 unit vectors from a number on, and the class of each."""
+        """Return ``(count, width)`` float16 unit vectors, starting at a number, and the class of each."""
         random = np.random.default_rng((1, first))
         centres = random.integers(len(self.centres), size=count)
         latent = self.centres[centres] + 0.7 * random.standard_normal((count, LATENT)).astype(np.float32)
@@ -94,7 +94,7 @@ def make(folder: Path, rows: int, width: int, texts: int) -> None:
 
 
 def run(command: list[str], limit_mib: int, seconds: float) -> dict:
-    """Run a command of frevl under the limit, and say what it took."""
+    """Run a command of frevl under the limit and return what it took."""
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_mib << 20, limit_mib << 20))
@@ -121,7 +121,7 @@ def run(command: list[str], limit_mib: int, seconds: float) -> dict:
 
 
 def watched(process: subprocess.Popen, end: float) -> list[int]:
-    """Look at the memory of a process ten times a second in a thread, and stop it at the end of its time."""
+    """Sample the memory of a process ten times per second in a thread, and stop it when its time is up."""
     most = [0]
 
     def look() -> None:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Time the explorer over a made store: first paint, label to refreshed order, scrolling, panning the map, memory.
+"""Time the explorer on a synthetic store: first paint, labelling, scrolling, panning the map, memory.
 
     python bench/explorer.py [--pictures 100000] [--dim 512] [--folder FOLDER]
 
-Makes a store of random unit vectors in ten loose groups and as many small pictures (200 different ones under many
+Makes a store of random unit vectors in ten loose groups and as many small images (200 different ones under many
 names), serves it with `frevl explore`, and drives a headless Chromium (``CHROMIUM`` names one) whose graphics are
 computed by the processor, so frames are those of a machine without a graphics card. Prints a line of JSON for every
 measurement. Needs the extras ``serve`` and ``browser``.
@@ -32,7 +32,7 @@ FLAGS = ["--no-sandbox", "--no-first-run", "--use-angle=swiftshader", "--enable-
 
 
 def make(folder: Path, count: int, dim: int) -> None:
-    """Make a store and its pictures."""
+    """Make a store and its images."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CLASSES, dim)).astype(np.float32)
     vectors = centres[np.arange(count) % CLASSES] + 3 * rng.standard_normal((count, dim), dtype=np.float32)
@@ -72,7 +72,7 @@ def resident(pid: int) -> tuple[int, int]:
 
 
 def label(url: str, first: int, count: int) -> int:
-    """Label pictures of all groups; return the version of the labels."""
+    """Label images of all groups; return the version of the labels."""
     labels = [
         {"image": f"{number:07d}.jpg", "label": f"group {number % CLASSES}"} for number in range(first, first + count)
     ]
@@ -87,7 +87,7 @@ def settle(url: str) -> dict:
 
 
 def teach(url: str) -> None:
-    """Time from a label to the order of all pictures that knows it."""
+    """Return the time from a label to an order of all images that reflects it."""
     label(url, 0, 200)
     settle(url)
     seconds = []

@@ -1,9 +1,9 @@
-"""From picture files on disk to a committed store: against eager PyTorch, and against the network alone.
+"""From image files on disk to a committed store, compared with eager PyTorch and with the network alone.
 
     python bench/extraction.py --images DIR [--count 1000] [--encoder packaged]
 
 One run, on this machine: the eager loop and ONNX Runtime on ready tensors are timed before and after the extraction,
-so that a machine whose speed drifts does not decide the ratio. Prints one JSON record.
+so that a drifting machine speed does not decide the ratio. Prints one JSON record.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""How good and how fast `frevl classify` is, beside scikit-learn's logistic regression and the nearest class mean.
+"""The quality and speed of `frevl classify`, compared with logistic regression and the nearest class mean.
 
     python bench/few_shot.py [FOLDER ...] [--rows 100 10000 100000] [--dim 512] [--classes 10] [--quick]
 
-A folder holds ``images.npy`` (row i is ``image_ids.json[i]``), ``examples-K.jsonl`` with K examples a class,
-``dev.jsonl`` to judge on, and where images and texts share a space ``texts.npy`` with ``text_ids.json``, the names of
-the classes. Prints a table a folder: accuracy and calibration of every method, of the choice among them, of logistic
+A folder holds ``images.npy`` (row i is ``image_ids.json[i]``), ``examples-K.jsonl`` with K examples per class,
+``dev.jsonl`` to test on, and if images and texts share a space ``texts.npy`` with ``text_ids.json``, the names of
+the classes. Prints a table per folder: accuracy and calibration of every method, of the choice among them, of
+logistic
 regression on unit vectors with C chosen by stratified folds of the examples, and of the nearest class mean.
 
-Then, on made vectors, one JSON record a measurement: one fit of every method over scikit-learn's logistic regression
-at one C; building a run from names and examples; the rate of labelling over that of the bare matrix product. Seconds
-are those of the processor, on one thread, so that other jobs on the machine do not decide; what is compared is timed in
-turns in one process, and a ratio is the median over rounds. ``goal`` is what we aim at. ``--quick`` takes tiny sizes.
+Then, on synthetic vectors, one JSON record per measurement: one fit of every method over scikit-learn's logistic
+regression at one C; building a run from names and examples; the rate of labelling over that of the bare matrix product.
+Seconds are CPU seconds, on one thread, so that other jobs matter less; timings alternate in one process, and a ratio is
+the median over rounds. ``goal`` is what we aim at. ``--quick`` takes tiny sizes.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ def quality(folder: Path) -> str:
 def measured(
     store: Store, names: list[str] | None, examples: Path | None, dev: Path, method: str, folder: Path
 ) -> list[str]:
-    """Accuracy, calibration error and seconds of one run on the development pictures, and what it chose."""
+    """Accuracy, calibration error and seconds of one run on the development images, and what it chose."""
     started = time.perf_counter()
     run = frevl.classify(store, names, run=folder, examples=examples, method=method)
     seconds = time.perf_counter() - started
@@ -196,7 +197,7 @@ def fits(given: argparse.Namespace) -> list[dict]:
 
 
 def made_store(folder: Path, rows: int, dim: int, classes: int) -> tuple[Store, Path, list[str]]:
-    """A store of made pictures and names in one space, three examples a class, and the names."""
+    """A store of synthetic images and names in one space, three examples per class, and the names."""
     folder.mkdir(parents=True, exist_ok=True)
     vectors, labels = drawn(rows, dim, classes)
     names = [f"class {number}" for number in range(classes)]
@@ -215,7 +216,7 @@ def made_store(folder: Path, rows: int, dim: int, classes: int) -> tuple[Store, 
 
 
 def building_and_labelling(given: argparse.Namespace) -> list[dict]:
-    """Seconds to build a run of names and three examples a class, and its labelling beside the matrix product."""
+    """Seconds to build a run of names and three examples per class, and its labelling next to the matrix product."""
     classes = given.many_classes
     with tempfile.TemporaryDirectory() as scratch:
         store, examples, names = made_store(Path(scratch), given.label_rows, given.dim, classes)

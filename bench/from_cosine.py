@@ -1,11 +1,11 @@
-"""What matching gains over the cosine of an encoder with a common space: every picture of a set judged once.
+"""What matching gains over the cosine of an encoder with a common space; every image is tested once.
 
     python bench/from_cosine.py FOLDER [FOLDER ...] [--parts 6 3] [--divisions 2] [--json FILE]
 
 A folder holds ``images.npy`` and ``texts.npy`` with ``image_ids.json`` and ``text_ids.json``, and ``pairs.jsonl``. Its
-pictures are cut into parts, those with equal texts into one; ``--model auto`` and ``--model cosine`` are trained on all
-parts but one and rank that one. Prints R@1 (mean of both directions) a set and for all sets together, with the paired
-difference and its bootstrap interval by picture.
+images are divided into parts, those with equal texts into the same one; ``--model auto`` and ``--model cosine`` are
+trained on all parts but one and rank that one. Prints R@1 (mean of both directions) for each set and for all sets
+together, with the paired difference and its bootstrap interval by image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import frevl
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 
-Hits = dict[str, list[tuple[float, float]]]  # by picture, of auto and of the cosine, one a division
+Hits = dict[str, list[tuple[float, float]]]  # by image, of auto and of the cosine, one a division
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def judged(folder: Path, parts: int, divisions: int) -> Hits:
-    """Judge every picture of a folder once a division."""
+    """Test every image of a folder once per division."""
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     hits: Hits = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +68,7 @@ def judged(folder: Path, parts: int, divisions: int) -> Hits:
 
 
 def divided(pairs: list[dict], parts: int, seed: int) -> list[list[dict]]:
-    """Cut pairs into parts of about one size, those of equal texts into one."""
+    """Divide pairs into parts of about equal size, those with equal texts into the same one."""
     by_text: dict[str, list[dict]] = defaultdict(list)
     for pair in pairs:
         by_text[pair["text"]].append(pair)
@@ -80,7 +80,7 @@ def divided(pairs: list[dict], parts: int, seed: int) -> list[list[dict]]:
 
 
 def first_hits(scorer: frevl.Scorer, part: list[dict]) -> np.ndarray:
-    """Of each pair whether its text is the first of its picture, and the reverse: 0, 0.5 or 1."""
+    """Return for each pair whether its text ranks first for its image, and the reverse: 0, 0.5 or 1."""
     texts = list(dict.fromkeys(pair["text"] for pair in part))
     own = np.array([texts.index(pair["text"]) for pair in part])
     scores = scorer.grid([pair["image"] for pair in part], texts)

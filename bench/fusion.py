@@ -1,15 +1,15 @@
-"""How fast the fusion network is: against plain ``nn.MultiheadAttention``, and against the machine's matrix products.
+"""The speed of the fusion network, compared with ``nn.MultiheadAttention`` and the machine's matrix products.
 
     python bench/fusion.py [--preset base] [--batch 1024] [--rounds 9] [--threads 2]
 
 Pooled embeddings. Three figures from one run: the fused forward over a direct implementation of the same network,
 the fused forward and the training step over the measured float32 matrix-product rate. Only operations that the
-result needs are counted: never W_q and W_k, and in the fused network W_o W_v as one matrix. Everything is timed
-in turns, and a ratio is the median over rounds, so that a machine whose speed drifts does not decide it. On a
-machine that others use, ``--threads 1 --cpu-time`` counts processor time instead of time.
+result needs are counted: never W_q and W_k, and in the fused network W_o W_v as one matrix. Timings alternate, and a
+ratio is the median over rounds, so that a drifting machine speed does not matter. On a shared machine, use
+``--threads 1 --cpu-time`` to count CPU time instead of elapsed time.
 
-Prints one JSON record a measurement, after asserting that all implementations give the same logits. ``limit`` is the
-least ratio that we promise for ``base`` with 1,024 pairs.
+Prints one JSON record per measurement, after asserting that all implementations give the same logits. ``limit`` is
+the smallest ratio that we guarantee for ``base`` with 1,024 pairs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DIM, OUTPUTS, SQUARE = 768, 3129, 4096
 
 
 class Side(nn.Module):
-    """One modality's half of a block, as one would write it down."""
+    """One modality's half of a block, written in the obvious way."""
 
     def __init__(self, width: int, heads: int, ffn_width: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Side(nn.Module):
 
 
 class Direct(nn.Module):
-    """The network with ``nn.MultiheadAttention`` and nothing else done about it; takes over a fusion's weights."""
+    """The network with ``nn.MultiheadAttention`` and no further optimisation; takes the weights of a fusion."""
 
     def __init__(self, fusion: Fusion, *, width: int, layers: int, heads: int, ffn_width: int, head_width: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def copy(source: nn.Module, target: nn.Module) -> None:
 
 
 def useful_weights(*, width: int, layers: int, ffn_width: int, head_width: int) -> dict[str, int]:
-    """Multiplications a pair needs, by part."""
+    """Return the multiplications per pair, by part."""
     return {
         "projections": 2 * DIM * width,
         "fused blocks": layers * 2 * (width * width + 2 * width * ffn_width),
@@ -190,7 +190,7 @@ def main() -> None:
 
 
 def timed(calls: dict, rounds: int, clock) -> dict[str, list[float]]:
-    """Seconds of every call, round by round, after one round that does not count."""
+    """Return the seconds of every call, round by round, after a warm-up round."""
     seconds: dict[str, list[float]] = {what: [] for what in calls}
     for number in range(rounds + 1):
         for what, call in calls.items():

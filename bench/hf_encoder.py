@@ -1,8 +1,8 @@
-"""Measure encoders of the transformers library: ONNX Runtime, with and without 8-bit weights, against its own call.
+"""Measure encoders of the transformers library: ONNX Runtime, with and without int8, against its own call.
 
 CLIP ViT-B/32's image network with random weights: speed does not depend on the weights. The cosine of int8 does, and
-random weights may be kinder or harsher than trained ones. Nothing is fetched. Rounds of all sides alternate and the
-best of each counts. Prints one JSON record a measurement.
+may be higher or lower with trained weights. Nothing is downloaded. Rounds of all variants alternate, and the best of
+each counts. Prints one JSON record per measurement.
 
     python bench/hf_encoder.py [seconds a round]
 """

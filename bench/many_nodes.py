@@ -1,8 +1,8 @@
-"""What a Ray cluster costs: processor seconds of `frevl extract` with it over those without, on the same cores.
+"""What a Ray cluster costs: CPU seconds of `frevl extract` with it over those without, on the same cores.
 
     python bench/many_nodes.py --images DIR [--few 200] [--many 1200] [--turns 3] [--encoder packaged]
 
-Every turn extracts few and many pictures both ways, one after the other, so that a machine whose speed drifts does not
+Every turn extracts few and many images both ways, one after the other, so that a machine whose speed drifts does not
 decide. All processes count, those of Ray included. What a cluster costs to start is the difference of the few; the
 ratio is of what the others take on top. Prints one JSON record.
 """
@@ -28,7 +28,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def below(process: int) -> dict[tuple[int, str], float]:
-    """Return the processor seconds of all processes below one, by number and start."""
+    """Return the CPU seconds of all processes below one, by number and start."""
     parents, used = {}, {}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -51,7 +51,7 @@ def run(images: Path, encoder: str, road: list[str]) -> dict[str, float]:
     """Extract a folder into a new store.
 
     Returns:
-        Processor seconds and seconds by the clock.
+        CPU seconds and seconds by the clock.
     """
     spent: dict[tuple[int, str], float] = {}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as errors:

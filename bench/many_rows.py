@@ -1,8 +1,8 @@
-"""Merging parts, and removing rows, of stores with many made rows: seconds, peak memory, growth on the disk.
+"""Merging parts and removing rows in stores with many synthetic rows: seconds, peak memory, growth on disk.
 
 Run with: python bench/many_rows.py 1000000 FOLDER
-The rows have 64 float16 numbers and checksums that are right. Each step runs in a process of its own. Seconds
-depend on the machine and on what else it does; docs/many-machines.md gives processor seconds, memory and bytes.
+The rows have 64 float16 dimensions and valid checksums. Each step runs in a process of its own. Elapsed seconds
+depend on the machine and its load; docs/many-machines.md gives CPU seconds, memory and bytes.
 """
 
 from __future__ import annotations

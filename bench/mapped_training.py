@@ -1,9 +1,9 @@
-"""Steps of `tiny` on embeddings in memory and in a mapped file, in turn: is one slower? Made data, one thread.
+"""Steps of `tiny` on embeddings in memory and in a mapped file, alternating, on synthetic data and with one thread.
 
     python bench/mapped_training.py [--count 1000000] [--steps 40]
 
-Both take the rows in the order in which a training takes them: all at random, or blocks within blocks with the pages of
-the next ones read ahead. Reading ahead is timed apart, and shared out over the steps that a group of blocks makes.
+Both visit the rows in the order of a training: all at random, or blocks within blocks, reading ahead the pages of the
+next ones. Reading ahead is timed separately, and divided among the steps of a group of blocks.
 """
 
 from __future__ import annotations

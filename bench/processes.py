@@ -1,4 +1,4 @@
-"""What the benchmarks ask of a process that runs: its processor time and memory (Linux)."""
+"""CPU time and memory of a running process, for the benchmarks (Linux)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process so far, all threads together."""
+    """Return the CPU time of a process so far, all threads together."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

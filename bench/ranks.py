@@ -1,13 +1,13 @@
-"""How an evaluation without a grid grows: all texts ranked for all images by a first stage, and the bare product.
+"""How the cost of an evaluation without a grid grows, compared with the bare matrix product.
 
     python bench/ranks.py [--counts 10000 30000] [--rerank]
 
 As many texts as images, 512 numbers each, made with something in common. ``evaluate`` is the whole of `frevl.evaluate`:
 reading, groups, ranks in both directions, intervals. ``product`` is every dot product once, in the same blocks, and
-nothing else: an evaluation needs two passes, so two of it are the machine's limit. ``reranked`` ranks 50 candidates of
+nothing else: an evaluation needs two passes, so twice that is the machine's limit. ``reranked`` ranks 50 candidates of
 every query again, by a score that costs a dot product.
 
-Every measurement is a process of its own; processor seconds and peak memory are those that the system reports.
+Every measurement is a process of its own; CPU seconds and peak memory are those that the system reports.
 """
 
 from __future__ import annotations

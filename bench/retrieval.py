@@ -3,8 +3,8 @@
 Run: ``python bench/retrieval.py [--model tiny] [--images 1000] [--texts 5000] [--json FILE]``. The ratio is to the time
 of the network's matrix products alone, of the same sizes, measured in the same process. Random weights and embeddings:
 the work is the same. The products are those of pairs that share nothing: a grid that shares the work of single items
-can take less. On a machine that others use, ``--cpu-time`` with ``OMP_NUM_THREADS=1`` counts processor time; a smaller
-grid (``--images 100``) gives the same pairs a second. ``--protocol 5k`` measures time and memory of ranking 5,000
+can take less. On a machine that others use, ``--cpu-time`` with ``OMP_NUM_THREADS=1`` counts CPU time; a smaller
+grid (``--images 100``) gives the same pairs per second. ``--protocol 5k`` measures time and memory of ranking 5,000
 images and 25,000 texts by vectors.
 """
 

@@ -1,13 +1,14 @@
-"""How work grows with the number of pairs: processor seconds, peak memory, and their exponents. Made data.
+"""How work grows with the number of pairs: CPU seconds, peak memory, and their exponents. Synthetic data.
 
-    python bench/scale.py pairs   [--counts 300000 3000000]    read a pairs file, the first time and again
-    python bench/scale.py csv, parquet                         the same, from other forms
+    python bench/scale.py pairs   [--counts 300000 3000000]    read a pairs file for the first time, and again
+    python bench/scale.py csv, parquet                         the same, in other formats
     python bench/scale.py prepare [--counts 20000 200000]      a pairs file and a store -> what a training needs
     python bench/scale.py linear  [--counts 20000 100000]      fit the linear probe, 3 wrong texts a pair
     python bench/scale.py tiny    [--counts 20000]             one epoch of tiny, items in memory and in a file
 
-Every measurement is a process of its own, whose processor seconds and peak resident memory the operating system
-reports; ``before_mib`` is what libraries and made data take. An exponent of 1 is growth in proportion.
+Every measurement runs in a process of its own, whose CPU seconds and peak resident memory are reported by the
+operating system; ``before_mib`` is the memory of libraries and synthetic data. An exponent of 1 means proportional
+growth.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def write_table(folder: Path, count: int, ending: str) -> Path:
 
 
 def write_vectors(folder: Path, count: int) -> None:
-    """Write a folder as clip-retrieval does: one image and one caption a row."""
+    """Write a folder as clip-retrieval does: one image and one caption per row."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

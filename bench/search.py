@@ -1,12 +1,12 @@
-"""How fast a search is: exact over one pass of the memory, indexed over exact, reranking over matrix products.
+"""The speed of search: exact, indexed and reranked, relative to the limits of the machine.
 
     python bench/search.py [--rows 1000000] [--dim 512] [--threads 2] [--rounds 9]
 
-Vectors are made: a mixture of clusters in 48 dimensions, mapped to the full width, with noise; queries come from the
-same mixture. One process; what is compared is timed in turns, and a ratio is the median over rounds, so that a machine
-whose speed drifts does not decide it. The index of a million rows takes minutes; ``--rows`` makes less of it.
+Vectors are synthetic: a mixture of clusters in 48 dimensions, mapped to the full width, with noise; queries come from
+the same mixture. One process; timings alternate, and a ratio is the median over rounds, so that a drifting machine
+speed does not matter. The index of a million rows takes minutes; use a smaller ``--rows`` for a quick run.
 
-Prints one JSON record a measurement, after asserting that the answers are right. ``limit`` is what we promise.
+Prints one JSON record per measurement, after asserting that the answers are right. ``limit`` is what we guarantee.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LATENT, CANDIDATES, IMAGE_DIM, TEXT_DIM, SQUARE = 48, 100, 1280, 384, 2048
 
 
 class Made:
-    """Vectors in memory, with what an index asks of a `frevl.runs.search.vectors.Shortlist`."""
+    """Vectors in memory, with the interface that an index needs of a `frevl.runs.search.vectors.Shortlist`."""
 
     def __init__(self, rows: int, dim: int, folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ class Made:
         return self.usable
 
     def alive(self) -> None:
-        """Say that no row is outdated."""
+        """Return that no row is outdated."""
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Return some rows."""
@@ -82,7 +82,7 @@ def ratio(seconds: dict[str, list[float]], what: str, over: str) -> float:
 
 
 def searches(given: argparse.Namespace) -> list[dict]:
-    """Exact search over one pass of the memory; indexed search over exact search."""
+    """Time exact search relative to one pass over the memory, and indexed relative to exact search."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.threads) as pool:
         made = Made(given.rows, given.dim, Path(folder))
         queries = made.draw(400, np.random.default_rng(1))
@@ -156,7 +156,7 @@ def made_scorer(folder: Path) -> Scorer:
 
 
 def reranking(given: argparse.Namespace) -> list[dict]:
-    """The road of a search's rerank: 100 stored images with one stored text, over the machine's matrix products."""
+    """Time the reranking of 100 stored images for one stored text, relative to the machine's matrix products."""
     with tempfile.TemporaryDirectory() as folder:
         scorer = made_scorer(Path(folder))
         sizes = PRESETS["tiny"]

@@ -1,24 +1,24 @@
-"""How fast the service is, whether it loses answers under a mixed load, and how soon it is ready.
+"""The speed of the service, its correctness under a mixed load, and its start-up time.
 
     python bench/service.py [--rounds 3] [--seconds 5] [--mixed-seconds 60] [--store STORE --run RUN]
                             [--pairs 1 16 64 256] [--only throughput mixed cold] [--pinned]
 
-Three parts, all on loopback:
+Three parts, all over the loopback interface:
 
 * throughput: 64 connections of ``wrk`` (Debian's package), fewer where one client may not have so many pairs waiting,
-  post pairs of stored ids; the ratio compares pairs a second
-  with those of ``Scorer`` in this process, called with the mean batch size that the service formed in the same round.
-  Rounds alternate, and the ratio is their median. On a machine of two cores this is not fair to the service: ``Scorer``
-  has both to itself, and the service shares them with the load generator. With ``--pinned`` the service has one core
+  post pairs of stored ids; the ratio compares pairs per second
+  with those of ``Scorer`` in this process, called with the mean batch size of the service in the same round. Rounds
+  alternate, and the ratio is their median. On two cores this is unfair to the service: ``Scorer`` has both cores,
+  while the service shares them with the load generator. With ``--pinned`` the service has one core
   and PyTorch one thread, ``Scorer`` has the same, and ``wrk`` has another core (Linux). ``cpu_ratio`` compares
-  processor time a pair, which a busy machine disturbs less.
+  CPU time per pair, which a busy machine disturbs less.
 * mixed load: good requests of all kinds whose answers are compared with ``Scorer``'s, and parts of the page, among bad
   images, bodies that are too large, unknown ids and clients that hang up. ``--mixed-seconds 600`` for ten minutes.
   Memory growth is the resident memory at the end over that after a fifth of the time.
 * cold start: from the start of the process until ``/readyz`` answers, with the packaged encoder and the page; beside
-  it the processor seconds that this took.
+  it the CPU seconds that this took.
 
-Without ``--store`` a small store with the packaged encoder is made. Prints one JSON record a measurement.
+Without ``--store`` a small store with the packaged encoder is made. Prints one JSON record per measurement.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def tell(name: str, **record: Any) -> None:
 
 
 def made(folder: Path) -> tuple[Path, Path]:
-    """Make a store of 400 noisy pictures with the packaged encoder, and a run."""
+    """Make a store of 400 noisy images with the packaged encoder, and a run."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     rows = []
@@ -209,7 +209,7 @@ def expect(scorer: Scorer, pairs: list[tuple[str, str]], scores: list[dict[str, 
 
 
 def wrk(url: str, script: Path, seconds: float, connections: int, pinned: bool = False) -> tuple[float, float, float]:
-    """Return requests a second and the latencies p50 and p99 in milliseconds."""
+    """Return requests per second and the latencies p50 and p99 in milliseconds."""
     tool = shutil.which("wrk")
     if tool is None:
         sys.exit("this needs wrk: apt-get install wrk")
@@ -237,7 +237,7 @@ def batches(url: str) -> tuple[float, float]:
 def in_process(
     scorer: Scorer, pairs: list[tuple[str, str]], size: int, seconds: float, pinned: bool
 ) -> tuple[float, float]:
-    """Return pairs a second of `Scorer` in batches of a size, with labels as the service gives, and CPU s a pair."""
+    """Return pairs per second of `Scorer` in batches of a size, labels included, and CPU seconds per pair."""
     pairs = pairs * (size // len(pairs) + 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if pinned else threads)
@@ -332,7 +332,7 @@ def is_right(scorer: Scorer, kind: str, pairs: list[tuple[str, str]], response: 
     if response.status_code != 200:
         return False
     scores = response.json()["scores"]
-    first = 1 if kind == "upload" else 0  # the picture that was sent along is in no store
+    first = 1 if kind == "upload" else 0  # the image that was sent along is in no store
     try:
         expect(scorer, pairs[first:], scores[first:])
     except AssertionError:
@@ -341,7 +341,7 @@ def is_right(scorer: Scorer, kind: str, pairs: list[tuple[str, str]], response: 
 
 
 async def hang_up(url: str, body: bytes, rng: random.Random) -> None:
-    """Leave in the head, in the body, or while the answer is made."""
+    """Disconnect in the head, in the body, or while the answer is computed."""
     host, _, port = url.removeprefix("http://").rpartition(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = (
@@ -369,7 +369,7 @@ def noise(rng: random.Random) -> bytes:
 
 
 def cold_start(store: Path, run: Path, folder: Path) -> tuple[float, float]:
-    """Return seconds and processor seconds until it is ready."""
+    """Return seconds and CPU seconds until it is ready."""
     started = time.monotonic()
     with served(store, run, folder) as (url, process):
         spent = processor_seconds(process.pid)

@@ -1,11 +1,10 @@
-"""How fast a small training is beside other jobs, and alone: as frevl sets threads, and as one could by hand.
+"""The speed of a small training alone and alongside other jobs, by thread settings.
 
     python bench/shared_machine.py [--repetitions 5] [--busy 2]
 
-One process a setting, so that OpenMP reads it; they take turns, each fitting the same ``tiny`` (1,216 made pairs, 2
-epochs), first without and then beside processes that compute all the time. A machine that others use is never quite
-alone: what counts are ratios of medians, and processor seconds beside them. Whether weights are the same bit for bit
-is told, too.
+One process per setting, so that OpenMP reads it; they alternate, each fitting the same ``tiny`` (1,216 synthetic
+pairs, 2 epochs), first alone and then alongside processes that compute all the time. A shared machine is never quite
+idle: what counts are ratios of medians, and CPU seconds. It also reports whether the weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ PAIRS, EPOCHS, CLASSES, WIDTHS = 1216, 2, 6, (1280, 384)
 
 
 def work() -> None:
-    """Fit whenever a line comes in; answer with seconds, processor seconds and a hash of the weights."""
+    """Fit once per input line; reply with seconds, CPU seconds and a hash of the weights."""
     import torch
 
     from frevl.runs.batches import EmbeddedPairs

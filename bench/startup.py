@@ -1,4 +1,4 @@
-"""How long ``import frevl`` and ``frevl --help`` take, as whole processes.
+"""The time that ``import frevl`` and ``frevl --help`` take, as whole processes.
 
 python bench/startup.py
 """

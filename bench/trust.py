@@ -1,16 +1,16 @@
-"""What `frevl select` gains at the same labels, and what doubt knows that a probability does not.
+"""What `frevl select` gains for the same number of labels, and what doubt adds to a probability.
 
     python bench/trust.py FOLDER [FOLDER ...] [--part select doubt] [--by mixed ...] [--seeds 5] [--rounds 3]
 
-A folder holds ``images.npy`` (row i is ``image_ids.json[i]``), ``examples-K.jsonl`` with K examples a class,
+A folder holds ``images.npy`` (row i is ``image_ids.json[i]``), ``examples-K.jsonl`` with K examples per class,
 ``dev.jsonl``, and where images and texts share a space ``texts.npy`` with ``text_ids.json``, the names of the classes.
 
-``select``, where there are four examples a class and no names: half of the development pictures is the pool, the other
-half judges, another half a seed. So often as there are rounds one label a class is bought, at random or by ``--by``,
-and ``classify`` learns again. Points over random are paired by seed, with the t interval of their mean.
+``select``, where there are four examples per class and no names: half of the development images form the pool and the
+other half the test set, divided anew for each seed. In every round, one label per class is bought, at random or by
+``--by``, and ``classify`` is trained again. Points over random are paired by seed, with the t interval of their mean.
 
-``doubt``: AUROC in percent, with bootstrap intervals by picture. Wrong answers: the log odds of the probability, less
-those of the doubt at a weight that is chosen on the other half of the pictures, 0 among them. Pictures of no known
+``doubt``: AUROC in percent, with bootstrap intervals by image. Wrong answers: the log odds of the probability, less
+those of the doubt at a weight that is chosen on the other half of the images, 0 among them. Images of no known
 class: those of a random half of the classes, which is taken away (as many draws as seeds), and of the other folders
 given. Both together are then the log odds of the probability less half those of the doubt: nothing is fitted, as nobody
 has examples of what is foreign.
@@ -78,7 +78,7 @@ def written(file: Path, rows: Sequence[dict[str, str]]) -> Path:
 
 
 def numbered(scratch: Path) -> Path:
-    """A folder that is not there yet."""
+    """A folder that does not exist yet."""
     return scratch / f"run-{len(list(scratch.glob('run-*')))}"
 
 
@@ -135,7 +135,7 @@ def spread(paired: np.ndarray) -> str:
 
 
 def foreign(store: Store) -> dict[str, np.ndarray]:
-    """Vectors of pictures of another folder, as a scorer takes them."""
+    """Vectors of images of another folder, as a scorer takes them."""
     ids = store.ids("image")[-FOREIGN:]
     return {f"foreign/{id_}": one[None] for id_, one in zip(ids, store.read_images(ids), strict=True)}
 
@@ -176,7 +176,7 @@ def asked(
 
 
 def weighed(wrong: np.ndarray, p: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """The log odds that an answer is wrong, with doubt at the weight that is right on the other half of the pictures.
+    """The log odds that an answer is wrong, with doubt at the weight that is right on the other half of the images.
 
     0 unless another is better there by more than the standard error of the difference.
     """
@@ -195,7 +195,7 @@ def weighed(wrong: np.ndarray, p: np.ndarray, d: np.ndarray) -> np.ndarray:
 def taken_away(
     store: Store, scratch: Path, dev: Rows, examples: Rows, names: list[str] | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Whether each picture is of a class that was taken away, and the log odds of probability and of doubt."""
+    """Whether each image is of a class that was taken away, and the log odds of probability and of doubt."""
     labels = sorted({row["target"] for row in dev})
     kept = {labels[row] for row in np.random.default_rng(seed).permutation(len(labels))[: len(labels) // 2]}
     file = written(scratch / "e.jsonl", [row for row in examples if row["target"] in kept])
@@ -216,7 +216,7 @@ def compared(
         own = [np.flatnonzero(part) if rows is None else np.flatnonzero(part)[rows] for part in parts]
         return 100 * float(np.mean([auroc(positive[one], score[one]) for one in own]))
 
-    random, pictures = np.random.default_rng(0), int(parts[0].sum())  # the same pictures in every draw
+    random, pictures = np.random.default_rng(0), int(parts[0].sum())  # the same images in every draw
     replicas = [random.integers(0, pictures, pictures) for _ in range(REPLICAS)]
     gaps = [mean(both, rows) - mean(by_p, rows) for rows in replicas]
     low, high = np.quantile(gaps, [0.025, 0.975])

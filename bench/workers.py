@@ -1,10 +1,10 @@
-"""What several workers do in a second beside one: steps of the product's own loop on made data.
+"""The speed of several workers compared with one: steps of the training loop on synthetic data.
 
     python bench/workers.py [--workers 2] [--turns 3] [--networks tiny dual]
 
-One process of one thread and N workers of one thread each take turns at the same steps; one JSON line a network. On a
+One process of one thread and N workers of one thread each take turns at the same steps; one JSON line per network. On a
 machine with nothing else to do the seconds by the clock count. Beside other jobs these say more of the others, so
-processor seconds are given too: with a core for each, the workers take at least what the busiest of them takes of the
+CPU seconds are given too: with a core for each, the workers take at least what the busiest of them takes of the
 processor (waiting for each other is not in it).
 """
 

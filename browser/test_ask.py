@@ -1,4 +1,4 @@
-"""Ask and match, as a person meets it: two runs side by side, pictures of the store, dropped and pasted ones, links."""
+"""Ask and match, as a person meets it: two runs side by side, images of the store, dropped and pasted ones, links."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from serving import serving
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Runs of questions (two), of pictures alone, and of texts alone; class names of the third have markup."""
+    """Runs of questions (two), of images alone, and of texts alone; class names of the third have markup."""
     made = make(tmp_path_factory.mktemp("asked"), ["toy"], count=60)
     for name, model in (("ask", "tiny"), ("other", "linear")):
         train(
@@ -176,7 +176,7 @@ def test_pictures_are_dropped_and_pasted_and_what_is_none_gets_words(url, world,
     page.get_by_label("Question").fill("is the square red?")
     page.get_by_label("Question").press("Enter")
     expect(of_run(page, "ask").locator("li")).to_have_count(2, timeout=TIMEOUT)
-    # The same as of the picture in the store.
+    # The same as of the image in the store.
     pair = {"image": "3.png", "text": "is the square red?"}
     (said,) = page.request.post(f"{url}/v1/score", data={"model": "ask", "pairs": [pair]}).json()["scores"]
     expect(of_run(page, "ask").locator(".n").first).to_have_text(f"{100 * said['probability']:.1f} %")

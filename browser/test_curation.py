@@ -52,9 +52,7 @@ def test_judgements_are_overruled_by_click_and_undone(url, visit, result):
     expect(rows(page).first).to_contain_text("describes the image: 2.0 %", timeout=TIMEOUT)
     expect(rows(page).first.locator("img")).to_have_js_property("naturalWidth", 40)
     expect(
-        page.get_by_text(
-            "20.0 % describe their image no better than random captions (95 % interval 10.0 % to 30.0 %)"
-        )
+        page.get_by_text("20.0 % describe their image no better than random captions (95 % interval 10.0 % to 30.0 %)")
     ).to_be_visible()
     rows(page).first.get_by_role("button", name="Keep").click()
     kept(page, 5)
@@ -201,7 +199,7 @@ def test_axe_finds_nothing_serious(url, visit, size, scheme):
 def test_labels_are_corrected_and_markup_is_text(world, visit):
     lines = [*classes(), judged("3.png", HOSTILE, ["label"], target="cat", label=["cat", HOSTILE, 0.0001])]
     result = write_result(world.folder / "labels", lines, task="classification", doubts=[HOSTILE])
-    with exploring(world, "--curation", result) as (url, _):  # without pictures
+    with exploring(world, "--curation", result) as (url, _):  # without images
         page = visit(f"{url}/explore/#/curate").page
         expect(rows(page)).to_have_count(2, timeout=TIMEOUT)
         expect(rows(page).first).to_contain_text(f"“cat”: < 0.1 %; “{HOSTILE}” is more likely")

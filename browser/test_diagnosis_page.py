@@ -15,7 +15,7 @@ LOOKS = [(size, scheme) for size in ("phone", "desktop") for scheme in ("light",
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """Return a page with thumbnails, and the JSON beside it."""
+    """Return a page with thumbnails, and the JSON next to it."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "images/kitchen").mkdir(parents=True)
     draw_probe("size", 1).picture.save(folder / "images/kitchen/3.png")

@@ -45,7 +45,7 @@ def test_label_by_keyboard_undo_and_resume_after_kill(world, visit):
         add_class(page, "red")
         add_class(page, "blue")
         choose(page, 0)
-        page.keyboard.press("1")  # and on to the next picture
+        page.keyboard.press("1")  # and on to the next image
         expect(page.locator("#picture-0 b")).to_have_text("red")
         page.keyboard.press("2")
         expect(page.locator("#picture-1 b")).to_have_text("blue")
@@ -188,7 +188,7 @@ def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visi
         add_class(page, colour)
     ids = world.store.ids("image")
     choose(page, 0)
-    for id_ in ids[:32]:  # each key leads to the next picture, however fast they come
+    for id_ in ids[:32]:  # each key leads to the next image, however fast they come
         page.keyboard.press(str(1 + colours.index(colour_of(world, id_))))
     expect(page.locator("#picture-31 b")).to_have_text(colour_of(world, ids[31]), timeout=TIMEOUT)
     expect(page.get_by_text("32 labelled images")).to_be_visible(timeout=2 * TIMEOUT)

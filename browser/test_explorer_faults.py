@@ -41,9 +41,7 @@ def test_a_file_that_is_gone_is_told(url, world, visit):
     gone.rename(gone.with_suffix(".away"))
     try:
         page = visit(f"{url}/explore/#/pictures?picture=29.png").page
-        expect(page.get_by_text("The file of this image is missing")).to_be_visible(
-            timeout=TIMEOUT
-        )
+        expect(page.get_by_text("The file of this image is missing")).to_be_visible(timeout=TIMEOUT)
         page.get_by_role("listbox").focus()
         page.keyboard.press("End")
         expect(page.get_by_text("Missing or unreadable: 29.png")).to_be_visible(timeout=TIMEOUT)

@@ -36,7 +36,9 @@ def test_neighbours_and_clusters_have_a_link_and_words_while_they_are_computed(t
         expect(page.get_by_role("list", name="Colours")).to_contain_text("cluster 1:", timeout=TIMEOUT)
         page.get_by_label("Layout").select_option("neighbours")
         expect(page.get_by_text("it takes about a minute")).to_be_visible(timeout=TIMEOUT)
-        expect(page.get_by_text("neighbours are meaningful, distances between groups are not")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_text("neighbours are meaningful, distances between groups are not")).to_be_visible(
+            timeout=TIMEOUT
+        )
         assert "method=neighbours" in page.url
         assert "by=cluster" in page.url
         expect(page.get_by_role("list", name="Colours")).to_contain_text("cluster 1:")

@@ -1,4 +1,4 @@
-"""Searching on the explorer's page: chips, why, pictures of the store that are dropped or pasted, growth."""
+"""Searching on the explorer's page: chips, why, images of the store that are dropped or pasted, growth."""
 
 import json
 import re

@@ -59,7 +59,7 @@ def url(world, elsewhere):
 
 @pytest.fixture(scope="module")
 def bare_url(world):
-    """A service with a searching run only, without pictures and without a report."""
+    """A service with a searching run only, without images and without a report."""
     with serving(world, "--run", world.folder / "dual") as address:
         yield address
 
@@ -118,7 +118,7 @@ def test_search(visit, url, world, size, shots):
     expect(found.locator("img").first).to_have_js_property("naturalWidth", 40)
     assert "match " in found.locator("li small").first.inner_text()
     shots(seen, f"search-{size}")
-    # A picture takes the place of the words.
+    # An image takes the place of the words.
     page.locator("input[type=file]").set_input_files(world.images / "3.png")
     expect(found.locator("li")).to_have_count(0)
     press(page, "Search")
@@ -173,7 +173,7 @@ def test_errors_in_words(visit, url, tmp_path, shots):
 
 
 def test_no_path_of_a_client_reaches_a_file(visit, url, world):
-    """Pictures are named by ids of the store, reports by names that the service made."""
+    """Images are named by ids of the store, reports by names that the service made."""
     seen = visit(url)
     for path in ("/explore/report?of=", "/explore/thumbnail?image=", "/explore/page/", "/gradio_api/file="):
         assert seen.page.request.get(f"{url}{path}{world.images / '0.png'}").status == 404
@@ -244,7 +244,7 @@ def test_without_the_pictures_their_ids_are_shown(visit, bare_url):
 
 
 def test_a_page_with_nothing_to_show_says_why(visit, scoring_url, shots):
-    """A run that only scores pairs had nothing to show; now it matches a picture with what may be true of it."""
+    """A run that only scores pairs had nothing to show; now it matches an image with what may be true of it."""
     seen = visit(scoring_url)
     page = seen.page
     expect(answers(page)).to_contain_text("type what may be true of it, and press Match", timeout=TIMEOUT)

@@ -15,7 +15,7 @@ def main() -> None:
     images = encoder.embed_images([asked.folder / "images" / image for image, _, _ in drawn])
     colours = np.array([colour for _, colour, _ in drawn])
 
-    # Classes of images by examples: every third picture is one.
+    # Classes of images by examples: every third image is one.
     learned = np.arange(len(drawn)) % 3 == 0
     classifier = EmbeddingClassifier().fit(images[learned], colours[learned])
     print(f"{100 * classifier.score(images[~learned], colours[~learned]):.1f} % of the other images are named rightly")

@@ -1,4 +1,4 @@
-"""Captions and search: train two towers on captions, then find pictures by a sentence."""
+"""Captions and search: train two towers on captions, then find images by a sentence."""
 
 import frevl
 from drawn_shapes import arguments, draw, write

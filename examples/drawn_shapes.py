@@ -1,4 +1,4 @@
-"""Data for the examples: pictures of one coloured shape each, with captions and questions about them."""
+"""Data for the examples: images of one coloured shape each, with captions and questions about them."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def draw(folder: Path, pictures: int = 120, seed: int = 0) -> list[tuple[str, str, str]]:
-    """Draw pictures below ``folder/images``; return id, colour and shape of each."""
+    """Draw images below ``folder/images``; return id, colour and shape of each."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     chance, drawn = random.Random(seed), []
     for number in range(pictures):
@@ -43,7 +43,7 @@ def draw(folder: Path, pictures: int = 120, seed: int = 0) -> list[tuple[str, st
 
 
 def questions(drawn: list[tuple[str, str, str]], seed: int = 1) -> list[dict]:
-    """Ask two questions about every picture; neither the picture nor the question alone has the answer."""
+    """Ask two questions about every image; neither the image nor the question alone has the answer."""
     chance, rows = random.Random(seed), []
     for image, colour, shape in drawn:
         asked = colour if chance.random() < 0.5 else chance.choice([other for other in COLOURS if other != colour])

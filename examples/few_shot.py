@@ -1,4 +1,4 @@
-"""A few examples a class: any encoder will do, and the other pictures say how good it is."""
+"""A few examples per class: any encoder will do, and the other images say how good it is."""
 
 from collections import defaultdict
 

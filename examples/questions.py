@@ -1,4 +1,4 @@
-"""Questions about pictures: is the fusion worth it over a linear probe?"""
+"""Questions about images: is the fusion worth it over a linear probe?"""
 
 import frevl
 from drawn_shapes import arguments, draw, questions, write

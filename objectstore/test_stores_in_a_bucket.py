@@ -162,7 +162,7 @@ def test_what_is_new_is_copied_and_nothing_else(store, bucket, data):
     assert report.files_kept >= 3
     assert "77.png" in Store.open(there).image_ids
     assert "77.png" not in reader.image_ids
-    assert reader.read_images(["0.png"]).shape[0] == 1  # who reads goes on
+    assert reader.read_images(["0.png"]).shape[0] == 1  # who reads continues
 
 
 def test_another_store_a_newer_one_and_other_files_are_not_overwritten(store, bucket, tmp_path, data):

@@ -1,4 +1,4 @@
-"""Merging into a store in a bucket, and compacting it: beside other writers, and over faults."""
+"""Merging into a store in a bucket, and compacting it: alongside other writers, and over faults."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Writing to a store in a bucket of a real S3 server: as in a folder, beside other writers, and over faults."""
+"""Writing to a store in a bucket of a real S3 server: as in a folder, alongside other writers, and over faults."""
 
 import json
 import subprocess
@@ -100,7 +100,7 @@ def test_two_writers_lose_nothing(bucket, kind):
 
 
 def test_two_encoders_that_begin_a_store_lose_nothing(bucket, data):  # noqa: F811
-    """Two processes at once, of the same pictures with an encoder each; there is no store yet."""
+    """Two processes at once, of the same images with an encoder each; there is no store yet."""
     there = f"{bucket}/store"
     command = [sys.executable, "-m", "frevl", "extract", "--images", data["images"], "--store", there]
     running = [

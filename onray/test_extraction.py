@@ -47,7 +47,7 @@ def told(report):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder of pictures, with some that are none, and pairs."""
+    """A folder of images, with some that are none, and pairs."""
     folder = tmp_path_factory.mktemp("source")
     (folder / "images" / "deep").mkdir(parents=True)
     for seed, name in enumerate(NAMES):

@@ -1,4 +1,4 @@
-"""Fusions that have learnt image-caption pairs of other images, for ``research/fusion_ideas.py`` to start from."""
+"""Fusions that have learned image-caption pairs of other images, for ``research/fusion_ideas.py`` to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a diagnosis says the right thing where the truth is known by construction, on many made sets.
+"""How often a diagnosis says the right thing where the truth is known by construction, on many synthetic sets.
 
 Run: ``python -m research.diagnosis_truth [sets a truth]``. Prints precision and recall of planted label errors and of
 planted near-same texts, false alarms of the latter, and the kinds of verdict for every truth; takes about a second a

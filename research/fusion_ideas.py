@@ -5,7 +5,7 @@ Run: ``python -m research.fusion_ideas --store STORE --pairs PAIRS.jsonl --image
 row of a Markdown table per idea.
 Every fit is one of `frevl.training.fitting.fit_model.fit_model`, with a tenth of the training images set aside for
 calibration as in ``--model auto``; networks run their whole schedule and keep its end. Set ``OMP_NUM_THREADS=1`` to
-read processor time. ``--save`` keeps the probabilities of every idea as ``(seeds, pairs, classes)`` for averages
+read CPU time. ``--save`` keeps the probabilities of every idea as ``(seeds, pairs, classes)`` for averages
 across ideas. Ideas that start from captions need image-caption pairs; those whose image is one of the task's (by
 content) are left out.
 """

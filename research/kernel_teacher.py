@@ -66,7 +66,7 @@ def distil(train: Examples, held_out: Tensor, weight: float) -> Examples:
     weights = truth.dense(torch.arange(len(train)), outputs)
     total = weights.sum(dim=1, keepdim=True)
     if not truth.soft:
-        weights = weights / total.clamp(min=1e-9)  # one answer a pair, shared among the right ones
+        weights = weights / total.clamp(min=1e-9)  # one answer per pair, shared among the right ones
     mixed = ((1 - weight) * weights + weight * predicted) * (total > 0)
     every = torch.arange(outputs).expand(len(train), -1)
     return replace(train, truth=Answers(every, mixed.float(), truth.soft))

@@ -1,6 +1,6 @@
-"""How many copies of a set's own pictures `find_near_copies` finds, and how many ordinary pictures it calls copies.
+"""How many copies of a set's own images `find_near_copies` finds, and how many ordinary images it calls copies.
 
-Run: ``python -m research.near_copies FOLDER [pictures]``. The first pictures of a folder (600) are embedded with
+Run: ``python -m research.near_copies FOLDER [images]``. The first images of a folder (600) are embedded with
 ``packaged``; then every kind of copy of the first 200 is put beside those 200. Prints a row of a Markdown table.
 """
 

@@ -1,4 +1,4 @@
-"""Probe an encoder with drawn pictures from nothing, and say what it holds and how long that took.
+"""Probe an encoder with drawn images from nothing, and say what it holds and how long that took.
 
 Prints one JSON record, and the table of research/experiments/log.md on standard error.
 

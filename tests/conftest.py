@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, no network, small pictures, the command line in this process."""
+"""What every test gets: fixed seeds, no network, small images, the command line in this process."""
 
 import os
 import random
@@ -61,14 +61,14 @@ def no_network():
 
 
 def picture(number: int, size: tuple[int, int] = (11, 7)) -> Image.Image:
-    """Draw a picture of noise; every number gives another one."""
+    """Draw an image of noise; every number gives another one."""
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 @pytest.fixture
 def draw():
-    """Write pictures: ``draw(folder, [0, 1])`` makes ``0.png`` and ``1.png``, or with ``seed`` other ones."""
+    """Write images: ``draw(folder, [0, 1])`` makes ``0.png`` and ``1.png``, or with ``seed`` other ones."""
 
     def write(folder: Path, numbers, seed: int = 0) -> Path:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ def judged(image, caption, why=(), target=None, **said):
 
 
 def captions():
-    """Nine captions: one wrong, one doubtful, three copies of one picture, a line that stands twice, a file name."""
+    """Nine captions: one wrong, one doubtful, three copies of one image, a line that stands twice, a file name."""
     return [
         judged("0.png", "a red square", match=0.99),
         judged("1.png", "a wrong one", ["match"], match=0.02),

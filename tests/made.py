@@ -1,4 +1,4 @@
-"""A small made world: coloured squares, questions whose answer needs both picture and question."""
+"""A small made world: coloured squares, questions whose answer needs both image and question."""
 
 import json
 import random
@@ -40,7 +40,7 @@ class Made:
 
 
 def make(folder: Path, encoders: list[str], count: int = 120) -> Made:
-    """Draw pictures, ask "is it red or green?"-like questions, and embed everything with toy encoders."""
+    """Draw images, ask "is it red or green?"-like questions, and embed everything with toy encoders."""
     rng = random.Random(7)
     images = folder / "images"
     images.mkdir(parents=True)

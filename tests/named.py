@@ -16,7 +16,7 @@ WIDTH = 24
 
 @dataclass
 class Named:
-    """A store, its files, and the number of pictures a class in each of them."""
+    """A store, its files, and the number of images per class in each of them."""
 
     store: Store
     classes: Path
@@ -26,7 +26,7 @@ class Named:
 
 
 def make_named(folder: Path, *, a_class: int = 30) -> Named:
-    """Draw a cloud of pictures around a direction a class, and names near these directions, across a modality gap."""
+    """Draw a cloud of images around a direction a class, and names near these directions, across a modality gap."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(11)
     numbers = np.repeat(np.arange(len(CLASSES)), a_class)

@@ -8,7 +8,7 @@ __all__ = ["Disk", "PowerFailure"]
 
 
 class PowerFailure(BaseException):
-    """Nothing of the process goes on."""
+    """Nothing of the process continues."""
 
 
 class Disk:
@@ -45,7 +45,7 @@ class Disk:
         """Write what a disk would hold of a folder.
 
         Args:
-            folder: Whose own name is on the disk.
+            folder: Whose own name is on disk.
             target: Where to write; made.
             names_survive: The names of all files reached the disk, though perhaps nothing of their content; otherwise
                 only names that were flushed did.

@@ -34,7 +34,7 @@ def runs(made, tmp_path_factory):
     ``ask`` answers questions, ``match`` scores captions, ``find`` searches; ``look`` reads images alone, ``read``
     texts.
     """
-    if made.folder in _TRAINED:  # a fixture that several files import is made once a file
+    if made.folder in _TRAINED:  # a fixture that several files import is made once per file
         return _TRAINED[made.folder]
     folder = _TRAINED[made.folder] = tmp_path_factory.mktemp("runs")
     for name, task, pairs in (("ask", "classification", made.train_file), ("match", "matching", made.captions_file)):

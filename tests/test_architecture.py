@@ -15,7 +15,7 @@ from frevl.models.registry import NETWORKS
 SOURCE = Path(frevl.__file__).parent
 
 # One row a floor, the lowest first. A room imports from lower rows and from itself, never from a neighbour in its row.
-# `root` are the files beside the rooms: errors, progress, version and the like.
+# `root` are the files next to the rooms: errors, progress, version and the like.
 ROWS = [
     {"root"},
     {"data", "encoders", "models"},
@@ -82,7 +82,7 @@ def test_imports_point_down():
 
 
 def test_the_house_has_nine_floors():
-    """A room, or a file beside the rooms, stands one floor above the highest that it imports."""
+    """A room, or a file next to the rooms, stands one floor above the highest that it imports."""
     below = {}
     for module in modules():
         own = _house_of(module)
@@ -135,7 +135,7 @@ def test_files_and_folders_stay_small():
 
 
 def test_every_file_named_for_a_change_exists():
-    """The table "Where a change goes" in docs/architecture.md; a bare name lies beside the file named before it."""
+    """The table "Where a change goes" in docs/architecture.md; a bare name lies next to the file named before it."""
     root = SOURCE.parents[1]
     table = (root / "docs/architecture.md").read_text(encoding="utf-8").partition("## Where a change goes")[2]
     rows = [line.split("|")[2] for line in table.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]

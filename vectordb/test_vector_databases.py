@@ -46,7 +46,7 @@ def test_the_database_finds_what_a_search_finds(folder, database, monkeypatch, c
     found = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     scorer = frevl.Scorer.open("RUN/dual", store="STORE")
     expected = frevl.search(scorer, "a red square", k=5, exact=True, copies=True).hits
-    # Several pictures are equally near to the last digit of float16, so ids are compared by their similarity.
+    # Several images are equally near to the last digit of float16, so ids are compared by their similarity.
     own = scorer.image_vectors([id_ for id_, _ in found]) @ scorer.text_vectors(["a red square"])[0]
     nearest = [hit.similarity for hit in expected]
     assert own.tolist() == pytest.approx(nearest, abs=1e-3)

@@ -1,1 +1,1 @@
-"""The parts of ``bench/accelerator.py``, a file a theme."""
+"""The parts of ``bench/accelerator.py``, a file per theme."""

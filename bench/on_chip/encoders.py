@@ -1,4 +1,4 @@
-"""(d) Frozen encoders as ``frevl extract`` runs them, and (e) the paper's comparison: time and joules a pair."""
+"""(d) Frozen encoders as ``frevl extract`` runs them, and (e) the paper's comparison: time and joules per pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fusion on a chip: (a) the same scores as on a processor, (b) pairs a second, (c) steps of its training."""
+"""The fusion on a chip: (a) the same scores as on a processor, (b) pairs per second, (c) steps of its training."""
 
 from __future__ import annotations
 

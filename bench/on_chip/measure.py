@@ -97,7 +97,7 @@ def timed(chip: Chip, calls: Mapping[str, Call], *, rounds: int | None = None) -
 
 
 def stretch(chip: Chip, call: Call, repeats: int) -> float:
-    """Wall seconds a call, waiting for the device before and after all of them."""
+    """Wall seconds per call, waiting for the device before and after all of them."""
     chip.sync()
     started = time.perf_counter()
     for _ in range(repeats):
@@ -112,7 +112,7 @@ def quotient(a: list[float], b: list[float]) -> float:
 
 
 def rate(part: str, name: str, seconds: list[float], items: float, unit: str, **more: Any) -> Record:
-    """Record items a second."""
+    """Record items per second."""
     each = [items / one for one in seconds]
     ratio, goal = more.pop("ratio", None), more.pop("goal", None)
     return Record(
@@ -122,7 +122,7 @@ def rate(part: str, name: str, seconds: list[float], items: float, unit: str, **
 
 @dataclass(frozen=True)
 class Limits:
-    """What this chip was measured to do: operations a second by type, bytes a second."""
+    """What this chip was measured to do: operations per second by type, bytes per second."""
 
     flops: dict[str, float]
     copied: float

@@ -14,7 +14,7 @@ from frevl.runs.search.on_device import VectorsOnDevice
 from on_chip.measure import Chip, Limits, Record, kernel_profile, quotient, rate, timed
 
 EDJE_TOKENS, EDJE_WIDTH, EDJE_LAYERS, EDJE_TEXT = 64, 384, 12, 32
-EDJE_PUBLISHED = 50_000.0  # pairs a second, as its authors state
+EDJE_PUBLISHED = 50_000.0  # pairs per second, as its authors state
 DIM = 768
 
 
@@ -41,7 +41,7 @@ class Joint(nn.Module):
 
 
 def rerank(chip: Chip) -> Iterator[Record]:
-    """(f) Pairs a second and bytes an image, both with everything that can be kept on the device."""
+    """(f) Pairs a second and bytes per image, both with everything that can be kept on the device."""
     half = torch.float16 if chip.cuda else torch.float32
     torch.manual_seed(0)
     joint = Joint(1 if chip.quick else EDJE_LAYERS).eval().to(chip.device, half)

@@ -1,4 +1,4 @@
-"""``python -m research.synthetic --out FOLDER``: draw the pictures and write the statements."""
+"""``python -m research.synthetic --out FOLDER``: draw the images and write the statements."""
 
 import argparse
 import sys

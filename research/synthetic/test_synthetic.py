@@ -43,7 +43,7 @@ def test_a_scene_is_drawn_where_its_shapes_stand():
     assert picture.getpixel((125, 50)) == (128, 128, 128)
     assert picture.getpixel((200, 90)) == (255, 255, 0)
     assert picture.getpixel((325, 48)) == (0, 0, 0)
-    assert picture.getpixel((311, 22)) == (211, 211, 211)  # beside the tip of the triangle
+    assert picture.getpixel((311, 22)) == (211, 211, 211)  # next to the tip of the triangle
 
 
 def test_made_scenes_are_possible():

@@ -1,4 +1,4 @@
-"""Write made pictures and true and false statements about them, as a folder of images and a pairs file. Ours.
+"""Write synthetic images and true and false statements about them, as a folder of images and a pairs file. Ours.
 
 A few hundred sentences are too few to learn what "exactly two" or "on top of" mean (research/experiments/log.md: taught
 with 988 statements, even exact descriptions of the scenes stay at chance). Made ones cost nothing and their truth is
@@ -37,7 +37,7 @@ class Lessons:
             each for every statement.
         pairs: Their number.
         statements: Number of different statements.
-        pictures: Number of pictures.
+        images: Number of images.
     """
 
     pairs_file: Path
@@ -47,11 +47,11 @@ class Lessons:
 
 
 def make_lessons(folder: str | Path, *, pictures: int = 3000, statements: int = 20_000, seed: int = 0) -> Lessons:
-    """Draw pictures below ``folder/pictures`` and write ``folder/lessons.jsonl``; the same seed gives the same files.
+    """Draw images below ``folder/pictures`` and write ``folder/lessons.jsonl``; the same seed gives the same files.
 
     Args:
         folder: Is made if it does not exist; files of the same names are replaced.
-        pictures: How many, at least 100; half of them towers, half scattered shapes.
+        images: How many, at least 100; half of them towers, half scattered shapes.
         statements: How many different ones, at least 2; half of each kind.
         seed: Of all random choices.
 
@@ -64,7 +64,7 @@ def make_lessons(folder: str | Path, *, pictures: int = 3000, statements: int = 
             raise UsageError(f"Lessons need at least {least} {name}, but {value} were asked for.")
     folder, rows, told = Path(folder), [], 0
     for number, (kind, make, tell) in enumerate(_KINDS):
-        # A generator a kind and purpose: more statements do not change the pictures.
+        # A generator a kind and purpose: more statements do not change the images.
         chance = random.Random(f"{seed} {kind} scenes")
         scenes = [make(chance) for _ in range((pictures + 1 - number) // 2)]
         names = [f"pictures/{kind}-{place}.png" for place in range(len(scenes))]

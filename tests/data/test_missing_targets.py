@@ -71,7 +71,7 @@ def test_a_file_without_any_target_stays_captions(tmp_path):
 @pytest.mark.parametrize(
     ("given", "read"),
     [
-        (["1.0", "", "0.0"], ["1", None, "0"]),  # whole numbers beside a gap have become floats
+        (["1.0", "", "0.0"], ["1", None, "0"]),  # whole numbers next to a gap have become floats
         (["1.0", "2.0"], ["1.0", "2.0"]),  # no gap: they were written so
         (["1.0", "", "1.5"], ["1.0", None, "1.5"]),
         (["1.0", "", "dog"], ["1.0", None, "dog"]),

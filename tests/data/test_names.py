@@ -71,7 +71,7 @@ def test_texts_in_two_compositions_are_one():
 
 @pytest.fixture
 def world(made, tmp_path, monkeypatch):
-    """Pictures in a folder `images`, some of them below `more` or with decomposed letters, their pairs, and a run."""
+    """Images in a folder `images`, some of them below `more` or with decomposed letters, their pairs, and a run."""
     monkeypatch.chdir(tmp_path)
     images = tmp_path / "images"
     (images / "more").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tables as people bring them: lists, tabs, semicolons, UTF-16, other names of columns, pictures inside."""
+"""Tables as people bring them: lists, tabs, semicolons, UTF-16, other names of columns, images inside."""
 
 import hashlib
 import io
@@ -233,7 +233,7 @@ def test_an_answer_beside_a_text_is_no_target(tmp_path):
     assert pairs.row(0) == {"image": "a", "text": "b", "answer": "c", "label": "d"}
 
 
-# ---- pictures inside a table
+# ---- images inside a table
 
 
 def jpeg(number):
@@ -256,7 +256,7 @@ HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 @pytest.mark.parametrize(
     ("table", "ids", "pictures"),
     [
-        # Hugging Face: named pictures; the same name twice for the same picture; one name for all; no names.
+        # Hugging Face: named images; the same name twice for the same image; one name for all; no names.
         (picture_table(image=pa.array([{"bytes": jpeg(i), "path": f"{i}.jpg"} for i in range(3)], HF)),
          ["0.jpg", "1.jpg", "2.jpg"], [0, 1, 2]),
         (picture_table(image=pa.array([{"bytes": jpeg(i), "path": f"{i}.jpg"} for i in (0, 1, 0)], HF)),
@@ -267,13 +267,13 @@ HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
          [hashed(0), hashed(1), hashed(0)], [0, 1]),
         (picture_table(image=pa.array([{"bytes": None, "path": f"{i}.jpg"} for i in range(3)], HF)),
          ["0.jpg", "1.jpg", "2.jpg"], []),
-        # img2dataset: bytes beside a key; bytes alone; a path as the id.
+        # img2dataset: bytes next to a key; bytes alone; a path as the id.
         (picture_table(jpg=[jpeg(0), jpeg(1), jpeg(2)], key=["00", "01", "02"]), ["00", "01", "02"], [0, 1, 2]),
         (picture_table(image=[jpeg(0), jpeg(1), jpeg(1)]), [hashed(0), hashed(1), hashed(1)], [0, 1]),
         (picture_table(image=["x", "y", "z"], thumb=[jpeg(0), jpeg(1), jpeg(2)]), ["x", "y", "z"], [0, 1, 2]),
         (picture_table(image=pa.array([{"bytes": jpeg(i)} for i in range(3)]), image_id=[7, 8, 9]),
          [hashed(0), hashed(1), hashed(2)], [0, 1, 2]),
-        # Names that a program wrote as bytes, and bytes that are no pictures.
+        # Names that a program wrote as bytes, and bytes that are no images.
         (picture_table(image=[b"a.jpg", "ü.jpg".encode(), b"c.jpg"]), ["a.jpg", "ü.jpg", "c.jpg"], None),
         (picture_table(image=["x", "y", "z"], blob=[b"\x00\x01", b"\xff", b"\x02"]), ["x", "y", "z"], None),
     ],
@@ -320,7 +320,7 @@ def test_vectors_are_no_keys_of_a_pair_and_short_lists_are(tmp_path):
 
 @pytest.mark.slow
 def test_only_the_columns_that_are_used_are_read(tmp_path):
-    """120 MB of pictures in a table: reading its pairs takes a fraction of that in memory."""
+    """120 MB of images in a table: reading its pairs takes a fraction of that in memory."""
     rng = random.Random(1)
     n = 1200
     table = pa.table({"image": [f"{i % 40}.png" for i in range(n)], "text": ["a square?"] * n,

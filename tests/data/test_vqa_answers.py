@@ -213,7 +213,7 @@ def test_every_word_of_the_official_tables(word: str) -> None:
         ("black - white", "black white"),
         ("black- white", "black white"),
         ("t-shirt, blue-ish", "t shirt blue ish"),
-        ("t-shirt -blue", "tshirt blue"),  # one hyphen beside a blank makes all hyphens vanish
+        ("t-shirt -blue", "tshirt blue"),  # one hyphen next to a blank makes all hyphens vanish
         ("what?", "what"),
         ("yes!no", "yes no"),
         ("\tred\nblue ", "red blue"),

@@ -131,7 +131,7 @@ def test_skills(large, gains, losses, claim, advice):
     assert ("earns" in todo) == (set(gains) == {"a", "b"})
 
 
-# -------------------------------------------------------------------------- models beside each other
+# -------------------------------------------------------------------------- models side by side
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_only_what_may_be_the_best_of_its_kind_is_cross_validated(world, tmp_pat
 
 
 def test_false_alarms_are_counted(world, tmp_path):
-    """On 20 sets of random labels at most one claims that anything is learnt."""
+    """On 20 sets of random labels at most one claims that anything is learned."""
     kinds = [
         verdict_of(world, "nothing", tmp_path / str(seed), seed=seed, models=FASTEST, images=100)[0]["kind"]
         for seed in range(20)
@@ -110,7 +110,7 @@ def test_false_alarms_are_counted(world, tmp_path):
 def both(world, tmp_path_factory):
     """A whole diagnosis: labels need image and text together, a fifth of them is wrong, test images leak."""
     random = np.random.default_rng(4)
-    # Four texts an image: with two, no model of these can surely be told from chance on 200 test pairs.
+    # Four texts per image: with two, no model of these can surely be told from chance on 200 test pairs.
     asked = {"extras": lambda _, text: {"half": text < "is it am"}, "each": 4}
     train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, **asked)
     test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, **asked)
@@ -296,7 +296,7 @@ def test_planted_label_errors_are_named(world, tmp_path, share, start):
 
 
 def test_all_labels_of_many_pairs_are_looked_at_in_blocks(world, tmp_path, monkeypatch):
-    """As if 60 pairs were many, a model learnt from at most 150, and 1,400 probabilities filled the memory."""
+    """As if 60 pairs were many, a model learned from at most 150, and 1,400 probabilities filled the memory."""
     train = world.pairs(NAMES[:200], lambda image, _, __: image, seed=1)
     test = world.pairs(NAMES[200:], lambda image, _, __: image, seed=2)
     test.places[:] = [f"test:{place}" for place in test.places]

@@ -1,4 +1,4 @@
-"""Every kind of picture comes out as the right RGB, and everything else as one clear ImageError."""
+"""Every kind of image comes out as the right RGB, and everything else as one clear ImageError."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ RAMP = np.linspace(0, 255, 48).round().astype(np.uint16).reshape(6, 8)
     ],
 )
 def test_fewer_bits_in_a_wider_sample(bits: int, declared: str) -> None:
-    """Microscopes, scanners and detectors leave the upper bits empty: the picture must not become black."""
+    """Microscopes, scanners and detectors leave the upper bits empty: the image must not become black."""
     white = (1 << bits) - 1
     values = np.round(RAMP * (white / 255)).astype(np.uint16)
     file = {

@@ -222,7 +222,7 @@ def test_other_weights_are_another_identity_and_another_network(
         (tmp_path / "changed").write_bytes(content)
         ours, other = build(name, "pooled"), build(name, "pooled", weights=tmp_path / "changed")
         assert {field for field, value in ours.identity.items() if other.identity[field] != value} == {"weights"}
-        # open_network gets the same hash: it names the exported file and stands in it
+        # open_network gets the same hash: it names the exported file and is in it
         assert opened == [(name, ours.identity["weights"]), (name, other.identity["weights"])]
         opened.clear()
 

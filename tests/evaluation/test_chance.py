@@ -191,7 +191,7 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
 
 
 def test_workers_compare_encoders_by_the_figures_of_the_first(prepared):
-    """Where processors are unlike, figures differ in the last bits, and all workers have to go on with one set."""
+    """Where processors are unlike, figures differ in the last bits, and all workers have to continue with one set."""
 
     class Second(Alone):
         def __init__(self):

@@ -20,7 +20,7 @@ from frevl.training.training import train
 
 @pytest.fixture(scope="module")
 def twins(made, tmp_path_factory):
-    """The made world with four copies of every tested picture under other names, some in a folder. Read only."""
+    """The made world with four copies of every tested image under other names, some in a folder. Read only."""
     folder = tmp_path_factory.mktemp("twins")
     images = shutil.copytree(made.images, folder / "images")
     (images / "again").mkdir()

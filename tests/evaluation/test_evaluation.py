@@ -66,7 +66,7 @@ class GivenScorer:
 
 def test_winoground_groups():
     rows, table = [], {}
-    # Group 0 is right in every way; group 1 prefers caption 0 for both pictures.
+    # Group 0 is right in every way; group 1 prefers caption 0 for both images.
     for group, scores in enumerate(([[2, 0], [0, 2]], [[5, 4], [1, 3]])):
         for caption in (0, 1):
             for picture in (0, 1):

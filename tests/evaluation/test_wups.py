@@ -52,7 +52,7 @@ def write_wordnet(folder):
 
 
 def in_a_fresh_process(code, data):
-    """Run code with another NLTK_DATA: nltk looks for it once a process."""
+    """Run code with another NLTK_DATA: nltk looks for it once per process."""
     environment = {**os.environ, "NLTK_DATA": str(data), "HOME": str(data)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ def check_sentence(error, name=""):
 
 
 def made_tar(mode):
-    """A tar of three pictures with their captions, a label and a record."""
+    """A tar of three images with their captions, a label and a record."""
     content = io.BytesIO()
     record = {"caption": "c", "n": [1, None], "deep": {"x": 1}}
     members = {
@@ -85,7 +85,7 @@ def test_tars(tmp_path, mode):
         try:  # frevl reads what it wrote
             read = read_pairs(out)
             assert (len(read), len(read.rejected)) == (captions.written, 0)
-        except PairsError as error:  # the caption of one picture was lost, and its label was not
+        except PairsError as error:  # the caption of one image was lost, and its label was not
             check_sentence(error, "expected a text as in")
 
     check()

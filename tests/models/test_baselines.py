@@ -63,7 +63,7 @@ def test_a_fit_without_time_ends_after_its_first_ten_steps():
         network = Linear(image_dim=5, text_dim=6, outputs=5)
         fit_linear(network, x, loss, lambda: 0.0, penalties=(1e-6, 1e-7), time_limit=limit)
         counts[limit] = len(losses)
-        assert losses[-1] < 0.9 * losses[0]  # what it has learnt by then stays
+        assert losses[-1] < 0.9 * losses[0]  # what it has learned by then stays
     assert counts[0.0] <= 20 < counts[None]
 
 

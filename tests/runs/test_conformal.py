@@ -39,7 +39,7 @@ def test_coverage_over_fresh_splits(each, level):
 
 
 def test_rows_instead_of_images_would_promise_too_much():
-    """What one draw a cluster is for: of nine images with five pairs each nobody can promise 95 %."""
+    """What one draw per cluster is for: of nine images with five pairs each nobody can promise 95 %."""
     covered = []
     for seed in range(60):
         probabilities, right, names = world(109, 5, seed)

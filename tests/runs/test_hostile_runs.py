@@ -19,7 +19,7 @@ __all__ = ["runs"]  # a fixture
 
 @pytest.fixture
 def copied(runs, tmp_path):
-    """A copy of a run: ``.record`` is what stands in run.json, ``write`` changes it."""
+    """A copy of a run: ``.record`` is what is in run.json, ``write`` changes it."""
 
     class Copied:
         path = tmp_path / "run"

@@ -219,7 +219,7 @@ def test_an_encoder_that_changed_under_its_name_is_refused(tmp_path, images, mon
 
 
 def test_canaries_are_pinned():
-    """Other pictures or texts would refuse every store in the world."""
+    """Other images or texts would refuse every store in the world."""
     digest = hashlib.sha256(b"".join(np.asarray(image).tobytes() for image in canary_images())).hexdigest()
     assert digest[:16] == "de87502543befc78"
     assert hashlib.sha256("\n".join(CANARY_TEXTS).encode()).hexdigest()[:16] == "4ffb7e4ed288d174"
@@ -227,7 +227,7 @@ def test_canaries_are_pinned():
     assert image.canaries.shape == (3, 64)
     assert text.canaries.shape == (3, 48)
     cosines = image.canaries @ image.canaries.T
-    assert (cosines[~np.eye(3, dtype=bool)] < 0.99).all()  # three pictures that an encoder tells apart
+    assert (cosines[~np.eye(3, dtype=bool)] < 0.99).all()  # three images that an encoder tells apart
 
 
 def test_an_encoder_that_answers_with_no_number_is_refused(monkeypatch):

@@ -41,7 +41,7 @@ def test_every_field_of_the_identity_is_guarded(tmp_path, field, there, here):
         f"{path}: the embeddings of the tower 'eye' were made differently: '{field}' is '{there}' there and "
         f"'{here}' here. Use the encoder and settings that made the store, or extract into a new store"
     )
-    # The refusal came before anything was written, the new tower beside it included.
+    # The refusal came before anything was written, the new tower next to it included.
     assert lance.dataset(str(path / "towers.lance")).version == before
     assert list(Store.open(path).towers) == ["eye"]
 

@@ -127,7 +127,7 @@ def test_who_cannot_begin_with_a_run_is_told_why(made, made_twice, captions, tmp
 
 @pytest.fixture(scope="module")
 def half(made, tmp_path_factory):
-    """A fusion that has learnt the task from the first half of the images, and the pairs of the others."""
+    """A fusion that has learned the task from the first half of the images, and the pairs of the others."""
     folder = tmp_path_factory.mktemp("half")
     rows = [json.loads(line) for line in made.train_file.read_text().splitlines()]
     images = sorted({row["image"] for row in rows})
@@ -155,7 +155,7 @@ def test_auto_judges_what_a_former_run_knows_as_it_is_and_as_a_beginning(made, h
     )  # fmt: skip
     rows = {row["name"]: row for row in run.results["selection"]["candidates"]}
     assert rows["zero-shot"]["seeds"] == 1
-    # What it says of new images without having learnt from them is what the scorer says of them.
+    # What it says of new images without having learned from them is what the scorer says of them.
     pairs = [json.loads(line) for line in rest.read_text().splitlines()]
     said = Scorer.open(former.path, store=made.store).score([(pair["image"], pair["text"]) for pair in pairs])
     truth = [former.labels.index(pair["target"]) for pair in pairs]

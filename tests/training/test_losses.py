@@ -133,7 +133,7 @@ def ids(*numbers: int) -> Tensor:
 
 
 def test_contrastive_loss_by_hand() -> None:
-    # Cosines: 1 on the diagonal, 0 beside it. At temperature 1 each anchor costs ln(1 + 1/e).
+    # Cosines: 1 on the diagonal, 0 next to it. At temperature 1 each anchor costs ln(1 + 1/e).
     same = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     loss = contrastive_loss(same, same, ids(0, 1), ids(0, 1), temperature=1.0)
     assert loss.item() == pytest.approx(0.3132617)

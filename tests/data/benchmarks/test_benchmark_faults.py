@@ -246,7 +246,7 @@ def test_nlvr_pictures_may_keep_the_name_of_the_split_they_were_cut_from(tmp_pat
             put(tmp_path, f"images/3/dev-{n}-0-{k}.png", "")
     rows = load_benchmark("nlvr", tmp_path, "test").rows
     assert [row["image"] for row in rows] == [f"images/3/dev-{n}-0-{k}.png" for n in (1, 2) for k in range(6)]
-    # One picture of its own split: then the others are missing, not found under another split's name.
+    # One image of its own split: then the others are missing, not found under another split's name.
     put(tmp_path, "images/3/test-1-0-4.png", "")
     assert [row["image"] for row in load_benchmark("nlvr", tmp_path, "test").rows] == ["images/3/test-1-0-4.png"]
 

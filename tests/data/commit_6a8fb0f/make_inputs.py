@@ -1,4 +1,4 @@
-"""Draw the pictures and write the pairs of this fixture: `python make_inputs.py`, from inside the folder.
+"""Draw the images and write the pairs of this fixture: `python make_inputs.py`, from inside the folder.
 
 Needs Pillow and numpy only. Nothing here comes from anywhere else.
 """
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 COLOURS = {"red": (225, 40, 40), "green": (40, 170, 70), "blue": (50, 70, 225), "yellow": (235, 215, 50)}
 SHAPES = ("circle", "square", "triangle")
-UNSEEN = ("heavy", "old", "cheap", "warm")  # what no picture says
+UNSEEN = ("heavy", "old", "cheap", "warm")  # what no image says
 
 
 def shape(draw: ImageDraw.ImageDraw, kind: str, x: int, y: int, size: int, fill: tuple[int, int, int]) -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     for file, rows in (("pairs.jsonl", pairs), ("captions.jsonl", captions), ("soft.jsonl", soft)):
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
-    # Vectors of a made-up encoder with a common space (16 numbers): what the picture shows, and noise.
+    # Vectors of a made-up encoder with a common space (16 numbers): what the image shows, and noise.
     numbers = np.random.default_rng(12)
     words = {word: numbers.standard_normal(16) for word in (*COLOURS, *SHAPES, "left", "right")}
     images = np.stack([sum(words[word] for word in one) + 0.7 * numbers.standard_normal(16) for one in seen])

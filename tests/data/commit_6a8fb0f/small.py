@@ -1,6 +1,6 @@
 """`python small.py train ...` is `frevl train ...` with smaller networks, so that the runs take little room.
 
-Fusion `tiny`: width 32, 2 blocks, 4 heads; `dual`: 32 numbers a vector and member, 64 inside. The sizes stand in each
+Fusion `tiny`: width 32, 2 blocks, 4 heads; `dual`: 32 numbers per vector and member, 64 inside. The sizes are in each
 run, so a reader needs to know nothing of this. For frevl as of commit 6a8fb0f.
 """
 

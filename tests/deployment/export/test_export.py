@@ -55,7 +55,7 @@ def answering(made, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(made, answering):
-    """A classification run with its exported file beside it, compared on real pairs."""
+    """A classification run with its exported file next to it, compared on real pairs."""
     return export(answering, store=made.store.path, pairs=made.test_file)
 
 

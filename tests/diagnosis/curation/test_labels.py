@@ -27,7 +27,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """300 pictures in three clear classes: a tenth of the labels is exchanged, 30 % of the texts name the label."""
+    """300 images in three clear classes: a tenth of the labels is exchanged, 30 % of the texts name the label."""
     folder = tmp_path_factory.mktemp("planted")
     random = np.random.default_rng(2)
     kinds = random.integers(0, 3, 300)
@@ -166,7 +166,7 @@ def test_a_class_that_the_models_have_not_learnt_is_not_judged(planted, tmp_path
 
 
 def test_a_class_whose_two_groups_are_both_set_aside_is_not_judged():
-    """A picture with many questions may be set aside with the last line of a rare answer; with this seed both are."""
+    """An image with many questions may be set aside with the last line of a rare answer; with this seed both are."""
     rows = [(f"{n}.jpg", "rare" if n in (3, 7) and not line else str(line % 4)) for n in range(20) for line in range(6)]
     learnt = Pairs([image for image, _ in rows], ["what"] * 120, [said for _, said in rows], [{}] * 120, [""] * 120)
     kept, aside, _ = set_aside(learnt, 0.1, task="classification", min_answer_count=1, seed=43)

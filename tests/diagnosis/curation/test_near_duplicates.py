@@ -146,7 +146,7 @@ def test_where_ordinary_pictures_agree_as_much_as_copies_the_pixels_decide_nothi
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory):
-    """40 pictures, copies of the first seven, one file twice, two lines for each."""
+    """40 images, copies of the first seven, one file twice, two lines for each."""
     folder = tmp_path_factory.mktemp("album")
     images = folder / "images"
     images.mkdir()
@@ -223,7 +223,7 @@ def test_the_best_matching_copy_is_kept_by_embedding_alone(tmp_path):
 
 
 def test_the_copy_that_is_kept_has_a_line_that_stays(album, tmp_path):
-    """The larger, first copy has a text without words; then the other one is kept, and no picture vanishes."""
+    """The larger, first copy has a text without words; then the other one is kept, and no image vanishes."""
     first, twin = ({"image": name, "text": "12"} for name in ("20.png", "twin.png"))
     for other, kept in (("a picture", ["twin.png"]), ("34", [])):
         lines = tmp_path / f"{other}.jsonl"

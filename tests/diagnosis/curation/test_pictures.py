@@ -1,4 +1,4 @@
-"""``frevl curate --drop image``: pictures that show nothing, judged beside measures that were written independently."""
+"""``frevl curate --drop image``: images that show nothing, judged beside measures that were written independently."""
 
 import json
 

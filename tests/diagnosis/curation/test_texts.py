@@ -1,4 +1,4 @@
-"""``frevl curate --drop text``: texts that say nothing of their picture."""
+"""``frevl curate --drop text``: texts that say nothing of their image."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_a_text_of_pictures_that_are_alike_is_no_boilerplate():
 
 
 def curated(tmp_path, texts, task=None, **extra):
-    """Curate lines of toy pictures of colours, one text each."""
+    """Curate lines of toy images of colours, one text each."""
     from PIL import Image
 
     images = tmp_path / "images"

@@ -70,7 +70,7 @@ def test_numbers_that_share_six_digits_stay_four_quarters():
 
 
 def removal(seed, bias=0.0, whole=False, images=200, each=5):
-    """Keep nine tenths; of group b fewer by the bias. Whole pictures go, or single lines."""
+    """Keep nine tenths; of group b fewer by the bias. Whole images go, or single lines."""
     random = np.random.default_rng(seed)
     clusters = np.repeat(np.arange(images), each)
     groups = np.array(["a", "b"])[random.integers(0, 2, images)][clusters]
@@ -131,7 +131,7 @@ def test_what_goes_of_judged_lines_is_compared_as_the_filter_was(tmp_path):
     lines = [{**pairs.row(row), "curate": {"kept": bool(kept[row])}} for row in range(len(pairs))]
     asked = {"task": "classification", "asked": told["asked"]}
     assert removed_of_lines(world.store, lines, kept, **asked) == told
-    # Of pictures that are gone what needs no vectors is told all the same.
+    # Of images that are gone what needs no vectors is told all the same.
     lines[0]["image"] = "gone.png"
     found = removed_of_lines(world.store, lines, kept, **asked)
     assert "some of these images are not in the store" in found["sentence"]

@@ -125,7 +125,7 @@ def test_same_is_two_pieces_of_one_shape(number):
 
 @pytest.mark.parametrize("number", [0, 1, 7, 13])
 def test_reading_can_be_read(number):
-    """Of all words in all sizes, the right one is most like the picture."""
+    """Of all words in all sizes, the right one is most like the image."""
     pixels, _, answer = drawn("reading", number)
     paper = float(pixels[0, 0, 0])
     seen = cut((paper - pixels[:, :, 0]) / (paper - COLOURS["black"][0]))
@@ -144,7 +144,7 @@ def coverage(word, size):
 
 
 def cut(covered):
-    """Move the ink into the upper left corner of a ``(100, 200)`` picture."""
+    """Move the ink into the upper left corner of a ``(100, 200)`` image."""
     ys, xs = np.nonzero(covered > 0.3)
     moved = np.zeros((100, 200))
     part = covered[ys.min() : ys.min() + 100, xs.min() : xs.min() + 200]

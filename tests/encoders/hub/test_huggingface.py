@@ -51,7 +51,7 @@ def unit(rows):
 
 @pytest.fixture(scope="module")
 def own(pretrained):
-    """The library's own model, image processor output and tokenizer output, for the odd pictures and texts."""
+    """The library's own model, image processor output and tokenizer output, for the odd images and texts."""
 
     def call(name, tokens=False, **options):
         folder = pretrained / name
@@ -90,7 +90,7 @@ def test_pooled_embeddings_are_those_of_the_library(pretrained, own, name):
     assert np.abs(images - unit(expected["image"].pooler_output.numpy())).max() < 1e-5
     assert np.abs(texts - unit(expected["text"].pooler_output.numpy())).max() < 1e-5
     assert images.shape == (6, encoder.image.dim)
-    # Small networks with random weights still have to tell the pictures apart, or nothing would be tested.
+    # Small networks with random weights still have to tell the images apart, or nothing would be tested.
     assert (images[0] @ images[5]) < 0.99
     assert (texts[0] @ texts[3]) < 0.999
 

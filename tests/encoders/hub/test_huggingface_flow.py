@@ -1,4 +1,4 @@
-"""A hub's model from pictures to scores, its ONNX form, and the machinery that chooses how it runs."""
+"""A hub's model from images to scores, its ONNX form, and the machinery that chooses how it runs."""
 
 import json
 import logging

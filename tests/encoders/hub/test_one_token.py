@@ -46,6 +46,6 @@ def test_only_a_pooled_tower_takes_the_short_cut(tower, tmp_path, choice):
     expected = output.pooler_output[:, None] if choice == "pooled" else output.last_hidden_state
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     saved = counted_flops(tower.vision_model, pixels) - counted_flops(source.network, pixels)
-    # Per picture 16 of 17 tokens less in two maps of 128 x 128, two products of attention, and two maps of 128 x 512.
+    # Per image 16 of 17 tokens less in two maps of 128 x 128, two products of attention, and two maps of 128 x 512.
     one = 2 * (2 * 128 * 128 + 2 * 17 * 128 + 2 * 128 * 512)
     assert saved == (5 * 16 * one if choice == "pooled" else 0)

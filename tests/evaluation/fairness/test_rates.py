@@ -36,7 +36,7 @@ def test_items_of_cell_minus_one_and_their_clusters_play_no_part():
 
 def test_interval_draws_clusters_not_rows():
     random = np.random.default_rng(0)
-    values = np.repeat(random.integers(0, 2, 60), 5).astype(float)  # five equal rows a picture
+    values = np.repeat(random.integers(0, 2, 60), 5).astype(float)  # five equal rows per image
     cells, pictures = np.repeat(np.arange(60) % 2, 5), np.repeat(np.arange(60), 5).astype(str)
     rows = np.arange(300).astype(str)
     by_picture = Cells(values, cells, pictures.tolist(), 2).difference(0, 1)
@@ -52,7 +52,7 @@ def test_chance_finds_a_planted_gap_and_none_elsewhere():
     planted = Cells((random.random(200) < np.where(cells, 0.8, 0.4)).astype(float), cells, pictures, 2).chance()
     assert planted == 1 / 2001
     assert none > 0.05
-    # A picture with pairs of both groups has no group of its own to exchange.
+    # An image with pairs of both groups has no group of its own to exchange.
     assert Cells([1, 0, 1], [0, 1, 1], ["p", "p", "q"], 2).chance() is None
 
 

@@ -40,7 +40,7 @@ def number(row):
 
 
 def parts(row):
-    """Pictures 0 to 3 are of a small group, 4 and 5 of none, the others of two."""
+    """Images 0 to 3 are of a small group, 4 and 5 of none, the others of two."""
     at = number(row)
     return "few" if at < 4 else None if at < 6 else "ab"[at % 2]
 
@@ -103,7 +103,7 @@ def test_recall_and_match_rate_by_group(made, runs, tmp_path):
     _, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
     said = [p > 0.5 for p, image in zip(probabilities, pairs.images, strict=True) if int(image[:-4]) % 2 == 0]
     assert metrics["match_rate"]["groups"]["a"]["match_rate"] == pytest.approx(100 * np.mean(said))
-    # "a red square" describes pictures of both groups, so no text belongs to one of them.
+    # "a red square" describes images of both groups, so no text belongs to one of them.
     assert "t2i_r1" not in metrics
     assert any("'t2i_r1' by 'side' is left out" in note for note in result.notes)
 
@@ -134,7 +134,7 @@ def test_skew_of_searches(made, runs, tmp_path, frevl):
 
 
 def test_a_shown_group_is_found(made, runs, tmp_path):
-    """Red pictures are the first that "a red square" finds: their skew is above 0."""
+    """Red images are the first that "a red square" finds: their skew is above 0."""
     red = {i for i, t in zip(made.captions.images, made.captions.texts, strict=True) if "red" in t}
     pairs = read_pairs(with_key(made.captions, tmp_path / "p.jsonl", lambda r: "red" if r["image"] in red else "other"))
     scorer = Scorer.open(runs / "dual", store=made.store)

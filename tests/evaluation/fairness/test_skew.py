@@ -10,7 +10,7 @@ def test_skew_by_hand():
     top, pool = np.array([[0.75, 0.25]]), np.array([0.5, 0.5])
     assert skews(top, pool, 4).tolist() == [pytest.approx([np.log(1.5), np.log(0.5)])]
     assert share_gaps(top, pool).tolist() == [0.25]
-    # Nobody of a group among four counts as half a picture: ln(0.125 / 0.5).
+    # Nobody of a group among four counts as half an image: ln(0.125 / 0.5).
     assert skews(np.array([[1.0, 0.0]]), pool, 4)[0, 1] == pytest.approx(np.log(0.25))
 
 

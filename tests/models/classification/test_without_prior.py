@@ -35,7 +35,7 @@ def test_by_hand():
     bank = torch.tensor([[2.0], [4.0]])
     less = WithoutPrior(network, bank, torch.ones(2, 1, dtype=torch.bool), kept="text", strength=0.5)
     image, text = torch.tensor([[6.0]]), torch.tensor([[1.0, 7.0]])
-    # Logits 16 and 7; without the picture 13 (the mean of 12 and 14) and 7.
+    # Logits 16 and 7; without the image 13 (the mean of 12 and 14) and 7.
     assert less.prior_logits(text).tolist() == [[13.0, 7.0]]
     assert less(image, text).tolist() == [[9.5, 3.5]]
     by_text = WithoutPrior(network, text, torch.ones(1, 1, dtype=torch.bool), kept="image", strength=1.0)

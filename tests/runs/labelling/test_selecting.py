@@ -24,7 +24,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def world(named, tmp_path_factory):
-    """A classifier that knows ten pictures of each class, and a pool of the others without their labels."""
+    """A classifier that knows ten images of each class, and a pool of the others without their labels."""
     folder = tmp_path_factory.mktemp("selecting")
     frevl.classify(named.store, run=folder / "run", examples=named.examples)
     scorer = frevl.Scorer.open(folder / "run", store=named.store)

@@ -13,7 +13,7 @@ from frevl.training.training import train
 
 @pytest.fixture(scope="module")
 def searched(made, tmp_path_factory):
-    """A store with a copy of one picture, whose vectors were computed by a first search, and its run. Read only."""
+    """A store with a copy of one image, whose vectors were computed by a first search, and its run. Read only."""
     folder = tmp_path_factory.mktemp("searched")
     shutil.copytree(made.store.path, folder / "store", ignore=shutil.ignore_patterns("vectors"))
     shutil.copytree(made.images, folder / "images")

@@ -1,4 +1,4 @@
-"""An index in parts: each is on the disk when it is made, and together they find what one graph of all rows finds."""
+"""An index in parts: each is on disk when it is made, and together they find what one graph of all rows finds."""
 
 import json
 import resource

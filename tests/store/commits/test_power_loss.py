@@ -1,4 +1,4 @@
-"""Power loss: what was said to be done is on the disk, and what was in flight is taken back."""
+"""Power loss: what was said to be done is on disk, and what was in flight is taken back."""
 
 import json
 import shutil

@@ -35,7 +35,7 @@ def store(tmp_path, images):
 
 @pytest.fixture
 def embedded(monkeypatch):
-    """How many pictures the image towers are given, the canaries left out."""
+    """How many images the image towers are given, the canaries left out."""
     counted = []
     original = ToyImageTower.embed
 
@@ -84,7 +84,7 @@ def test_a_cycle_of_renames(images, store, embedded):
         (images / f"{number}.png").rename(images / f"{number}.old")
     for number in range(8):
         (images / f"{number}.old").rename(images / f"{(number + 3) % 8}.png")
-    for number in range(8):  # a copy keeps times, and all these pictures may have one size
+    for number in range(8):  # a copy keeps times, and all these images may have one size
         os.utime(images / f"{number}.png", ns=(number * 10**9, number * 10**9))
     report = extract(store, images=images, encoder=["toy"], commit_rows=3)
     assert embedded() == report.images == 0
@@ -226,7 +226,7 @@ def test_pruning_needs_a_folder(store, tmp_path):
 
 
 def changed_in_silence(images, draw, tmp_path):
-    """Another picture of the same size and time under the name 4.png."""
+    """Another image of the same size and time under the name 4.png."""
     status = (images / "4.png").stat()
     for seed in range(1, 60):
         other = draw(tmp_path / "other", [4], seed=seed) / "4.png"
@@ -319,7 +319,7 @@ def test_killed_while_it_moves_and_prunes(images, store, tmp_path, before):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode in (-signal.SIGKILL, 0), done.stderr
         now = vectors(copied)
-        # At any moment every picture has its own embedding, under its old name or its new one.
+        # At any moment every image has its own embedding, under its old name or its new one.
         for number in range(7):
             names = {f"{number}.png", f"moved {number}.png"}.intersection(now)
             assert names

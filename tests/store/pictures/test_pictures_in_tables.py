@@ -1,4 +1,4 @@
-"""Pictures inside Parquet, Arrow and Feather files are embedded straight from there."""
+"""Images inside Parquet, Arrow and Feather files are embedded straight from there."""
 
 import io
 import json

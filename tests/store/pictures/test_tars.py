@@ -1,4 +1,4 @@
-"""Tars: pictures are embedded without unpacking, captions become pairs, and what is broken in a tar is said."""
+"""Tars: images are embedded without unpacking, captions become pairs, and what is broken in a tar is said."""
 
 import gzip
 import io
@@ -37,7 +37,7 @@ def write_tar(path, members, mode="w"):
 
 
 def samples(numbers):
-    """What img2dataset writes: picture, caption and record of every key."""
+    """What img2dataset writes: image, caption and record of every key."""
     for number in numbers:
         key = f"{number:09}"
         record = {"caption": f"a picture of {number}", "width": 24, "url": f"http://x/{number}", "exif": None}
@@ -184,7 +184,7 @@ def test_keys_that_stand_twice(tmp_path):
             ("000000001.png", picture(1)),  # the same again
             ("000000001.png", picture(2)),  # another one of this name
             ("000000001.txt", b"another caption"),
-            ("000000001.jpg", picture(3)),  # another picture of this key
+            ("000000001.jpg", picture(3)),  # another image of this key
         ],
     )
     report = extract(tmp_path / "s", images=tar, encoder="toy", write_pairs=tmp_path / "p.jsonl")
@@ -307,7 +307,7 @@ def test_the_command(tmp_path, tars, frevl):
 
 
 def pairs_of(tmp_path, members):
-    """What the pairs file of a tar says, by name of the picture, and what was rejected, by name of the member."""
+    """What the pairs file of a tar says, by name of the image, and what was rejected, by name of the member."""
     tar = write_tar(tmp_path / "x.tar", members)
     report = extract(tmp_path / "s", images=tar, encoder="toy", write_pairs=tmp_path / "p.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]

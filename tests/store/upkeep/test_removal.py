@@ -122,7 +122,7 @@ def test_compaction_frees_the_room_and_open_readers_go_on(store):
     assert rows < report.bytes_after < rows * 1.35 < size
     assert vectors(store) == before
     assert verify(store) == []
-    # A reader of before goes on with the newest version where its own is no longer on the disk.
+    # A reader of before continues with the newest version where its own is no longer on disk.
     assert reader.read_images(kept[:3]).tolist() == [list(before[id_]) for id_ in kept[:3]]
     again = compact(store)
     assert again.bytes_after <= report.bytes_after

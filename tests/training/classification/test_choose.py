@@ -47,7 +47,7 @@ def test_a_class_of_one_example_is_never_held_out():
 
 
 def test_a_group_that_the_space_has_partly_learned_from_is_not_held_out():
-    """Copies with one random label a group: whoever learns from half of a group knows the label of the other half."""
+    """Copies with one random label per group: whoever learns from half of a group knows the label of the other half."""
     generator = torch.Generator().manual_seed(0)
     groups = torch.arange(60).repeat_interleave(4)
     unit = F.normalize(torch.randn(60, 16, generator=generator), dim=1)[groups]

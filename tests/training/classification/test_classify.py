@@ -212,7 +212,7 @@ def test_in_the_space_of_a_trained_run(made, tmp_path):
 
 
 def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, tmp_path):
-    """A dual is right about the pictures that it was trained on: compared on these, names alone always win."""
+    """A dual is right about the images that it was trained on: compared on these, names alone always win."""
     images = list(dict.fromkeys(made.captions.images))
     colours = dict(zip(made.captions.images, (text.split()[1] for text in made.captions.texts), strict=True))
     learned = set(images[: len(images) // 2])
@@ -386,7 +386,7 @@ def test_what_was_asked_for_and_not_done_comes_first(named, tmp_path):
 
 
 def test_a_finished_run_is_not_returned_once_something_behind_it_has_changed(named, tmp_path):
-    """The same call goes on with an interrupted labelling, so nothing that decides the run may change unseen."""
+    """The same call continues with an interrupted labelling, so nothing that decides the run may change unseen."""
     examples = tmp_path / "examples.jsonl"
     rows = named.examples.read_text().splitlines()
     examples.write_text("".join(f"{row}\n" for row in rows))

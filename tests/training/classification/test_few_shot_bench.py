@@ -1,4 +1,4 @@
-"""bench/few_shot.py at tiny sizes: a table a folder, and a record a measurement."""
+"""bench/few_shot.py at tiny sizes: a table a folder, and a record per measurement."""
 
 import json
 import runpy

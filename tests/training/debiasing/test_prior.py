@@ -51,7 +51,7 @@ def test_the_bank_is_training_pictures_and_what_they_answer_is_subtracted(made, 
     def apart(embeddings):
         return np.abs(bank[:, None] - embeddings[None]).max(axis=2).min(axis=1)
 
-    assert apart(trained).max() < 1e-3  # every row of the bank is a training picture,
+    assert apart(trained).max() < 1e-3  # every row of the bank is a training image,
     assert apart(judged).min() > 1e-3  # and none of them is evaluated
     pictures = [
         list(dict.fromkeys(made.train.images))[row]
@@ -130,7 +130,7 @@ def test_matching_takes_the_hubness_of_the_text_back_for_single_pairs_too(made, 
     for row, text in enumerate(texts):
         alone = after.score([(images[1], text)])[0]
         assert alone == pytest.approx(before.score([(images[1], text)])[0] - 0.5 * prior[row], abs=2e-3)
-    # The bank is training pictures: their logits with the text, averaged.
+    # The bank is training images: their logits with the text, averaged.
     trained = list(
         dict.fromkeys(json.loads(line)["image"] for line in (runs / "captions.jsonl").read_text().splitlines())
     )
@@ -153,7 +153,7 @@ def test_choice_sets_say_what_the_texts_give_away(made, runs, tmp_path):
 
 
 def test_published_choice_sets_are_judged_with_a_bank_of_training_items(made, runs, tmp_path):
-    """Files in the form of Winoground and SugarCrepe, of pictures that no training saw; themselves they are no bank."""
+    """Files in the form of Winoground and SugarCrepe, of images that no training saw; themselves they are no bank."""
     own = list(dict.fromkeys(made.captions.images))[-20:]
     text_of = dict(zip(made.captions.images, made.captions.texts, strict=True))
     for image in own:

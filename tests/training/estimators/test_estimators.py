@@ -31,7 +31,7 @@ CANNOT_HOLD = {
 
 @pytest.fixture(scope="module")
 def arrays(named):
-    """Embeddings of examples and of test pictures, their labels, and the vectors of the names."""
+    """Embeddings of examples and of test images, their labels, and the vectors of the names."""
     read = {}
     for part, file in (("examples", named.examples), ("test", named.test)):
         rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -32,7 +32,7 @@ def pairs_of(images, texts, image_rows, text_rows):
 
 
 def examples(what="both", count=240, seed=3):
-    """Four pairs an image; their class is the product of two signs, or the sign of the text or of the image alone."""
+    """Four pairs per image; their class is the product of two signs, or the sign of the text or of the image alone."""
     random = torch.Generator().manual_seed(seed)
     images, texts = torch.randn(count // 4, 5, generator=random), torch.randn(11, 7, generator=random)
     image_rows = torch.arange(count // 4).repeat_interleave(4)

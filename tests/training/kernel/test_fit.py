@@ -108,7 +108,7 @@ def of_images(images, label, clusters=None, outputs=None, options=None):
 
 
 def test_near_copies_of_one_cluster_do_not_vouch_for_each_other():
-    """Every picture stands there twice with one random label: only leaving both out tells that nothing is known."""
+    """Every image is there twice with one random label: only leaving both out tells that nothing is known."""
     random = torch.Generator().manual_seed(5)
     once = torch.randn(40, 5, generator=random)
     images = torch.cat([once, once + 1e-3])
@@ -119,7 +119,7 @@ def test_near_copies_of_one_cluster_do_not_vouch_for_each_other():
 
 
 def few_shot(examples, *, classes=25, seed=0):
-    """Pictures around the centres of their classes, and other pictures of these."""
+    """Images around the centres of their classes, and other images of these."""
     random = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, 32, generator=random)
     label, new = torch.arange(classes).repeat(examples), torch.arange(classes).repeat(8)

@@ -82,7 +82,7 @@ def test_too_few_images_say_nothing():
 
 
 def test_copies_stay_in_one_fold():
-    """Every image stands there twice under one cluster: its twin must not tell the canonical directions its text."""
+    """Every image is there twice under one cluster: its twin must not tell the canonical directions its text."""
     once = examples(120, hubs=True)
     twice = Examples(
         once.pairs.with_rows(once.pairs.image_rows.repeat(2), once.pairs.text_rows.repeat(2)),
@@ -133,7 +133,7 @@ def test_auto_takes_it_and_the_run_evaluates_scores_and_comes_back(world, tmp_pa
 
 
 def test_workers_rerank_what_the_first_of_them_has_chosen(world, monkeypatch):
-    """Processors differ in the last bits: all go on with one first stage, after as many messages."""
+    """Processors differ in the last bits: all continue with one first stage, after as many messages."""
     data = prepare(
         Store.open(world / "store"), read_pairs(world / "train.jsonl"), None, task="matching", encoder=None, seed=0,
         dev_share=0.2, min_answer_count=1,

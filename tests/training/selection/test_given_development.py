@@ -23,7 +23,7 @@ def unit(vectors):
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory):
-    """Pictures in series of six variants; every series has one label, drawn at random, so nothing can be learnt."""
+    """Images in series of six variants; every series has one label, drawn at random, so nothing can be learned."""
     random = np.random.default_rng(5)
     centres = random.standard_normal((SERIES, DIM))
     variants = unit(np.repeat(centres, VARIANTS, axis=0) + 0.4 * random.standard_normal((SERIES * VARIANTS, DIM)))

@@ -108,7 +108,7 @@ def test_a_time_limit_too_short_for_any_comparison_still_gives_a_model(rows, cho
         "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
         f"{chosen} was fitted once; others may be better. Give more --time-limit."
     )
-    # It was judged beside the majority on pairs that it has not learned from, all the same.
+    # It was judged next to the majority on pairs that it has not learned from, all the same.
     assert selection["majority"]["answer"] in ("yes", "no", "0", "1")
     assert not selection["majority"]["chance"]
     assert {row["name"] for row in selection["candidates"]} >= {"kernel", "linear"}

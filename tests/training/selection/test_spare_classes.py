@@ -1,4 +1,4 @@
-"""No split takes every example of a class away; with one example a class nothing is held out."""
+"""No split takes every example of a class away; with one example per class nothing is held out."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_a_picture_of_many_questions_is_held_out_though_one_answer_is_rare():
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
-    """Imported vectors of 20 classes; files with 1, 2 and 5 examples a class, and 6 others to evaluate on."""
+    """Imported vectors of 20 classes; files with 1, 2 and 5 examples per class, and 6 others to evaluate on."""
     folder = tmp_path_factory.mktemp("few")
     random = np.random.default_rng(3)
     numbers = np.tile(np.arange(CLASSES), 11)
@@ -99,7 +99,7 @@ def test_no_split_takes_a_class_away(few, name, dev):
 
 @pytest.mark.parametrize("task", ["matching", "classification"])
 def test_no_more_than_so_many_pairs_are_set_aside(made, monkeypatch, task):
-    """Whole images, the others are learnt from, and a note says so; below the limit nothing changes."""
+    """Whole images, the others are learned from, and a note says so; below the limit nothing changes."""
     file = made.captions_file if task == "matching" else made.train_file
     pairs = read_pairs(file)
 

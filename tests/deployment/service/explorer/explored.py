@@ -16,7 +16,7 @@ __all__ = ["copied", "explored"]
 
 
 def copied(made, folder):
-    """Copy store and pictures of the made world, so that they may change."""
+    """Copy store and images of the made world, so that they may change."""
     shutil.copytree(made.store.path, folder / "store")
     shutil.copytree(made.images, folder / "images")
     return SimpleNamespace(store=folder / "store", images=folder / "images")

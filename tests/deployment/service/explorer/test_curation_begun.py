@@ -1,4 +1,4 @@
-"""Curations that are begun from the page: what they go on with, who finds and ends them, and how long they took."""
+"""Curations that are begun from the page: what they continue with, who finds and ends them, and how long they took."""
 
 import json
 import os

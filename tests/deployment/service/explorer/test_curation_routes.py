@@ -402,7 +402,7 @@ def test_a_pairs_file_and_labels_are_judged_from_the_page(made, tmp_path):
         assert at.http.get("/explore/curations").json()["judges"] == ["pairs", "labels"]
         at.http.post("/explore/curation/start", json={"judge": "labels"})
         assert until(at.http, "done")["said"] == "1 lines classification"
-        # A second result of the same file is beside the first, whose decisions stay.
+        # A second result of the same file is next to the first, whose decisions stay.
         at.http.post("/explore/curation/start", json={"judge": "pairs"})
         until(at.http, "done")
         names = at.http.get("/explore/curations").json()["curations"]

@@ -1,4 +1,4 @@
-"""What is in a store, over HTTP, without any run: counts, pictures, thumbnails, search, and what changes meanwhile."""
+"""What is in a store, over HTTP, without any run: counts, images, thumbnails, search, and what changes meanwhile."""
 
 import io
 import json

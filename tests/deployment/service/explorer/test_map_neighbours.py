@@ -1,4 +1,4 @@
-"""The map that keeps neighbours together, and clusters: computed beside the service, kept, and refused in words."""
+"""The map that keeps neighbours together, and clusters: computed next to the service, kept, and refused in words."""
 
 import base64
 import sys

@@ -1,4 +1,4 @@
-"""The map over HTTP: principal components, computed once; colours; the pictures of points."""
+"""The map over HTTP: principal components, computed once; colours; the images of points."""
 
 import base64
 

@@ -1,4 +1,4 @@
-"""Filters as chips, columns with their values, and why a picture was found."""
+"""Filters as chips, columns with their values, and why an image was found."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ __all__ = ["runs"]
 
 @pytest.fixture
 def clip(tmp_path):
-    """Five pictures with captions and metadata in one space."""
+    """Five images with captions and metadata in one space."""
     clip_retrieval(tmp_path / "clip")
     import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
     with explored(tmp_path / "store") as looked:
@@ -116,7 +116,7 @@ def test_whole_numbers_that_a_browser_would_round_travel_as_digits(tmp_path):
 
 @pytest.fixture
 def dated(tmp_path):
-    """Pictures of 29 March 2026, 22:30 UTC and then every half hour; the sixth has no date."""
+    """Images of 29 March 2026, 22:30 UTC and then every half hour; the sixth has no date."""
     moments = [datetime(2026, 3, 29, 22, 30, tzinfo=UTC) + timedelta(minutes=30 * row) for row in range(5)]
     plain = [*(moment.replace(tzinfo=None) for moment in moments), None]
     vectors = pa.array(np.eye(6).tolist(), pa.list_(pa.float32(), 6))

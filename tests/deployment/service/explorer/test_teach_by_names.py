@@ -1,4 +1,4 @@
-"""Teaching with the names of the classes, where the encoder reads texts in the space of its pictures."""
+"""Teaching with the names of the classes, where the encoder reads texts in the space of its images."""
 
 import json
 
@@ -15,7 +15,7 @@ NAMES = ("cat", "dog", "owl")
 
 @pytest.fixture
 def store(tmp_path):
-    """60 pictures around three names, as an encoder of one space would embed them."""
+    """60 images around three names, as an encoder of one space would embed them."""
     rng = np.random.default_rng(0)
     names = rng.standard_normal((3, 19))
     pictures = names[np.arange(60) % 3] + 0.5 * rng.standard_normal((60, 19))
