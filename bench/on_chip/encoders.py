@@ -152,7 +152,7 @@ def comparison(chip: Chip, meter: CardMeter) -> Iterator[Record]:
     for way in joint:
         operations = {"ratio_of_operations": way.flops / ways[1].flops}
         yield _faster(f"half cached over {way.name}", each[way.name], half, 2.3, **operations)
-        yield _less(f"half cached over {way.name}: percent fewer joules a pair", each[way.name], half, 52.0)
+        yield _less(f"half cached over {way.name}: percent fewer joules per pair", each[way.name], half, 52.0)
         yield _faster(f"fully cached over {way.name}", each[way.name], full, None)
 
 

@@ -7,54 +7,54 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 TITLES = {
-    "limits": "What the chip was measured to do",
+    "limits": "Measured limits of the card",
     "a scores": "(a) The same scores as on a processor",
-    "b throughput": "(b) Pairs a second of the fusion",
-    "c training": "(c) Steps of the training of `base`",
-    "d images": "(d) Images a second of a frozen encoder",
+    "b throughput": "(b) Pairs per second of the fusion",
+    "c training": "(c) Training steps of `base`",
+    "d images": "(d) Images per second of a frozen encoder",
     "e comparison": "(e) End to end, half cached, fully cached, joint encoders: time and joules",
-    "f rerank": "(f) Reranking beside a small joint encoder",
+    "f rerank": "(f) Reranking compared with a small joint encoder",
     "g search": "(g) Exact search",
 }
 
 NOTES = {
     "a scores": """\
-The network is a `base` trained for a moment on made pairs, on the device itself. In float16 the scorer keeps the sums
+The network is a `base` trained briefly on synthetic pairs, on the device itself. In float16, the scorer keeps the sums
 of the residual stream and the logits in float32. bf16 has three bits less, which is why scores are float16. The
-differences from float64 say which side is farther from the truth; in float32 that is the device, probably because its
-products add in longer chains.""",
+differences from float64 show which side is farther from the truth; in float32 it is the device, probably because its
+products sum in longer chains.""",
     "b throughput": """\
-In brackets: operations over those of the large bf16 product in the same round. *Folded* is `for_inference`; float16 is
-what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster and too inexact for scores (see a).
-Embeddings lie on the device.""",
+In brackets: operations relative to those of the large bf16 product in the same round. *Folded* is `for_inference`;
+float16 is what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster but too inexact for scores
+(see a). Embeddings are on the device.""",
     "c training": """\
-The loss, the optimiser and the gather of embeddings of `frevl train`, without mixup; operations of forward and backward
-pass alone. `frevl train --device cuda` runs the plain bf16 step: where it takes as long for a small batch as for a
-large one, the processor cannot launch its kernels as fast as the device finishes them, which is what the CUDA graphs
-mend. What then remains is in the profile below: a step has many passes beside its products (norms, GELU, dropout, the
+The loss, the optimiser and the gathering of embeddings of `frevl train`, without mixup; only operations of the forward
+and backward pass are counted. `frevl train --device cuda` runs the plain bf16 step. If that takes as long for a small
+batch as for a large one, the processor cannot launch kernels as fast as the device finishes them, which CUDA graphs
+solve. The profile below shows what remains: a step has many passes besides its products (norms, GELU, dropout, the
 square of similarities of the contrastive term, AdamW).""",
     "d images": """\
-*The runtime of extract* starts from float32 pixels in the processor's memory and ends with embeddings there; decoding
-is the stage before, timed apart.""",
+*The runtime of extract* starts with float32 pixels in the processor's memory and ends with embeddings there; decoding,
+the stage before, is timed separately.""",
     "e comparison": """\
-Everything in float16, all inputs on the device, three windows each. The joint encoders run as the transformers library
-has them: where their share of the product and the watts are low, the device probably waited for the processor, and a
-better form of them would be faster. The ratio of operations is what no form can undo.""",
+Everything in float16, all inputs on the device, three windows each. The joint encoders run as implemented in the
+transformers library: where their share of the product and the watts are low, the device probably waited for the
+processor, and a better implementation would be faster. No implementation can change the ratio of operations.""",
     "f rerank": """\
-Ours and the joint encoder with everything on the device that can be kept there. The joint encoder is built to the
-published sizes (64 stored tokens of 384 numbers an image, 32 word pieces, 12 layers of 384); the ratio that is held
-against the goal is over the 50,000 pairs/s that its authors state.""",
+Both ours and the joint encoder keep everything possible on the device. The joint encoder has the published sizes (64
+stored tokens of 384 dimensions per image, 32 word pieces, 12 layers of 384); the ratio compared with the goal is
+relative to the 50,000 pairs/s that its authors state.""",
     "g search": """\
-The share is that of one pass over the vectors in the time of a batch of queries.""",
+The share is the time of one pass over the vectors divided by the time of a batch of queries.""",
 }
 
 INTRODUCTION = """\
 `python bench/accelerator.py --page docs/accelerator.md` measured everything here in one process of {seconds:.0f}
-seconds ({date}, PyTorch {torch}, {rounds} rounds, windows of {window} s for energy, beside {cores} cores of
-{processor}) and wrote this page. A number is the median over rounds, with the lowest and the highest; what is compared
-took turns in the same round. Networks have random weights and their published sizes: speed does not depend on them, and
-nothing here says how good an answer is. Energy is that of the whole card by NVML's counter, less that of the idle card;
-the processor beside it is not in it."""
+seconds ({date}, PyTorch {torch}, {rounds} rounds, windows of {window} s for energy, next to {cores} cores of
+{processor}) and wrote this page. Numbers are medians over rounds, with the lowest and the highest; compared
+measurements alternate in the same round. Networks have random weights and their published sizes: speed does not depend
+on them, and nothing here says how good an answer is. Energy is that of the whole card by NVML's counter, minus that of
+the idle card; the processor is not included."""
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -84,7 +84,7 @@ def page(found: Mapping[str, Any]) -> str:
         if part == "b throughput":
             lines += _throughput(own)
         else:
-            header = "| measured | median | lowest to highest | unit | beside |"
+            header = "| measured | median | lowest to highest | unit | details |"
             lines += [header, "|---|---|---|---|---|", *(_row(one, _beside(one, found)) for one in own)]
     lines += _profiles(missed)
     if found["failures"]:
@@ -107,7 +107,7 @@ def _beside(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     details = dict(one["details"])
     if one["part"] == "e comparison" and details.get("flops") and one["unit"] == "pairs/s":
         products = [r["value"] for r in found["records"] if r["part"] == "limits" and r["name"].endswith("fp16")]
-        details["operations a pair"] = f"{details['flops'] / 1e9:.3g} G"
+        details["operations per pair"] = f"{details['flops'] / 1e9:.3g} G"
         if products:
             details["share of product"] = details["flops"] * one["value"] / (1e12 * products[0])
     shown = []
@@ -118,8 +118,13 @@ def _beside(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
             value = ", ".join(f"{key} {_number(part)}" for key, part in value.items())
         if isinstance(value, list):
             value = f"{_number(value[0])} to {_number(value[1])}"
-        shown.append(f"{name.replace('_', ' ')} {_number(value) if isinstance(value, int | float) else value}")
+        shown.append(f"{_words(name)} {_number(value) if isinstance(value, int | float) else value}")
     return "; ".join(shown)
+
+
+def _words(name: str) -> str:
+    """Return the name of a detail as the page writes it: ``joules_a_pair`` is "joules per pair"."""
+    return re.sub(r"_an?_", " per ", name).replace("_", " ")
 
 
 _LARGE = 8192  # smaller batches wait for the processor, which varies more
@@ -144,7 +149,7 @@ def _throughput(records: Iterable[Mapping[str, Any]]) -> list[str]:
         cell = f"{_number(one['value'])} ({share:.0%})" if share >= 0.005 else _number(one["value"])
         tables.setdefault(title, {}).setdefault(form, {})[batch] = cell
     lines = [
-        f"From the lowest to the highest round, numbers of batches from {_LARGE:,} on spread by at most "
+        f"The rounds of batches from {_LARGE:,} upwards spread by at most "
         f"{spreads.get(True, 0.0):.0%} of their median, those of smaller ones by at most {spreads.get(False, 0.0):.0%}."
     ]
     for title, forms in tables.items():
@@ -159,7 +164,7 @@ def _throughput(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _profiles(missed: Iterable[Mapping[str, Any]]) -> list[str]:
     profiled = [one for one in missed if one["details"].get("profile")]
-    lines = ["", "## Where the time goes where a goal was missed"] if profiled else []
+    lines = ["", "## Where the time goes if a goal was missed"] if profiled else []
     for one in profiled:
         shares = dict(one["details"]["profile"])
         busy = shares.pop("milliseconds a call", None)

@@ -457,7 +457,7 @@ def test_the_page_says_what_the_record_says(record, tmp_path):
     assert "| tiny against products | 0.625 | 0.7 | **no** |" in text
     assert "1 of 2 are missed" in text
     assert "| half cached over end to end | 2.5 | 52.0 % | 99.96 % | not measured |" in text
-    assert "## Why a limit is missed" in text
+    assert "## Why a goal is missed" in text
     assert "| `aten::addmm` | 75.0 % |" in text
     assert "| tiny, pooled, fused, batch 32 | 12,346 | 1 to 4, 3 rounds | 5 | 50 % |" in text
     assert "| CLIP | 2 | 250 | 0.5 | 0.025 |" in text

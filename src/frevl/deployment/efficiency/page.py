@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[str, str]] = {
 
 
 def goals_table(record: dict[str, Any]) -> str:
-    """Return the promised and the reached figures as a table for the terminal."""
+    """Return the goals and the measured figures as a table for the terminal."""
     from frevl.terminal import table
 
     rows = [
@@ -65,7 +65,7 @@ def goals_table(record: dict[str, Any]) -> str:
         if energy is None or not isinstance(energy["value"], str)
         else f"\n\nEnergy: {energy['value']}, {energy['reason']}."
     )
-    return table(["goal", "reached", "least", "met"], rows) + note
+    return table(["goal", "reached", "required", "met"], rows) + note
 
 
 def write_page(record: dict[str, Any], path: Path) -> None:
@@ -131,7 +131,7 @@ def _goals(record: dict[str, Any]) -> list[str]:
         else f"{len(missed)} of {len(goals)} are missed; if the fusion or an encoder misses one, the profiles below "
         "show why."
     )
-    return [f"## What was promised\n\n{_markdown(['goal', 'reached', 'least', 'met'], rows)}\n\n{sentence}"]
+    return [f"## Goals\n\n{_markdown(['goal', 'reached', 'required', 'met'], rows)}\n\n{sentence}"]
 
 
 def _roads(record: dict[str, Any]) -> list[str]:
@@ -160,7 +160,7 @@ def _roads(record: dict[str, Any]) -> list[str]:
 
 def _profiles(record: dict[str, Any]) -> list[str]:
     profiles = _of(record, "profile")
-    parts = ["## Why a limit is missed"] if profiles else []
+    parts = ["## Why a goal is missed"] if profiles else []
     for one in profiles:
         rows = [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in one["shares"].items()]
         products = f"Matrix products take {100 * one['value']:.0f} % of the time."
