@@ -1,4 +1,4 @@
-"""A world of captions with a known truth: imported vectors of images and of texts that share a few directions."""
+"""A synthetic set of captions with known truth: imported vectors of images and texts that share a few directions."""
 
 import json
 from dataclasses import dataclass

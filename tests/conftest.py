@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, no network, small images, the command line in this process."""
+"""Fixtures for every test: fixed seeds, no network, small images, the command line in this process."""
 
 import os
 import random

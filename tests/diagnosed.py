@@ -1,4 +1,4 @@
-"""A diagnosis written by hand: every section, both kinds of plot, cases, notes, and text that must not break a page."""
+"""A handwritten diagnosis: every section, both kinds of plot, cases, notes, and text that must not break a page."""
 
 from frevl.diagnosis.diagnosis import Diagnosis
 from frevl.diagnosis.findings import SECTIONS, Finding, chart, series

@@ -1,4 +1,4 @@
-"""A curation as ``frevl curate`` writes it, by hand: captions with copies and a line that stands twice, or classes."""
+"""A handwritten curation as from ``frevl curate``: captions with copies and a repeated line, or classes."""
 
 import json
 from pathlib import Path

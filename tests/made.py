@@ -1,4 +1,4 @@
-"""A small made world: coloured squares, questions whose answer needs both image and question."""
+"""A small synthetic data set: coloured squares, with questions that need both image and question."""
 
 import json
 import random

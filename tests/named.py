@@ -1,4 +1,4 @@
-"""A world of classes in a common space: imported vectors of images and of names; names alone are half right."""
+"""Classes in a common space: imported vectors of images and names; the names alone are half right."""
 
 import json
 from dataclasses import dataclass

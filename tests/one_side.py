@@ -1,4 +1,4 @@
-"""A world of one side: imported vectors of images without any text, or of texts without any image, in three classes."""
+"""Data of one side: imported vectors of images without texts, or texts without images, in three classes."""
 
 import json
 from dataclasses import dataclass

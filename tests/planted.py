@@ -1,4 +1,4 @@
-"""Stores and pairs made from numbers, with a truth that is known by construction."""
+"""Stores and pairs made from numbers, with a truth known by construction."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A loss of power: what is left of a folder if the disk keeps no more than POSIX promises."""
+"""A power failure: what is left of a folder if the disk keeps no more than POSIX guarantees."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""What reading a pairs file says, and what reading it row by row says, as small files are read."""
+"""What reading a pairs file returns, and what reading it row by row, like a small file, returns."""
 
 import pytest
 

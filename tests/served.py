@@ -1,4 +1,4 @@
-"""A service over the made world, for tests."""
+"""A service on the synthetic store, for tests."""
 
 import base64
 import socket

@@ -1,4 +1,4 @@
-"""What the documents say is executed, generated, or there."""
+"""Everything in the documentation is executed, generated, or exists."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, in a process of its own, with the encoder that needs no weights."""
+"""Every example runs as it is, in a process of its own, with the encoder that needs no weights."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A name that is no text (a slip from Python: True, None, a list) gets a sentence, never an error from inside."""
+"""A name that is not a string (a slip in Python: True, None, a list) gets a message, never an internal error."""
 
 import pytest
 

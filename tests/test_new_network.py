@@ -1,4 +1,4 @@
-"""A new network is one class and one line of the registry: everything else works with it as it is."""
+"""A new network is one class and one line in the registry: everything else works with it unchanged."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""No output of any command destroys an input, and a file is replaced whole or not at all."""
+"""No output of a command destroys an input, and a file is replaced completely or not at all."""
 
 import inspect
 import json

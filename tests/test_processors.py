@@ -1,4 +1,4 @@
-"""What this process gets: cores and memory, quotas of control groups, and what it gives back."""
+"""The resources of this process: cores and memory, quotas of control groups, and what is released."""
 
 import json
 import math

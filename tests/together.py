@@ -1,4 +1,4 @@
-"""Trainings that several real processes do together; workers import this file by its name."""
+"""Trainings shared by several real processes; workers import this file by its name."""
 
 from pathlib import Path
 

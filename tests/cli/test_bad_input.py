@@ -1,4 +1,4 @@
-"""Bad input and bad luck on the command line: one clear sentence, the right exit code, nothing lost."""
+"""Bad input and bad luck on the command line: one clear message, the right exit code, nothing lost."""
 
 import json
 import os

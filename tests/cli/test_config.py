@@ -1,4 +1,4 @@
-"""``--config FILE.toml``: every command takes it, what is typed wins, and a run holds the file that repeats it."""
+"""``--config FILE.toml``: every command accepts it, flags override it, and a run holds a file that repeats it."""
 
 import inspect
 import json

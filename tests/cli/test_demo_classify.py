@@ -1,4 +1,4 @@
-"""`frevl demo --classify`: images of digits, embedded and classified, beside scikit-learn."""
+"""`frevl demo --classify`: images of digits, embedded, classified, and compared with scikit-learn."""
 
 import json
 

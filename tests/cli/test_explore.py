@@ -1,4 +1,4 @@
-"""`frevl explore`: what cannot be opened ends in one sentence; what can is handed to the service."""
+"""`frevl explore`: what cannot be opened ends in one message; what can is passed to the service."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What an outside user tripped over: small matching files, wrong values, damaged state, odd extra keys."""
+"""Mistakes of outside users: small matching files, wrong values, damaged state, odd extra keys."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files that name classes: the three kinds, what is refused, and the sentences that are made of them."""
+"""Files that name classes: the three formats, what is refused, and the sentences made from them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Pairs that are in memory, and slips of Python: they work, or one sentence says what was expected."""
+"""Pairs in memory, and typical mistakes in Python: they work, or one message says what was expected."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""A target that is missing among others is no target: counted and left out, never a class and never a right pair."""
+"""A target that is missing while others exist: left out and counted, never a class and never a right pair."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Names that a person sees as equal meet; of others the sentence shows the nearest and why it differs."""
+"""Names that look equal match; for others, the message shows the nearest and the difference."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Large files of JSON lines: the same pairs, rejects and messages as row by row, in codes, and kept beside the file."""
+"""Large JSON-lines files: the same pairs, rejects and messages as row by row, encoded, and cached next to the file."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Large text tables, Parquet and Arrow files: the same pairs, rejects and messages as row by row, and kept."""
+"""Large text tables, Parquet and Arrow files: the same pairs, rejects and messages as row by row, and cached."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Pairs files: what is read, what is rejected with which words, and that nothing else can happen."""
+"""Pairs files: what is read, what is rejected and with which message, and that nothing else can happen."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Pairs in CSV and Parquet: the same pairs as in JSONL, and no odd row stops the others."""
+"""Pairs in CSV and Parquet: the same pairs as in JSONL, and no bad row stops the others."""
 
 import json
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""Tables as people bring them: lists, tabs, semicolons, UTF-16, other names of columns, images inside."""
+"""Tables from the wild: lists, tabs, semicolons, UTF-16, other column names, embedded images."""
 
 import hashlib
 import io

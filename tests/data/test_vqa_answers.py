@@ -1,4 +1,4 @@
-"""VQA accuracy against a second implementation of the official evaluator, written slowly from its description."""
+"""VQA accuracy against a second, slow implementation of the official evaluator, written from its description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container's promises, read off its files: no root, a health check, fixed versions, little that is copied."""
+"""The container's guarantees, read from its files: no root, a health check, fixed versions, little copied."""
 
 import inspect
 import json

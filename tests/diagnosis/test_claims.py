@@ -1,4 +1,4 @@
-"""Every claim and every advice over all signs and sizes: none may say what its own number denies.
+"""Every claim and all advice over all signs and sizes: none may contradict its own number.
 
 The verdict has its own file, test_verdict.py.
 """

@@ -1,4 +1,4 @@
-"""A diagnosis of images alone, or of texts alone: what needs the other side is left out, with one note."""
+"""A diagnosis of images only, or texts only: what needs the other side is left out, with one note."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The parts of a diagnosis whose numbers can be checked with a pencil or against a planted truth."""
+"""Parts of a diagnosis whose numbers can be checked with a pencil or against a planted truth."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The protocol, on the toy encoders; and that importing it costs nothing."""
+"""The protocol, on the toy encoders, and the cost of importing it."""
 
 from __future__ import annotations
 

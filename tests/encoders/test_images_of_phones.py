@@ -1,4 +1,4 @@
-"""HEIF files, and PNG files with more metadata than Pillow takes: sound images, or a sentence with the remedy."""
+"""HEIF files, and PNG files with more metadata than Pillow accepts: sound images, or a message with the remedy."""
 
 import base64
 import importlib.util

@@ -1,4 +1,4 @@
-"""Texts that a tokenizer cannot read are told from all others, whatever its kind."""
+"""Texts that a tokenizer cannot read are recognised, whatever its kind."""
 
 import json
 import unicodedata

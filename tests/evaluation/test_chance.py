@@ -1,4 +1,4 @@
-"""Chance said in plain words, slices of numbers, metrics that can be resampled, the choice of encoders."""
+"""Chance in plain words, slices of numbers, metrics that can be resampled, the choice of encoders."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""``evaluate --forms``: one answer to all forms of one question about one image."""
+"""``evaluate --forms``: the same answer to all forms of a question about one image."""
 
 import numpy as np
 import pytest

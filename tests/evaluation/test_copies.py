@@ -1,4 +1,4 @@
-"""Copies inside a test set: no metric of retrieval changes by them, and no interval shrinks."""
+"""Copies inside a test set change no retrieval metric and shrink no interval."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Evaluation of choice sets, official VQA answers and weighted targets, by hand on a scorer with given scores."""
+"""Evaluation of choice sets, official VQA answers and weighted targets, by hand, with given scores."""
 
 from types import SimpleNamespace
 

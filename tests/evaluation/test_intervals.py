@@ -1,4 +1,4 @@
-"""Intervals: worked out by hand where the bootstrap can be counted, and covering the truth where it cannot."""
+"""Intervals: worked out by hand if the bootstrap can be enumerated, covering the truth otherwise."""
 
 from __future__ import annotations
 

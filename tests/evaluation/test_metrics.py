@@ -1,4 +1,4 @@
-"""Every metric against numbers worked out by hand, and against a slow twin that shares no code with it."""
+"""Every metric against numbers worked out by hand, and against an independent slow implementation."""
 
 from __future__ import annotations
 

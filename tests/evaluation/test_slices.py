@@ -1,4 +1,4 @@
-"""Which further keys of the pairs make tables of results."""
+"""Which other keys of the pairs become tables of results."""
 
 from frevl.evaluation.slices import group_rows, slice_rows
 

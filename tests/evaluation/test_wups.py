@@ -1,4 +1,4 @@
-"""WUPS through nltk on a small WordNet database that the test writes, in WordNet's own file format."""
+"""WUPS through nltk on a small WordNet database written by the test in WordNet's own format."""
 
 import json
 import os

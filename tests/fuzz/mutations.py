@@ -1,4 +1,4 @@
-"""Broken versions of sound files, drawn by hypothesis: what a stranger, a bad disk or a cut download may hand over."""
+"""Broken versions of sound files, drawn by hypothesis: from a stranger, a bad disk or a truncated download."""
 
 import json
 

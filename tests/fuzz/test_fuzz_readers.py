@@ -1,4 +1,4 @@
-"""Readers of files from strangers, with files that were broken at random: a result or one sentence, never a traceback.
+"""Readers of untrusted files, on randomly broken files: a result or one message, never a traceback.
 
 Two minutes of the same examples in every run. `scripts/fuzz` runs them longer, with others every time.
 """

@@ -1,4 +1,4 @@
-"""Tars, labels and kept pairs files that were broken at random: what is sound is read, and the rest is said."""
+"""Randomly broken tars, labels and cached pairs files: what is sound is read, and the rest is reported."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""No network keeps anything on the processor: on tensors without numbers a mixture of devices would be an error."""
+"""No network keeps anything on the processor: on meta tensors, mixed devices would be an error."""
 
 import pytest
 import torch

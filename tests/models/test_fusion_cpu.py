@@ -1,4 +1,4 @@
-"""The fusion, fused for inference, in blocks of rows, one core a block, against the plain network."""
+"""The fusion, fused for inference, in blocks of rows with one core per block, against the plain network."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The fusion with weights in half precision: what is rounded, what is not, and how near its logits stay."""
+"""The fusion with half-precision weights: what is rounded, what is not, and how close the logits stay."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""L-BFGS against known minima, against SciPy's, and where nothing can be found."""
+"""L-BFGS against known minima, against SciPy's, and on problems without a solution."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Half precision on disk: half the size, float32 in memory, scores that stay."""
+"""Half precision on disk: half the size, float32 in memory, unchanged scores."""
 
 import torch
 from safetensors.torch import load_file, save_file

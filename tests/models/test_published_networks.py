@@ -1,4 +1,4 @@
-"""Networks and runs in published folders, their card, and what leaves the machine with them."""
+"""Published networks and runs, their model card, and what leaves the machine with them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Prediction sets hold the right class as often as they promise, also where five captions belong to one image."""
+"""Prediction sets contain the right class as often as promised, even with five captions per image."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Scoring on an accelerator, exercised on a processor that passes for one: float16, and less where memory ends."""
+"""Scoring on an accelerator, simulated on a processor: float16, and smaller batches when memory runs out."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Doubt of a run: who has it, what it is, that scores stay as they are, and that damage is refused."""
+"""Doubt: which runs have it, what it is, that scores stay the same, and that damage is refused."""
 
 import json
 import shutil

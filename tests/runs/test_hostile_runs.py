@@ -1,4 +1,4 @@
-"""Runs from strangers and damaged runs: one sentence, and nothing allocated that their files do not hold."""
+"""Untrusted and damaged runs: one message, and nothing allocated beyond what their files hold."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Stores and runs that commit 6a8fb0f wrote open, verify, and give the scores that they gave then."""
+"""Stores and runs written by commit 6a8fb0f open, verify, and give the same scores as then."""
 
 import json
 import shutil

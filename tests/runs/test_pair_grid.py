@@ -1,4 +1,4 @@
-"""Ranks in both directions, with and without reranking, against slow twins."""
+"""Ranks in both directions, with and without reranking, against slow implementations."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Prefixes of content hashes from arrays are those from texts."""
+"""Prefixes of content hashes from arrays equal those from texts."""
 
 import hashlib
 

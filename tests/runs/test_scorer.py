@@ -1,4 +1,4 @@
-"""One path to a score: the same pair gives the same score whatever the batch, the order, the padding, the entry."""
+"""One path to a score: the same pair gets the same score in any batch, order, padding, and by any entry point."""
 
 import json
 import traceback

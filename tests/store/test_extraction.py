@@ -1,4 +1,4 @@
-"""Extraction: what is embedded, what is not embedded again, and that the way to a store does not change it."""
+"""Extraction: what is embedded, what is not embedded again, and that the result does not depend on the path."""
 
 import hashlib
 import json

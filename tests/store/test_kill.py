@@ -1,4 +1,4 @@
-"""``kill -9`` at any moment: the next extraction continues, and in the end nobody can tell that there was a kill."""
+"""``kill -9`` at any moment: the next extraction continues, and the result shows no trace of the kill."""
 
 import json
 import random

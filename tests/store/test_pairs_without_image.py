@@ -1,4 +1,4 @@
-"""Pairs whose image is nowhere are rejected without a set of all ids of the store, and without an object a pair."""
+"""Pairs without an image are rejected without a set of all ids and without an object per pair."""
 
 import json
 

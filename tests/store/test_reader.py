@@ -1,4 +1,4 @@
-"""The store: what is written is read, what is missing is named, and the document tells the truth."""
+"""The store: what is written is read, what is missing is named, and the documentation is right."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The batches in which texts are embedded: an embedding may depend, in its last bit, on the others of its batch."""
+"""The batches of texts: the last bit of an embedding may depend on the others in its batch."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``class_weight=balanced``: every class counts the same, however rare; in the loss, the penalty and the best epoch."""
+"""``class_weight=balanced``: every class counts equally, in the loss, the penalty and the best epoch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""One encoder embedded the images and another the texts: each modality has the towers that all of its items have."""
+"""Images from one encoder and texts from another: each modality has the towers that all its items have."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The one training loop: what it steps over, what decays, when it stops, what it keeps, what it refuses."""
+"""The one training loop: what it skips, what decays, when it stops, what it keeps, what it refuses."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A fusion that begins with another one's weights: what is copied, what is not, and who may begin with whom."""
+"""A fusion initialised from another one: what is copied, what is not, and which pairs of models are allowed."""
 
 import json
 

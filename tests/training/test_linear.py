@@ -1,4 +1,4 @@
-"""The linear probe in blocks: the optimum is that of all features at once, in the memory of one block."""
+"""The linear probe in blocks: the same optimum as on all features at once, in the memory of one block."""
 
 import numpy as np
 import pytest

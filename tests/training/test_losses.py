@@ -1,4 +1,4 @@
-"""Every objective against a pencil and against a slow twin made of loops and ``math``."""
+"""Every objective against a pencil and against a slow implementation with loops and ``math``."""
 
 import math
 import re

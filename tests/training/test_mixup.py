@@ -1,4 +1,4 @@
-"""Mixup against a pencil, against a slow twin, and against the Beta distribution."""
+"""Mixup against a pencil, a slow implementation, and the Beta distribution."""
 
 import math
 

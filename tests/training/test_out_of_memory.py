@@ -1,4 +1,4 @@
-"""Training on items in a file: the same numbers, in an order of blocks, and nothing left behind."""
+"""Training on items in a file: the same numbers, in an order of blocks, and nothing left over."""
 
 import threading
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Pairs in codes and pairs in lists are prepared alike: the same splits, groups, classes and notes."""
+"""Encoded pairs and listed pairs are prepared alike: the same splits, groups, classes and notes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``kill -9`` in the middle of every training: the next call continues, and in the end nobody can tell."""
+"""``kill -9`` in the middle of every training: the next call continues, with the identical result."""
 
 import json
 import multiprocessing

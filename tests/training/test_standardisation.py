@@ -1,4 +1,4 @@
-"""Standardised inputs: statistics by hand, and a network that takes plain embeddings afterwards."""
+"""Standardised inputs: statistics by hand, and a network that accepts plain embeddings afterwards."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a training does on an accelerator, on the processor: embeddings placed once, losses looked at now and then."""
+"""A training on an accelerator, simulated on the processor: embeddings moved once, losses read rarely."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Official files with faults inside: nothing is dropped in silence, and what is written can be read again."""
+"""Official files with faults: nothing is dropped silently, and what is written can be read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every reader on a small file in the official format, written here by the test."""
+"""Every reader, on a small file in the official format written by the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rerankers whose fusion and crowds weigh something: `python make_reranked.py`. Sizes as in small.py.
+"""Make rerankers with nonzero fusion and hubness weights: `python make_reranked.py`. Sizes as in small.py.
 
 On so few images the choice on development data leaves the fusion out (runs/matching/reranked), so here the weights
 are set by hand; first stage, alignment, banks and fusion are trained as ever.

@@ -1,4 +1,4 @@
-"""Write what every run says of all pairs, and manifest.json: `python score.py`.
+"""Write the outputs of every run for all pairs, and manifest.json: `python score.py`.
 
 As `Scorer.open(run, store=store)` says it, one thread: `score` of all pairs of the file in its order; `probabilities`
 of those scores, or for matching what `judge` says; for matching the grid of the file's images and texts too, and the

@@ -1,4 +1,4 @@
-"""`python small.py train ...` is `frevl train ...` with smaller networks, so that the runs take little room.
+"""`python small.py train ...` is `frevl train ...` with smaller networks, so that the runs take little space.
 
 Fusion `tiny`: width 32, 2 blocks, 4 heads; `dual`: 32 numbers per vector and member, 64 inside. The sizes are in each
 run, so a reader needs to know nothing of this. For frevl as of commit 6a8fb0f.

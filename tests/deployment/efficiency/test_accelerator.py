@@ -1,4 +1,4 @@
-"""The script that measures an accelerator, with tiny sizes on a processor; the page that it writes."""
+"""The accelerator benchmark with tiny sizes on a processor, and the page that it writes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Records, formulas and pages of the benchmark; nothing here depends on how fast this machine is."""
+"""Records, formulas and pages of the benchmark; nothing here depends on the speed of this machine."""
 
 import inspect
 import json

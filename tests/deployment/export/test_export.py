@@ -1,4 +1,4 @@
-"""An exported run says what the run says: in this package, with ONNX Runtime alone, whatever the batch."""
+"""An exported run gives the same answers: in this package, with ONNX Runtime alone, in any batch."""
 
 import json
 import re

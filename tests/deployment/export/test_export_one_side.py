@@ -1,4 +1,4 @@
-"""The exported file of a run of images alone, or of texts alone, has that side's input and nothing of the other."""
+"""The exported file of a run of images only, or texts only, has just that input."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Vectors for vector databases: those of a search, of living items, with metadata; whole or not at all."""
+"""Vectors for vector databases: those of a search, without removed items, with metadata; all or nothing."""
 
 import json
 import resource

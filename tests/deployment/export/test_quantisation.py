@@ -1,4 +1,4 @@
-"""Matrix products in 8-bit integers: pencil numbers, a slow twin, no dependence on the batch."""
+"""Matrix products in 8-bit integers: numbers by pencil, a slow reference, no dependence on the batch."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Who gives way when the service is full: the longest wait of the client that holds the most."""
+"""Who gives way when the service is full: the longest wait of the client that uses the most."""
 
 import asyncio
 import gc

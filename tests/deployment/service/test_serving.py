@@ -1,4 +1,4 @@
-"""What the service answers: the numbers of `Scorer`, whoever else asks at the same time."""
+"""The answers of the service: the numbers of `Scorer`, whoever else asks at the same time."""
 
 import asyncio
 import base64

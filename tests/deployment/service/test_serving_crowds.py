@@ -1,4 +1,4 @@
-"""A service that is crowded by clients which wait: whoever else comes is answered, and supervision always is."""
+"""A service crowded by slow clients: everyone else is answered, and health checks always are."""
 
 import asyncio
 import json

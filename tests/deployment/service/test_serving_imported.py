@@ -1,4 +1,4 @@
-"""A store whose vectors were imported is served as far as its own items go; what had to be embedded is refused."""
+"""A store with imported vectors is served as far as its own items go; anything to be embedded is refused."""
 
 from types import SimpleNamespace
 

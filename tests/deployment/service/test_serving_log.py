@@ -1,4 +1,4 @@
-"""The service's log: JSON lines that are written together, and trouble at once; answers that leave in one piece."""
+"""The log of the service: JSON lines written together, trouble at once; answers sent in one piece."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Runs of images alone and of texts alone answer over HTTP; what they do not read is neither needed nor looked at."""
+"""Runs of images only and of texts only answer over HTTP; the other side is neither needed nor read."""
 
 import asyncio
 from types import SimpleNamespace

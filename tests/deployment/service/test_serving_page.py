@@ -1,4 +1,4 @@
-"""What the page is told: which parts work for the runs that are served, and on which it opens."""
+"""What the page is told: which parts work for the served runs, and on which one it opens."""
 
 import shutil
 

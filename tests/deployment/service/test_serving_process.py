@@ -1,4 +1,4 @@
-"""The service as a process: its documents, its start, and a stop in the middle of requests."""
+"""The service as a process: its documentation, its start, and a stop in the middle of requests."""
 
 import asyncio
 import json

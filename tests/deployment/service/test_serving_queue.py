@@ -1,4 +1,4 @@
-"""The model worker: batches, order, bounds, cancelled and failing jobs, a stop in good order."""
+"""The model worker: batches, order, limits, cancelled and failing jobs, an orderly stop."""
 
 import asyncio
 import threading

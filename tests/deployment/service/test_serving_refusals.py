@@ -1,4 +1,4 @@
-"""What the service refuses: hostile images, wrong bodies, too much at once, and whoever has no key."""
+"""What the service refuses: hostile images, wrong bodies, too much at once, and clients without a key."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""A run that reranks, served: scores, both orders of a search, and what the page makes of them."""
+"""A served run that reranks: scores, both orders of a search, and how the page shows them."""
 
 import pytest
 

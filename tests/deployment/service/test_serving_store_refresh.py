@@ -1,4 +1,4 @@
-"""A store that grows while it is served: new ids are known a moment later, and no answer changes or is mixed up."""
+"""A store that grows while it is served: new ids become known, and no answer changes or is mixed up."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Sets and doubt over HTTP: those of files of scores, for pairs of the store and for images that are sent along."""
+"""Sets and doubt over HTTP: the same as in score files, for pairs of the store and for uploaded images."""
 
 import base64
 import json

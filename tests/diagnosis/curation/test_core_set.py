@@ -1,4 +1,4 @@
-"""The core of a test set: a small part on which runs keep their order, images whole, and what it refuses."""
+"""The core of a test set: a small part on which runs keep their order, with whole images, and its refusals."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""``frevl curate`` on captions of which a fifth was exchanged."""
+"""``frevl curate`` on captions of which a fifth were exchanged."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One score of several features, and the agreement of a text with the others of its image."""
+"""One score from several features, and the agreement of a text with the others of its image."""
 
 import numpy as np
 import pytest

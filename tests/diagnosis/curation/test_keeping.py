@@ -1,4 +1,4 @@
-"""Which lines go."""
+"""Which lines are dropped."""
 
 import numpy as np
 import pytest

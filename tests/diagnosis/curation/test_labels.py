@@ -1,4 +1,4 @@
-"""Exchanged labels, and texts that give their label away, planted among lines with a known truth."""
+"""Exchanged labels, and texts that give their label away, planted among lines with known truth."""
 
 import json
 from collections import Counter

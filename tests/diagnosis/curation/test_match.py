@@ -1,4 +1,4 @@
-"""Wrong lines are drawn without any that may be right."""
+"""Wrong lines are drawn without any that might be right."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The two-groups model, on scores whose truth is drawn."""
+"""The two-groups model, on scores with known truth."""
 
 import numpy as np
 import pytest

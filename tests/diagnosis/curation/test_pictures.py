@@ -1,4 +1,4 @@
-"""``frevl curate --drop image``: images that show nothing, judged beside measures that were written independently."""
+"""``frevl curate --drop image``: images that show nothing, against independently written measures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``frevl curate --drop text``: texts that say nothing of their image."""
+"""``frevl curate --drop text``: texts that say nothing about their image."""
 
 import json
 

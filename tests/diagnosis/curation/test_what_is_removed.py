@@ -1,4 +1,4 @@
-"""What a filter removes: groups that lose more than chance, variety, and the sentence that says so."""
+"""What a filter removes: groups that lose more than by chance, diversity, and the summary sentence."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Near-same texts and pairs across splits: planted ones are found, ordinary ones are not called a leak."""
+"""Near copies of texts and pairs across splits: planted ones are found, ordinary ones are not called a leak."""
 
 import random
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Encoders side by side, and the price of every model."""
+"""Encoders side by side, and the cost of every model."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Measures of an embedding space against numbers that can be worked out by hand, and slow twins."""
+"""Measures of an embedding space against numbers worked out by hand, and slow reference implementations."""
 
 import math
 

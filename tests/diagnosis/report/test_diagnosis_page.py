@@ -1,4 +1,4 @@
-"""The diagnosis page as a file: its numbers are those of the JSON, its text is safe, nothing is fetched."""
+"""The diagnosis page as a file: its numbers are those of the JSON, its text is escaped, nothing is fetched."""
 
 import html
 import json

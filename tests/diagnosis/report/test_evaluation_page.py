@@ -1,4 +1,4 @@
-"""The report of an evaluation: groups first, every number that of the JSON, markup as text."""
+"""The report of an evaluation: groups first, all numbers as in the JSON, markup as text."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A page may be handed on: it names the store and the files, not the folders of the machine it was made on."""
+"""A page can be shared: it names the store and the files, not the folders of the machine it was made on."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library say what that library's own calls say."""
+"""Encoders of the transformers library give the same embeddings as that library's own calls."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A hub's model from images to scores, its ONNX form, and the machinery that chooses how it runs."""
+"""A hub model from images to scores, its ONNX version, and how its runtime is chosen."""
 
 import json
 import logging

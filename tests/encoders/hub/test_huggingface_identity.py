@@ -1,4 +1,4 @@
-"""What the fingerprint of a hub's model covers, how revisions are found, and what happens without a network."""
+"""What the fingerprint of a hub model covers, how revisions are resolved, and use without a network."""
 
 import json
 import shutil

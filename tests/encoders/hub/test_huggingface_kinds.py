@@ -1,4 +1,4 @@
-"""Other kinds of transformers models: convolutional ones, and ones that frevl cannot take apart."""
+"""Other kinds of transformers models: convolutional ones, and ones that frevl cannot handle."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The last layer of a CLIP image tower for its class token alone, against the library's whole layer."""
+"""The last layer of a CLIP image tower for its class token only, against the library's full layer."""
 
 import pytest
 import torch

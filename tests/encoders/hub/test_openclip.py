@@ -1,4 +1,4 @@
-"""What frevl does around open_clip: a stand-in plays the library, which cannot be imported beside every PyTorch."""
+"""frevl's part of open_clip support: a stand-in plays the library, which does not import with every PyTorch."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""A network in PyTorch on one device: begun and waited for, halved where the memory ends, CLIP's activation folded."""
+"""A PyTorch network on one device: started and awaited, halved when memory runs out, CLIP's activation fused."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""MaxSkew and MinSkew: by hand, and draws of the pool against a list that is really drawn."""
+"""MaxSkew and MinSkew: by hand, and resamples of the pool against an explicitly drawn list."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The posterior of a last layer: by pencil, against a Hessian that is computed by numbers, and its bounds."""
+"""The posterior of a last layer: by pencil, against a numerical Hessian, and its bounds."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The methods of classification against independent judges, and what a head adds up to."""
+"""The methods of classification against independent implementations, and the parts of a head."""
 
 import numpy as np
 import pytest

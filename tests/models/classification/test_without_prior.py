@@ -1,4 +1,4 @@
-"""The network less its prior: by hand, and every way of computing it against the definition."""
+"""The network minus its prior: by hand, and every way of computing it against the definition."""
 
 import pytest
 import torch

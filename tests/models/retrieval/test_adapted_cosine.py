@@ -1,4 +1,4 @@
-"""The adapted cosine begins at the encoder's cosine, and adds the directions in which pairs vary together."""
+"""The adapted cosine starts at the encoder's cosine and adds directions in which pairs vary together."""
 
 import torch
 from torch.nn.functional import normalize

@@ -1,4 +1,4 @@
-"""Kernel ridge regression from images to texts, against numpy and on data whose answer is known."""
+"""Kernel ridge regression from images to texts, against numpy and on data with a known answer."""
 
 import numpy as np
 import pytest

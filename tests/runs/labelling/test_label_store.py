@@ -1,4 +1,4 @@
-"""A whole store is labelled into a file that appears complete, goes on after kill -9, and never hides a change."""
+"""Labelling a whole store: the file appears complete, resumes after kill -9, and never hides a change."""
 
 import json
 import os

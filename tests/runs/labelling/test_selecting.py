@@ -1,4 +1,4 @@
-"""`frevl select`: what is worth labelling next; what is known already is left out, counted, and covers the rest."""
+"""`frevl select`: what is worth labelling next; known items are left out, counted, and cover the rest."""
 
 import json
 from dataclasses import replace

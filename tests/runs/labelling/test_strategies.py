@@ -1,4 +1,4 @@
-"""What each way of choosing takes, by hand and against a slow version; work never grows with items times items."""
+"""What each strategy chooses, by hand and against a slow version; work never grows with items times items."""
 
 import numpy as np
 import pytest

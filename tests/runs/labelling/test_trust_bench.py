@@ -1,4 +1,4 @@
-"""bench/trust.py at tiny sizes: a table of what labels buy and one of what doubt finds, a folder."""
+"""bench/trust.py at tiny sizes: tables of what labels gain and what doubt finds, per folder."""
 
 import json
 import runpy

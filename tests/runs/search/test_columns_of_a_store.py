@@ -1,4 +1,4 @@
-"""What searches of a large store read: never a column of all its rows, and no list of all ids."""
+"""What searches of a large store read: never a column of all its rows, never a list of all ids."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours against a slow twin, and the index against exact search."""
+"""Exact nearest neighbours against a slow implementation, and the index against exact search."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""An index in parts: each is on disk when it is made, and together they find what one graph of all rows finds."""
+"""An index in parts: each is on disk once made, and together they find what a single graph finds."""
 
 import json
 import resource

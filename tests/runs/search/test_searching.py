@@ -1,4 +1,4 @@
-"""Searches: the same ranking as scoring everything, whatever is cached, indexed, new, changed, killed or broken."""
+"""Searches: the same ranking as scoring everything, whatever is cached, indexed, new, changed or broken."""
 
 import json
 import re

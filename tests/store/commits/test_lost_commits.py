@@ -1,4 +1,4 @@
-"""Tables that lost their manifests: never called sound, never read as if they were empty, never written over."""
+"""Tables that lost their manifests: never called sound, read as empty, or overwritten."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Power loss: what was said to be done is on disk, and what was in flight is taken back."""
+"""Power failure: what was reported as done is on disk, and what was being written is rolled back."""
 
 import json
 import shutil

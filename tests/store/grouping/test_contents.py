@@ -1,4 +1,4 @@
-"""Numbers of contents in arrays, against dictionaries."""
+"""Numbered contents in arrays, against dictionaries."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Groups: what belongs together is put together, on whichever rule, and the note says so; the rest stays apart."""
+"""Groups: related pairs are joined by any of the rules, with a note; the rest stays separate."""
 
 from dataclasses import replace
 

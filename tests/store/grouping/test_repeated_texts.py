@@ -1,4 +1,4 @@
-"""Texts with one label: the pattern of six images per sentence is found, questions and class names are not."""
+"""Texts with one label: six images per sentence are recognised, questions and class names are not."""
 
 import random
 

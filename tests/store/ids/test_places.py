@@ -1,4 +1,4 @@
-"""Rows of a large table are replaced without a look at all ids, and the store is what it is with one."""
+"""Rows of a large table are replaced without reading all ids, with the same result as with them."""
 
 import numpy as np
 import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Ids -> rows without a dictionary: the same answers, whatever the ids are, and kept files that cannot mislead."""
+"""From ids to rows without a dictionary: the same answers for any ids, and cached files that cannot mislead."""
 
 import shutil
 

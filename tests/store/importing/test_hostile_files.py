@@ -1,4 +1,4 @@
-"""Files that stand for far more than they hold, or that nobody writes by accident: refused in a sentence."""
+"""Files that claim far more than they hold, or that nobody writes by accident: refused with a message."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""Existing embeddings in all layouts: what is stored, what is refused, and that such a store works like any other."""
+"""Existing embeddings in all layouts: what is stored, what is refused, and that the store works like any other."""
 
 import json
 import signal

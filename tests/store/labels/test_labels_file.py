@@ -1,4 +1,4 @@
-"""The labels file: nothing confirmed is lost, whoever writes and however it ends."""
+"""The labels file: nothing confirmed is lost, whoever writes and however the process ends."""
 
 import json
 import os

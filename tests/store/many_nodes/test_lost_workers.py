@@ -1,4 +1,4 @@
-"""Which block a lost worker is blamed on, with a cluster whose workers take their last answers along."""
+"""Which block is blamed for a lost worker, on a cluster whose workers take their last answers with them."""
 
 from types import SimpleNamespace
 

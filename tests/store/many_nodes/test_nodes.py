@@ -1,4 +1,4 @@
-"""Nodes of a cluster without a cluster: another frevl is refused by name, and a head that is silent ends the wait."""
+"""Nodes of a cluster, without a cluster: another frevl is refused by name, and a silent head ends the wait."""
 
 import socket
 

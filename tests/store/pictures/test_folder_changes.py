@@ -1,4 +1,4 @@
-"""What became of the files of a folder: moved, copied, gone, changed in silence."""
+"""Changes in a folder: files moved, copied, deleted, or changed unnoticed."""
 
 import json
 import os

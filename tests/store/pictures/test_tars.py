@@ -1,4 +1,4 @@
-"""Tars: images are embedded without unpacking, captions become pairs, and what is broken in a tar is said."""
+"""Tars: images are embedded without unpacking, captions become pairs, and damage is reported."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Addresses in object stores: what is one, what is refused, and that nothing of it is taken for a folder."""
+"""Addresses in object stores: what counts as one, what is refused, and that none is taken for a folder."""
 
 from pathlib import Path, PurePosixPath
 

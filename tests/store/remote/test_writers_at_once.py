@@ -1,4 +1,4 @@
-"""Two writers of a store in an object store change the same rows: step by step, with a folder in place of a bucket."""
+"""Two writers of a store in an object store change the same rows: step by step, with a folder as the bucket."""
 
 from functools import partial
 

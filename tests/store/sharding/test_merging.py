@@ -1,4 +1,4 @@
-"""Shards: several processes make what one would have made, and nothing that is not whole is merged."""
+"""Shards: several processes make what one would have made, and nothing incomplete is merged."""
 
 import json
 import os

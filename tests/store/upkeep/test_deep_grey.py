@@ -1,4 +1,4 @@
-"""Grey images of more than 8 bits that an earlier version embedded as nearly black are found by ``store verify``."""
+"""Grey images of more than 8 bits, which an earlier version embedded as nearly black, are found by ``verify``."""
 
 import numpy as np
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Removing items and freeing their space; a kill at any moment leaves all of it or nothing."""
+"""Removing items and freeing their space; a kill at any moment leaves all or nothing."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Repair: what a damaged store still holds comes back, number for number."""
+"""Repair: whatever a damaged store still holds is restored, number for number."""
 
 import json
 import shutil

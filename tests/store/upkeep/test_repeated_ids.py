@@ -1,4 +1,4 @@
-"""Ids that stand twice are found by their hashes, and said by their names."""
+"""Duplicate ids are found by their hashes and reported by their names."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The ablation: which variants there are, what differs in them, the numbers by another path, reuse, files."""
+"""The ablation: its variants, how they differ, the numbers computed another way, reuse, files."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""How a method is chosen: folds keep groups and classes whole, names are never lost, the table says everything."""
+"""How a method is chosen: folds keep groups and classes whole, names are never lost, the table is complete."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""`frevl.classify`: from names, from examples, from both; what it refuses; that its result is an ordinary run."""
+"""`frevl.classify`: from names, examples, or both; what it refuses; and that its result is an ordinary run."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""bench/few_shot.py at tiny sizes: a table a folder, and a record per measurement."""
+"""bench/few_shot.py at tiny sizes: one table per folder, one record per measurement."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""The classifier that is fitted while somebody labels: the one of `frevl classify`, quickly."""
+"""The classifier fitted while somebody labels: that of `frevl classify`, but quick."""
 
 import numpy as np
 import pytest

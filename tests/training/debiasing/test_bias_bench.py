@@ -1,4 +1,4 @@
-"""bench/bias.py on the made world: a line per run and setting."""
+"""bench/bias.py on the synthetic data: one line per run and setting."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""A run that was trained on files with columns of other names is debiased from those files."""
+"""A run trained on files with other column names is debiased from those files."""
 
 import json
 

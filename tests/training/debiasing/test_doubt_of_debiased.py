@@ -1,4 +1,4 @@
-"""A run that debias made has the doubt of the run that it was made of, because the last layer reads the same."""
+"""A debiased run has the doubt of the run it was made from, because the last layer is unchanged."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``frevl debias --neutral``: the maps are in the weights, every network says the same, and what is refused."""
+"""``frevl debias --neutral``: the maps are in the weights, every network gives the same, and what is refused."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Estimators hold to scikit-learn's contract, and fit what the commands fit on the same embeddings."""
+"""Estimators follow scikit-learn's contract and fit the same models as the commands."""
 
 import json
 import subprocess

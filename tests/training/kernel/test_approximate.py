@@ -1,4 +1,4 @@
-"""A kernel fusion of many pairs, carried by some of them: against the exact one, and solved again without a cluster."""
+"""A kernel fusion of many pairs with landmarks: against the exact one, and refitted without a cluster."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Adapting an encoder's own space: hubness and canonical directions where they pay, the cosine where they do not."""
+"""Adapting an encoder's own space: hubness and canonical directions if they pay, the plain cosine otherwise."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Hard wrong pairs: never a right one or another wording, and from a first stage that did not see the image."""
+"""Hard negatives: never a right text or a paraphrase, and from a first stage that has not seen the image."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Given development pairs: candidates are compared on them; where two estimates disagree, the lower one counts."""
+"""Given development pairs: candidates are compared on them; if two estimates disagree, the lower one counts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What ``auto`` compares candidates by: means by hand, errors against a bootstrap, refusals, another choice."""
+"""How ``auto`` compares candidates: means by hand, errors against a bootstrap, refusals, other metrics."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""How far ``auto`` is, as another process reads it."""
+"""The progress of ``auto``, as another process reads it."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""``--model auto``: the rule by hand, and the choice where the truth is known."""
+"""``--model auto``: the rule by hand, and the choice on data with known truth."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""No split takes every example of a class away; with one example per class nothing is held out."""
+"""No split takes all examples of a class away; with one example per class nothing is held out."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Several real processes train what one process trains: the same steps, the same end, and one voice where it fails."""
+"""Several real processes train like one: the same steps, the same end, and one message on failure."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What workers need no other process for: their place, what is refused, and the dropout of a batch that is shared."""
+"""What workers can do without other processes: their rank, refusals, and the dropout of a shared batch."""
 
 import sys
 

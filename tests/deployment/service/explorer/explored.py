@@ -1,4 +1,4 @@
-"""An explorer over a copy of the made world, for tests."""
+"""An explorer on a copy of the synthetic store, for tests."""
 
 import shutil
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Curations that are begun from the page: what they continue with, who finds and ends them, and how long they took."""
+"""Curations started from the page: what they resume, who finds and stops them, and how long they took."""
 
 import json
 import os

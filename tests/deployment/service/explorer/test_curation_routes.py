@@ -1,4 +1,4 @@
-"""Curations over HTTP: judgements accepted, overruled, undone, by several people, exported, begun, refused in words."""
+"""Curations over HTTP: findings accepted, overruled, undone, by several people, exported, started, refused."""
 
 import asyncio
 import json

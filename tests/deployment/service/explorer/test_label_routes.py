@@ -1,4 +1,4 @@
-"""Labels over HTTP: written at once, undone, renamed, exported, imported, refused in words."""
+"""Labels over HTTP: written at once, undone, renamed, exported, imported, refused with a message."""
 
 import base64
 import csv

@@ -1,4 +1,4 @@
-"""What is in a store, over HTTP, without any run: counts, images, thumbnails, search, and what changes meanwhile."""
+"""Looking into a store over HTTP, without a run: counts, images, thumbnails, search, and changes meanwhile."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The map that keeps neighbours together, and clusters: computed next to the service, kept, and refused in words."""
+"""The map that keeps neighbours together, and clusters: computed in a process of its own, cached, refused."""
 
 import base64
 import sys

@@ -1,4 +1,4 @@
-"""Reports in the page: found in the folders of runs, shown, and never run."""
+"""Reports in the page: found in the folders of runs, shown, and never executed."""
 
 import os
 

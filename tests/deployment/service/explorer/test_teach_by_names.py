@@ -1,4 +1,4 @@
-"""Teaching with the names of the classes, where the encoder reads texts in the space of its images."""
+"""Teaching with the names of the classes, if the encoder has a common space."""
 
 import json
 

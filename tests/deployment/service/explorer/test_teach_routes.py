@@ -1,4 +1,4 @@
-"""Teaching over HTTP: labels change the order of the images, with accuracy by held-out labels."""
+"""Teaching over HTTP: labels change the order of the images, with held-out accuracy."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A run that was trained from the page is served on demand, next to the others and their reports."""
+"""A run trained from the page is served on demand, alongside the others and their reports."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""Trainings in the background over HTTP: started on labels or pairs, watched, cancelled, continued, failed in words."""
+"""Trainings in the background over HTTP: started on labels or pairs, watched, cancelled, resumed, failed."""
 
 import json
 import os
