@@ -265,7 +265,7 @@ def test_a_lasso_on_the_map_chooses_pictures_that_can_be_labelled(url, world, vi
     page.mouse.up()
     chosen = page.get_by_role("region", name="Images selected on the map")
     expect(chosen).to_be_visible(timeout=TIMEOUT)
-    count = int(chosen.get_by_text(" chosen").text_content().split()[0])
+    count = int(chosen.get_by_text(" selected").text_content().split()[0])
     assert 0 < count < 60
     page.keyboard.press("1")
     expect(page.get_by_text(f"left: {count} images")).to_be_attached()
@@ -287,7 +287,7 @@ def test_the_map_works_by_keyboard_and_shows_what_the_classifier_says(url, world
     assert {"red", "green"} <= set(page.get_by_role("list", name="Colours").inner_text().split())
     surface.focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("region").get_by_text("60 chosen")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("region").get_by_text("60 selected")).to_be_visible(timeout=TIMEOUT)
     page.locator(".tools select").first.select_option("probability")
     page.locator(".tools select").last.select_option("red")
     expect(page).to_have_url(re.compile("of=red"))
