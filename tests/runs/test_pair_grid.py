@@ -19,9 +19,10 @@ from frevl.runs.scorer import Scorer
 from frevl.training.training import train
 
 
-def rows_of(grid, step):
+def rows_of(grid, step, across=None):
     """The rows of a grid, made again whenever they are gone through."""
-    return ScoreRows(grid.shape, step, lambda start, end: grid[start:end].copy())
+    across = across or grid.shape[1]
+    return ScoreRows(grid.shape, step, across, lambda start, end, first, last: grid[start:end, first:last].copy())
 
 
 def slow_ranks(scores, positives):
@@ -56,20 +57,20 @@ def test_matches_by_hand():
     assert of_text == [{0}, {0, 1}]
 
 
-@pytest.mark.parametrize(("step", "block"), [(1, 7), (4, 2_000), (100, 16_777_216)])
+@pytest.mark.parametrize(("step", "across", "block"), [(1, 23, 7), (4, 5, 2_000), (3, 1, 7), (100, 100, 16_777_216)])
 @pytest.mark.parametrize("depth", [1, 5, 11, 40])
-def test_ranks_equal_the_slow_twins(monkeypatch, step, block, depth):
+def test_ranks_equal_the_slow_twins(monkeypatch, step, across, block, depth):
     monkeypatch.setattr(frevl.evaluation.retrieval_metrics, "_BLOCK", block)
     for seed in range(5):
         first, final, of_image, of_text = made(seed)
-        plain = retrieval_ranks(rows_of(first, step), of_image, of_text)
+        plain = retrieval_ranks(rows_of(first, step, across), of_image, of_text)
         assert plain.i2t.tolist() == slow_ranks(first, of_image)
         assert plain.t2i.tolist() == slow_ranks(first.T, of_text)
 
         def score(i, t, final=final):
             return final[i, t]
 
-        again = reranked(rows_of(first, step), of_image, of_text, depth=depth, score=score, before=plain)
+        again = reranked(rows_of(first, step, across), of_image, of_text, depth=depth, score=score, before=plain)
         assert again.i2t.tolist() == slow_reranked(first, of_image, depth, final)
         assert again.t2i.tolist() == slow_reranked(first.T, of_text, depth, final.T)
 
@@ -104,22 +105,47 @@ def test_grids_in_memory_and_on_disk_are_equal(monkeypatch, limit):
 def test_a_score_that_is_no_number_is_the_lowest():
     first, _, of_image, of_text = made(1)
     first[first == 3] = np.nan
-    found = retrieval_ranks(rows_of(first, 2), of_image, of_text)
+    first[4] = np.nan  # so the best right score of an image is the lowest that there is
+    first[:, 7] = np.nan
+    found = retrieval_ranks(rows_of(first, 2, 6), of_image, of_text)
     assert found.i2t.tolist() == rank_of_best_match([first], of_image).tolist()
     assert found.t2i.tolist() == rank_of_best_match([np.ascontiguousarray(first.T)], of_text).tolist()
     reranked(rows_of(first, 2), of_image, of_text, depth=5, score=lambda i, t: first[i, t])  # ends
 
 
-def test_a_text_without_a_right_image_is_refused():
+def test_an_item_without_a_right_partner_is_refused_before_anything_is_scored():
+    rows = ScoreRows((2, 2), 1, 1, lambda *_: pytest.fail("scored"))
     with pytest.raises(UsageError, match="Text 1 has no matching image"):
-        retrieval_ranks(ScoreRows.of_array(np.zeros((1, 2), np.float32)), [{0}], [{0}, set()])
+        retrieval_ranks(rows, [{0}, {0}], [{0, 1}, set()])
+    with pytest.raises(UsageError, match="Image 1 has no matching text"):
+        retrieval_ranks(rows, [{0, 1}, set()], [{0}, {0}])
+
+
+def test_every_score_is_computed_once_and_again_only_in_tiles_with_a_right_pair():
+    grid = np.random.default_rng(4).random((300, 600), np.float32)
+    of_image, of_text = matches_of([row // 2 for row in range(600)], range(600), 300, 600)
+    computed = []
+
+    def of(start, end, first, last):
+        computed.append((start, first))
+        return grid[start:end, first:last]
+
+    found = retrieval_ranks(ScoreRows(grid.shape, 270, 100, of), of_image, of_text)
+    assert computed == [(0, a) for a in range(0, 600, 100)] + [(270, 500)] + [
+        (b, a) for b in (0, 270) for a in range(0, 600, 100)
+    ]
+    # 270 rows are more than a byte counts: a low best score has all of them ahead.
+    np.testing.assert_array_equal(found.i2t, rank_of_best_match([grid], of_image))
+    np.testing.assert_array_equal(found.t2i, rank_of_best_match([np.ascontiguousarray(grid.T)], of_text))
+    assert found.t2i.max() > 255
 
 
 def test_blocks_of_a_grid_have_its_scores_to_the_last_digit(monkeypatch):
     random = np.random.default_rng(2)
     images, texts = (random.standard_normal((n, 37)).astype(np.float32) for n in (613, 701))
-    for limit in (1, 5_000_000):
+    for limit, tile in ((1, 1_048_576), (5_000_000, 1_048_576), (1, 70_000)):
         monkeypatch.setattr(frevl.runs.pair_grid, "_IN_MEMORY", limit)
+        monkeypatch.setattr(frevl.runs.pair_grid, "_PRODUCTS", tile)
         rows = dot_rows(images, texts)
         np.testing.assert_array_equal(np.concatenate(list(rows)), dot_products(images, texts))
         of_image, of_text = matches_of(range(613), range(613), 613, 701)
