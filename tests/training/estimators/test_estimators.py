@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
@@ -286,6 +287,23 @@ def test_no_row_counts_twice_where_every_class_has_one(model, time_limit):
     assert fitted.network_.settings["pairs"] == 24
     assert fitted.results_["notes"][0].startswith("The development figure is meaningless: nearly every class has just")
     assert fitted.score(x, np.arange(24)) == 1
+
+
+def test_groups_are_routed_to_fit(monkeypatch):
+    x, y = np.random.default_rng(0).standard_normal((60, 8)), np.arange(60) % 2
+    seen, fit = [], EmbeddingClassifier.fit
+
+    def noted(self, X, y=None, groups=None, sample_weight=None):
+        seen.append(groups)
+        return fit(self, X, y, groups, sample_weight)
+
+    monkeypatch.setattr(EmbeddingClassifier, "fit", noted)
+    groups = np.arange(60) // 6
+    with config_context(enable_metadata_routing=True):
+        own = EmbeddingClassifier(method="means").set_fit_request(groups=True)
+        asked = make_pipeline(FunctionTransformer(np.copy), own)
+        cross_val_score(asked, x, y, params={"groups": groups}, cv=GroupKFold(2), error_score="raise")
+    assert sorted(np.concatenate(seen).tolist()) == groups.tolist()
 
 
 def test_names_alone_are_no_examples():
