@@ -143,15 +143,22 @@ class StoredItems:
             self._moved.add(moved.id)
             return moved, True
 
-    def gone(self, seen: np.ndarray, is_gone: Callable[[str], bool]) -> list[str]:
-        """Return the ids of items neither seen nor moved whose file is gone; imported items have no file.
+    def gone(self, seen: np.ndarray, is_gone: Callable[[str], bool]) -> np.ndarray:
+        """Return ``(n,)`` int64, the rows of items neither seen nor moved whose file is gone; ascending.
+
+        Imported items have no file.
 
         Args:
             seen: ``(n,)`` bool, by row.
             is_gone: Whether the file of an id is no longer there.
         """
-        unseen = (self._id(row) for row in np.flatnonzero(self._has_file() & ~seen).tolist())
-        return [id_ for id_ in unseen if id_ not in self._moved and is_gone(id_)]
+        unseen = map(int, np.flatnonzero(self._has_file() & ~seen))
+        named = ((row, self._id(row)) for row in unseen)  # no list: it may be every image of another folder
+        return np.fromiter((row for row, id_ in named if id_ not in self._moved and is_gone(id_)), np.int64)
+
+    def ids(self, rows: np.ndarray) -> list[str]:
+        """Return the ids of some rows."""
+        return [self._id(row) for row in rows.tolist()]
 
     def _id(self, row: int) -> str:
         id_ = self._ids[row]

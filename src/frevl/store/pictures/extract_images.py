@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from frevl.data.formats.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, rejects_sentence
@@ -52,7 +54,7 @@ def extract_images(
     writer.clear_rejects("image", seen.former - {reject.id for reject in buffer.rejected})
     report.notes += choice.sentences()
     _tell_changes(folder, prepared, report)
-    _gone(folder, stored.gone(seen.rows(), prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
+    _gone(folder, stored.gone(seen.rows(), prepared.is_gone), stored, writer, report, prune=prune)
     if prune:
         writer.clear_rejects("image", {id_ for id_ in former - seen.former if prepared.is_gone(id_)})
     return seen.outside
@@ -171,23 +173,23 @@ def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
 
 
 def _gone(
-    folder: Path, gone: list[str], writer: StoreWriter, report: ExtractionReport, *, prune: bool, stored: int
+    folder: Path, gone: np.ndarray, stored: StoredItems, writer: StoreWriter, report: ExtractionReport, *, prune: bool
 ) -> None:
     """Count stored images without a file in the folder, and remove them if requested."""
     report.images_gone = len(gone)
-    if not gone:
+    if not len(gone):
         return
-    first = f"the first is '{gone[0]:.200}'"
+    first = f"the first is '{stored.ids(gone[:1])[0]:.200}'"
     if not prune:
         report.notes.append(
             f"{len(gone):,} images of the store have no file in {folder}, {first}: searches still find them. --prune "
             "removes them; leave it out if the store also holds images of other folders."
         )
         return
-    if len(gone) == stored:
+    if len(gone) == stored.with_file:
         raise UsageError(
-            f"{folder}: --prune would remove all {stored:,} images that the store had before, {first}: that looks like "
-            "another folder. Nothing was removed; to remove them all the same use frevl store remove"
+            f"{folder}: --prune would remove all {len(gone):,} images that the store had before, {first}: that looks "
+            "like another folder. Nothing was removed; to remove them all the same use frevl store remove"
         )
-    report.images_pruned = writer.remove("image", gone)
+    report.images_pruned = writer.remove("image", stored.ids(gone))
     report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder}, {first}.")
