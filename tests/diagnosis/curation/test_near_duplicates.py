@@ -85,9 +85,20 @@ def test_copies_agree_and_other_pictures_do_not(kind):
     edges = [edges_of(grey(picture(seed))) for seed in range(7)]
     copies = [edges_of(grey(COPIES[kind](picture(seed)))) for seed in range(7)]
     found = np.array([[agreement(one, other) for other in copies] for one in edges])
-    assert found.diagonal().min() > AGREES + 0.1
+    assert found.diagonal().min() > AGREES + (0.05 if kind in FAR[1:] else 0.1)  # small and equal crops lose 0.2
     assert found[~np.eye(7, dtype=bool)].max() < AGREES - 0.1
     assert agreement(edges[0], copies[0]) == agreement(copies[0], edges[0])
+
+
+def test_a_part_of_two_pictures_that_shows_little_is_no_copy():
+    """A pond and a field: the same plain part with one edge, and nothing else in common."""
+    pond, field = np.full((2, SIDE, SIDE), 100, np.uint8)
+    pond[:, 10:14] = field[:, 10:14] = 140
+    random = np.random.default_rng(0)
+    pond[78:], field[78:] = random.integers(0, 256, (2, 18, SIDE))
+    noise = random.integers(0, 40, (2, SIDE, SIDE)).astype(np.uint8)
+    found = agreement(edges_of(pond + noise[0]), edges_of(field + noise[1]))
+    assert found < AGREES
 
 
 def test_a_flat_picture_agrees_with_nothing():

@@ -3,8 +3,8 @@
 An image is read as 96 x 96 grey values. Whole, and cropped by 5 to 30 % to the middle, the sides and the corners,
 it is resized to 24 x 24 and its 5 x 5 local mean subtracted, so that lighting, contrast and broad areas (sky, sea)
 count little. The agreement of two images is the highest correlation between the whole of one and a crop of the other,
-mirrored or not, or between equal crops of both, which leave out a banner. Pure numpy; ours, measured in
-research/experiments/log.md.
+mirrored or not, or between equal crops of both, which leave out a banner; crops by more than 20 % and equal ones must
+agree better. Pure numpy; ours, measured in research/experiments/log.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ SIDE = 96
 
 _GRID = 24
 _FLAT = 24.0  # length of an image's edges below which it shows nothing: one grey value per cell
+_SMALL = 0.79  # of a side: crops smaller than this are small
+_STRICTER = 0.2  # taken off small crops and equal crops of both: with few edges left they agree by chance
 _BLUR = 2  # cells on each side of the local mean that is subtracted
 
 
@@ -47,6 +49,9 @@ def _local_mean() -> NDArray[np.float32]:
     return weights
 
 
+_LESS = np.array(
+    [_STRICTER if min(right - left, bottom - top) < _SMALL else 0.0 for left, top, right, bottom in _cuts()], np.float32
+)
 _ROWS = np.stack([_resampling(top, bottom) for _, top, _, bottom in _cuts()])
 _COLUMNS = np.stack([_resampling(left, right).T for left, _, right, _ in _cuts()])
 _MEAN = _local_mean()
@@ -80,5 +85,5 @@ def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
     a, b = one.astype(np.float32), other.astype(np.float32)
     mirrored = b.reshape(-1, _GRID, _GRID)[:, :, ::-1].reshape(len(b), -1)
     looks = ((a[0], b), (b[0], a), (a[0], mirrored), (mirrored[0], a))
-    same = float(np.einsum("cd,cd->c", a, b).max())
-    return max(same, *(float((whole @ cuts.T).max()) for whole, cuts in looks))
+    same = float(np.einsum("cd,cd->c", a, b)[1:].max()) - _STRICTER
+    return max(same, *(float((cuts @ whole - _LESS).max()) for whole, cuts in looks))
