@@ -19,7 +19,7 @@ _log = logging.getLogger("frevl")
 
 
 def is_accelerator(device: str | torch.device) -> bool:
-    """Return whether it is an NVIDIA device, the only kind measured (docs/accelerator.md)."""
+    """Return whether a device is from NVIDIA, the only kind measured (docs/accelerator.md)."""
     return str(device).partition(":")[0] == "cuda"
 
 
@@ -27,7 +27,7 @@ def check_device(device: str) -> None:
     """Refuse a device that PyTorch cannot use on this machine.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: PyTorch cannot use the device.
     """
     import torch
 
@@ -101,7 +101,7 @@ class Shares:
 
         Args:
             loss_of: Returns the loss of rows and its named terms.
-            rows: ``(n,)`` of the step.
+            rows: ``(n,)`` int64, the rows of the step.
             random: Random generator for the loss.
             optimiser: Its gradients are cleared when a step is restarted.
 

@@ -9,7 +9,7 @@ FrevlError               a known failure; the command line prints it and exits w
 │   ├── PairsError       a pairs file: names file, line and field
 │   └── ImageError       one image cannot be decoded
 ├── EncoderError         an encoder cannot be loaded, or is not what it claims to be
-├── StoreError           a store is missing, damaged, locked or lacks what is asked of it
+├── StoreError           a store is missing, damaged, locked or lacks what was requested
 │   └── FingerprintError store, encoder and run do not belong together; names the field that differs
 ├── TrainingError        training cannot continue (one class only, a loss that is not finite)
 └── RunError             a run is missing, damaged or does not fit
@@ -51,7 +51,7 @@ def library(name: str, extra: str = "packaged") -> ModuleType:
     """Import an optional library that belongs to an extra of this package.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: The library is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -106,7 +106,7 @@ class EncoderError(FrevlError):
 
 
 class StoreError(FrevlError):
-    """A store is missing, damaged, locked, or lacks what is asked of it."""
+    """A store is missing, damaged, locked, or lacks what was requested."""
 
 
 class FingerprintError(StoreError):

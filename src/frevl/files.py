@@ -45,8 +45,8 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read an untrusted settings file.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is larger than `LARGEST_RECORD`, not JSON, nested too deep, or not an object.
+        OSError: The file cannot be read.
+        ValueError: The file is larger than `LARGEST_RECORD`, not JSON, nested too deep, or not an object.
     """
     size = path.stat().st_size
     if size > LARGEST_RECORD:

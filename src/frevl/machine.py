@@ -35,7 +35,7 @@ def share_processors() -> None:
 
 
 def give_memory_back() -> None:
-    """Let Arrow use the system's allocator, for a process that does nothing but a command of frevl.
+    """Let Arrow use the system's allocator, for a process that only runs a command of frevl.
 
     Arrow's own default (mimalloc) reserves a GiB at once and keeps what was freed. Both count where `ulimit` bounds a
     process (docs/scale.md). Arrow reads the environment when it is loaded, so this must be called before that. What the
@@ -82,10 +82,10 @@ def cores_by_quota(process: Path = Path("/proc/self")) -> float:
 
 
 def memory_limit(process: Path = Path("/proc/self")) -> float:
-    """Return the bytes of memory that a process may take at the most; inf where nothing says so.
+    """Return the maximum memory of a process in bytes; inf if there is no limit.
 
-    The least of what the machine has, what its control groups grant (``memory.max`` of version 2,
-    ``memory.limit_in_bytes`` of version 1), and what ``ulimit`` leaves this process (``-v``, ``-d``).
+    The minimum of the machine's memory, the limits of the process's control groups (``memory.max`` of version 2,
+    ``memory.limit_in_bytes`` of version 1), and those of ``ulimit`` (``-v``, ``-d``).
 
     Args:
         process: Folder with the files ``cgroup`` and ``mountinfo``.
@@ -108,7 +108,7 @@ def _cores_by_affinity() -> int:
 
 
 def _control_groups(process: Path, rules: str) -> Iterator[Path]:
-    """Yield the folders of the control groups that rule a process's ``cpu`` or ``memory``, innermost first."""
+    """Yield the folders of the control groups that govern a process's ``cpu`` or ``memory``, innermost first."""
     own: dict[str, str] = {}
     for line in _lines(process / "cgroup"):  # 4:cpu,cpuacct:/some/group, or 0::/some/group in version 2
         _, controllers, path = (*line.split(":", 2), "", "")[:3]

@@ -47,12 +47,12 @@ def provenance(*, run: str, store_fingerprint: str, seed: int) -> dict[str, obje
 
 
 def toml_text(record: Mapping[str, Any]) -> str:
-    """Return values, lists and tables (one level) as TOML; what is None is left out.
+    """Return values, lists and tables (one level) as TOML; None values are left out.
 
-    The standard library reads TOML and does not write it; these few types are all that a command needs.
+    The standard library reads TOML but does not write it; a command needs only these few types.
 
     Raises:
-        TypeError: A value of another type.
+        TypeError: A value has another type.
     """
     lines = [_line(name, value) for name, value in record.items() if not isinstance(value, Mapping | None)]
     for name, table in record.items():
@@ -72,7 +72,7 @@ def _key(name: str) -> str:
 
 def _toml(value: Any) -> str:
     if isinstance(value, str | Path):
-        # Quoted as JSON does, which TOML reads too; only the character 127 has to be escaped beside.
+        # Quoted as in JSON, which TOML accepts too; only character 127 must be escaped in addition.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
         return str(value).lower()

@@ -17,9 +17,9 @@ from frevl.files import write_json
 __all__ = ["STEPS_FILE", "ProgressLine", "Steps", "print_progress", "table"]
 
 STEPS_FILE = "progress.json"
-"""How far the steps of a training are, beside its states while it is under way (`Steps`)."""
+"""File with the progress of a training's steps, next to its states while it runs (`Steps`)."""
 
-_TELLING = 0.1  # share of the work after which its pace says when the rest will be done
+_TELLING = 0.1  # share of the work after which the remaining time is estimated
 
 
 class ProgressLine:
@@ -84,16 +84,16 @@ class ProgressLine:
 
 
 class Steps:
-    """A few unlike steps: what is done of them, kept in a file for whoever watches from another process.
+    """Progress of a few different steps, kept in a file for other processes to watch.
 
     The file holds ``done`` and ``of`` (steps), ``doing`` (the name of the one under way), ``share`` (0 to 1, by the
-    weights), ``left`` (an estimate in seconds by the pace until now; None while there is little to go by) and
+    weights), ``left`` (an estimate in seconds from the pace so far; None until it is known well enough) and
     ``at_most`` (seconds; None without a limit), both as they were when the file was written.
 
     Args:
-        weights: By the name of every step about how long it takes beside the others.
-        file: Where it is kept; None keeps nothing.
-        limit: Seconds after which all ends at the latest, or None.
+        weights: Approximate relative duration of each step, by name.
+        file: File to write; None for none.
+        limit: Seconds after which everything ends at the latest, or None.
     """
 
     def __init__(self, weights: Mapping[str, float], file: Path | None, limit: float | None = None) -> None:
@@ -102,11 +102,11 @@ class Steps:
         self._recalled = 0.0
 
     def begin(self, name: str, part: float = 0.0) -> None:
-        """Say that a step is under way and those before it are done.
+        """Record that a step has begun and those before it are done.
 
         Args:
-            name: Of the step.
-            part: What is done of it, 0 to 1.
+            name: Name of the step.
+            part: Completed share of it, 0 to 1.
         """
         names = list(self._weights)
         if self._file is None or name not in names:
@@ -120,11 +120,11 @@ class Steps:
         if left is not None and at_most is not None:
             left = min(left, at_most)
         record = {"done": done, "of": len(names), "doing": name, "share": behind / total if total else 0.0}
-        with contextlib.suppress(OSError):  # a full disk is told by whoever must write
+        with contextlib.suppress(OSError):  # whatever must be written reports a full disk
             write_json(self._file, {**record, "left": left, "at_most": at_most})
 
     def recall(self, name: str) -> None:
-        """Say that a step was done by an earlier process, so that it says nothing about the pace of this one."""
+        """Record that an earlier process did a step, so that it does not count in the pace of this one."""
         self._recalled += self._weights.get(name, 0.0)
 
 

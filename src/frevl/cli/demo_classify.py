@@ -37,16 +37,16 @@ class ClassifyDemoReport:
     """What the demo found, in percent of the held-out digits.
 
     Attributes:
-        folder: Where everything is.
+        folder: Folder of the images, store, run and labels.
         examples: Number of training digits.
         held_out: Number of held-out digits, written by other people.
         chosen: The method that `frevl classify` chose.
         accuracy: Its accuracy.
         interval: Its 95 % interval.
         logistic: Accuracy of scikit-learn's logistic regression on the same vectors, C chosen by cross-validation.
-        difference: The first minus the second, in points, and ``difference_interval`` its 95 % interval.
-        difference_interval: See there.
-        seconds: From images to labels, without the logistic regression.
+        difference: ``accuracy`` minus ``logistic``, in points.
+        difference_interval: Its 95 % interval, in points.
+        seconds: Wall time from images to labels, without the logistic regression.
     """
 
     folder: str
@@ -83,7 +83,7 @@ class ClassifyDemoReport:
                 f"{self.seconds:.0f} s.",
                 "",
                 f"Images, store, run and labels.jsonl are in {self.folder}. The same with your own files "
-                "(examples.jsonl: one {'image', 'target'} object a line):",
+                "(examples.jsonl: one {'image', 'target'} object per line):",
                 "  frevl extract --images DIR --store STORE",
                 "  frevl classify --store STORE --examples examples.jsonl --run RUN --out labels.jsonl",
             ]

@@ -133,7 +133,7 @@ def queries_table(record: dict[str, Any]) -> str:
         [
             f"{len(queries):,} queries, a pool of {record['n']:,} images, the first {k} hits of each",
             table([f"mean at {k}", "value", "95 % interval"], rows),
-            table(["group", "pictures", "pool %", f"first {k} %"], groups),
+            table(["group", "images", "pool %", f"first {k} %"], groups),
             table(["query", "max skew", "min skew"], queries),
             *record["notes"],
         ]

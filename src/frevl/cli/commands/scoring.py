@@ -164,7 +164,7 @@ def _evaluate_queries(
 
     if len(groups or ()) != 1:
         raise UsageError(
-            "--queries needs --groups KEY, exactly once: the key of the pairs that says who is in an image"
+            "--queries needs --groups KEY, exactly once: the key of the pairs that states who is in an image"
         )
     for flag, given in (("--versus", versus), ("--sets", sets), ("--backend", backend)):
         if given is not None:

@@ -86,7 +86,7 @@ def train(
         typer.Option(
             min=0.001,
             max=0.9,
-            help="Share of the training images set aside for development; about 50,000 pairs at the most.",
+            help="Share of the training images set aside for development; at most about 50,000 pairs.",
             show_default="0.1",
         ),
     ] = None,

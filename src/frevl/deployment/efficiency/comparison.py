@@ -283,7 +283,7 @@ class DeviceWay:
     """One way to score pairs, with everything on a device.
 
     Attributes:
-        name: In words.
+        name: Description of the method.
         call: Scores the pairs.
         pairs: Pairs per call.
         flops: Operations per pair.
@@ -302,7 +302,7 @@ def device_ways(
 
     Args:
         device: Device of the towers.
-        name: Of the CLIP.
+        name: Name of the CLIP.
         towers: The CLIP; its activation is fused (`frevl.encoders.hub.torch_copy`), and it becomes float16.
         preset: The fusion's size.
         pairs: Pairs per call, for each way.

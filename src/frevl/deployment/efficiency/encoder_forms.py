@@ -47,7 +47,7 @@ def encoder_records(
 
     Args:
         sizes: As in `frevl.deployment.efficiency.stand_ins.CLIPS`.
-        name: In words.
+        name: Name of the CLIP, used in the records.
         images: Images per call.
         rounds: Rounds.
         show: Called before it begins.

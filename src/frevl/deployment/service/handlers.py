@@ -207,7 +207,7 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _check_sides(model: ServedModel, pairs: Sequence[Pair], *, has_texts: bool, has_images: bool) -> None:
-    """Refuse pairs without what the model reads; ``has_images`` is of ids, beside which a pair may name an upload."""
+    """Refuse pairs that lack what the model reads; ``has_images`` is about ids, since a pair may name an upload."""
     sides = model.scorer.run.sides
     image_lacks = (
         "image" in sides and not has_images and any(pair.image is None and pair.upload is None for pair in pairs)

@@ -74,11 +74,11 @@ class Service:
         """Find a model.
 
         Args:
-            name: Its name; None takes the first for the task.
+            name: Name of the model; None selects the first for the task.
             task: Required task; None for any.
 
         Raises:
-            RefusedError: It does not exist, or does another task.
+            RefusedError: The model does not exist, or does another task.
         """
         if name is not None and name not in self.models:
             raise RefusedError(404, "unknown_model", f"There is no model {name[:80]!r}. {nearest(name, self.models)}")
@@ -98,7 +98,7 @@ class Service:
         """Find a model that can search; None takes the first one.
 
         Raises:
-            RefusedError: There is none.
+            RefusedError: No served model can search.
         """
         if name is not None:
             model = self.model(name)
@@ -118,7 +118,7 @@ class Service:
         """Refuse ids that are not in the store, not even in its newest version.
 
         Raises:
-            RefusedError: One is unknown.
+            RefusedError: An id is unknown.
         """
         unknown = self._unknown(ids)
         if unknown:
@@ -264,7 +264,7 @@ class Service:
         """Decode and embed images sent with a request.
 
         Raises:
-            RefusedError: Too many, or one cannot be read.
+            RefusedError: There are too many images, or one cannot be read.
         """
         if not uploads:
             return {}
@@ -309,7 +309,7 @@ class Service:
         """Return an image sent with a request, if it can be read.
 
         Raises:
-            RefusedError: It cannot be read.
+            RefusedError: The image cannot be read.
         """
         _check_embeds_images(model)
         content = decoded(name, upload)

@@ -61,7 +61,7 @@ UploadName = Annotated[str, Field(min_length=1, max_length=100, description="Nam
 
 
 class _LeftOut:
-    """Mark a field that may be left out but not be null, without a function of Python that every value passes."""
+    """Mark a field that may be omitted but not null, without calling a Python function for every value."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: Any = handler(source)
@@ -338,7 +338,7 @@ class ModelsResponse(Body):
 
 
 class StateResponse(Body):
-    """Return whether the service is alive or ready."""
+    """Whether the service is alive or ready."""
 
     status: Literal["alive", "ready"]
 

@@ -85,7 +85,7 @@ class ServedModel:
         """Switch to a newer version of the store.
 
         Raises:
-            FrevlError: It cannot be used; the old one stays in use.
+            FrevlError: The newer version cannot be used; the old one stays in use.
         """
         self.scorer.run.check_store(store)
         before, self.scorer.store = self.scorer.store, store

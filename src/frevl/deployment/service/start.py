@@ -76,7 +76,7 @@ def serve(
         curation: Result of ``frevl curate --json`` to review in the explorer.
         pairs: A pairs file that may be curated from the explorer.
         command: Command that runs ``frevl`` for this; empty disables it.
-        removal: Compares what goes of a curation after all decisions with random removal.
+        removal: Compares what a curation removes after all decisions with random removal.
         device: Device for PyTorch.
         limits: Limits on requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and the start-up ``seconds``.

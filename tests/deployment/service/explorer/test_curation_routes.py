@@ -208,7 +208,7 @@ def test_who_loses_lines_is_told_after_all_decisions(world, result):
         decide(at.http, line=wrong["line"], filter="match", say="keep")
         old = at.http.get("/explore/curation/removed").json()
         assert (old["decided"], old["removed"]) == (False, first["removed"])
-        assert "What was decided is not in it" in old["why_not"]
+        assert "Decisions are not included" in old["why_not"]
         assert at.http.get("/explore/curation/removed", params={"of": "none"}).status_code == 404
 
 

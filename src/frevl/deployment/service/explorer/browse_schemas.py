@@ -105,8 +105,8 @@ class FindRequest(Body):
     uploads: Uploads = Field(default_factory=dict)
     k: Annotated[int, Field(ge=1, le=500)] = 60
     where: Annotated[str | None, Field(max_length=1000, description="SQL over id, bytes and metadata columns.")] = None
-    filters: Annotated[list[Filter], Field(max_length=MOST_FILTERS, description="All must hold.")] = Field(
-        default_factory=list
+    filters: Annotated[list[Filter], Field(max_length=MOST_FILTERS, description="Conditions that must all hold.")] = (
+        Field(default_factory=list)
     )
     fold: Annotated[bool, Field(description="Show images with the same content only once.")] = True
 

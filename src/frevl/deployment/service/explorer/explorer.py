@@ -102,7 +102,7 @@ class Explorer:
         return self._rows_of(self.service.store)
 
     async def lesson(self, rows: Rows, what: str) -> Lesson:
-        """Return what the classifier says of these rows; it begins to learn if it has not.
+        """Return the classifier's predictions for these rows; the first call starts teaching it.
 
         Args:
             rows: The newest rows.

@@ -174,7 +174,7 @@ def read_sent(content: bytes, form: str) -> Pairs:
     """Read an uploaded pairs file.
 
     Raises:
-        UsageError: It is not one.
+        UsageError: The content is not a pairs file.
     """
     with tempfile.TemporaryDirectory(prefix="frevl-pairs-") as folder:
         path = Path(folder) / f"file.{form}"

@@ -26,13 +26,13 @@ class QueryEncoder:
     """The encoder of an explorer, loaded on first use and checked against the store.
 
     Args:
-        store: Store that it must be the encoder of.
-        name: Its name.
+        store: Store whose embeddings it must have produced.
+        name: Name of the encoder.
 
     Attributes:
-        name: Its name.
-        image: Its image tower.
-        text: Its text tower, if it shares a space with the image tower; else None.
+        name: Name of the encoder.
+        image: Image tower of the encoder.
+        text: Text tower of the encoder, if it shares a space with the image tower; else None.
         scale: The logit of a cosine of 1; CLIP's value if an import did not state it.
     """
 
@@ -67,7 +67,7 @@ class QueryEncoder:
         """Return the ``(dim,)`` unit vector of a text; None if unavailable.
 
         Raises:
-            FrevlError: The encoder cannot be loaded, or is not the one that made the store.
+            FrevlError: The encoder cannot be loaded, or is not the one that produced the store's embeddings.
         """
         if self.text is None or not self.reads_text(store, text):
             return None
@@ -105,8 +105,8 @@ class QueryEncoder:
         """Return the ``(dim,)`` unit vector of an image.
 
         Raises:
-            ImageError: It cannot be read.
-            FrevlError: The encoder cannot be loaded, or is not the one that made the store.
+            ImageError: The image cannot be read.
+            FrevlError: The encoder cannot be loaded, or is not the one that produced the store's embeddings.
         """
         network = self._loaded(self.image).image
         if network is None:

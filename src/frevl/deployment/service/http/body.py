@@ -144,8 +144,8 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         if first["type"] == "string_type" and error.errors()[0]["input"] is None:
             message = "null is not allowed here; omit the field, or give a text"
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
-    # Every key has its colon: with no more colons than keys that were taken, none stands twice. Else, as where a text
-    # has a colon, the request is parsed once more.
+    # Every key has a colon, so if there are no more colons than parsed keys, no key is repeated. Otherwise, for example
+    # if a text contains a colon, the request is parsed again.
     colons = content.count(":") if isinstance(content, str) else content.count(b":")
     if colons > _keys_of(body):
         _KEYS_ONCE.decode(content if isinstance(content, str) else content.decode())
@@ -156,7 +156,7 @@ _FIELDS_SET = attrgetter("model_fields_set")
 
 
 def _keys_of(body: BaseModel) -> int:
-    """Return how many keys of a request were taken, or fewer where objects are nested deeper."""
+    """Return the number of parsed keys of a request, or fewer if objects are nested deeper."""
     found = len(body.model_fields_set)
     for value in vars(body).values():
         if isinstance(value, dict):

@@ -39,7 +39,7 @@ def check_host(host: str) -> None:
         host: The header; empty if missing, which no browser does.
 
     Raises:
-        RefusedError: It is some other name.
+        RefusedError: The host is any other name.
     """
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     if not host or name.lower().removesuffix(".") == "localhost":

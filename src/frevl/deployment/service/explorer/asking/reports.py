@@ -93,7 +93,7 @@ class Reports:
         """Return a page that a browser shows without running anything in it; None takes the first one.
 
         Raises:
-            RefusedError: It does not exist, is gone, or is too large.
+            RefusedError: The report does not exist, is gone, or is too large.
         """
         report = next((one for one in self.all() if id_ in (None, one.id)), None)
         if report is None:

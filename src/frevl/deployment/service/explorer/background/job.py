@@ -45,17 +45,17 @@ class Job:
 
     Attributes:
         place: Folder of all runs.
-        name: Of the run.
+        name: Name of the run.
         arguments: Arguments of ``frevl``.
         task: ``classification`` or ``matching``.
         model: The model as requested.
         by: Who requested it.
-        pairs: Lines.
+        pairs: Number of training lines.
         of_labels: Whether it trains on the labels.
         started: Seconds since 1970.
         ended: Seconds since 1970; None while it runs, or if its end was not observed.
         process: Process id, or 0 before it has one.
-        born: System time at which the process began, which tells it from a later process with the same id.
+        born: System time at which the process began, which distinguishes it from a later process with the same id.
         cancelled: Whether it was cancelled.
         code: Exit status; None if not observed.
     """

@@ -61,11 +61,11 @@ class TrainingRecord(Body):
     started: str = Field(description="In UTC.")
     seconds: float = Field(description="Seconds since it started, or the seconds it took.")
     progress: float | None = Field(
-        description="0 to 1: of the epochs at most; with auto of its steps, by about how long each takes; null where "
-        "that is not known."
+        description="0 to 1: share of the maximum number of epochs; with auto, of its steps, weighted by their "
+        "approximate durations; null if unknown."
     )
     step: str = Field(description="Description of its current step.")
-    left: float | None = Field(description="Seconds until its end, estimated by the pace until now; null if unknown.")
+    left: float | None = Field(description="Seconds until its end, estimated from its pace so far; null if unknown.")
     at_most: float | None = Field(description="Seconds until its end at the latest; null if unknown.")
     accuracy: float | None = Field(
         description="Accuracy on development pairs in percent, once done; null for matching."

@@ -54,7 +54,7 @@ class Trainings:
         """Return one training.
 
         Raises:
-            RefusedError: There is none with this name (any more).
+            RefusedError: No training has this name (any more).
         """
         found = next((job for job in self.all() if job.name == name), None)
         if found is None:
@@ -81,7 +81,7 @@ class Trainings:
         Args:
             content: Contents of the pairs file.
             form: ``jsonl`` or ``csv``.
-            name: Of the run; None takes an unused one.
+            name: Name of the run; None chooses an unused one.
             task: ``classification`` or ``matching``.
             model: As ``frevl train --model``.
             by: Who requests it.
@@ -121,7 +121,7 @@ class Trainings:
         """Resume a training that was cancelled, killed or failed, from where it stopped.
 
         Raises:
-            RefusedError: It is running or done, or another one is running.
+            RefusedError: The training is running or done, or another one is running.
             StoreError: Nothing can be written.
         """
         with self._guard:
@@ -142,7 +142,7 @@ class Trainings:
         """Cancel a training; its progress is kept, so it can be resumed.
 
         Raises:
-            RefusedError: It does not exist, or is not running.
+            RefusedError: The training does not exist, or is not running.
         """
         with self._guard:
             job = self.one(name)

@@ -80,7 +80,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @app.get("/explore/curation/removed", response_model=RemovedResponse, tags=[_TAG], responses=errors(*_READ))
     async def removed_lines(of: _Of = None) -> Response:
-        """Say which groups lose lines after all decisions, beside removing as many lines at random."""
+        """Return which groups lose lines after all decisions, compared with removing as many lines at random."""
         return json_answer(await removed(explorer, of))
 
     @app.get(

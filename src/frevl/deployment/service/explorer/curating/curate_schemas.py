@@ -80,12 +80,12 @@ class CurationResponse(Body):
 
 
 class RemovedResponse(Body):
-    """What goes by group, against random removal."""
+    """What is removed from each group, against random removal."""
 
-    version: int = Field(description="Of the decisions.")
-    decided: bool = Field(description="Whether decisions count in it; else it is what frevl curate removes.")
-    why_not: str = Field(description="Why decisions that were made do not count in it; empty if they do.")
-    removed: dict[str, Any] | None = Field(description="Null where all lines are kept, or none.")
+    version: int = Field(description="Version of the decisions.")
+    decided: bool = Field(description="Whether decisions are included; otherwise it is what frevl curate removes.")
+    why_not: str = Field(description="Why existing decisions are not included; empty if they are.")
+    removed: dict[str, Any] | None = Field(description="Null if all lines are kept, or none.")
 
 
 class LabelVerdict(Body):

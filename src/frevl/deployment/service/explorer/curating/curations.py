@@ -20,7 +20,7 @@ __all__ = ["Curations", "Opened", "Removal"]
 
 _MOST_OPEN = 2  # results held in memory
 Removal = Callable[..., dict[str, Any] | None]
-"""Compares what goes with random removal (`frevl.diagnosis.curation.removal.report.removed_of_lines`)."""
+"""Compares what is removed with random removal (`frevl.diagnosis.curation.removal.report.removed_of_lines`)."""
 
 
 @dataclass
@@ -60,14 +60,14 @@ class Curations:
         pairs: A pairs file that may be curated from the page, or None.
         images: Folder of the images, or None.
         command: Command that runs ``frevl``; empty disables starting curations.
-        removal: Compares what goes after all decisions with random removal; None knows what ``frevl curate`` wrote.
+        removal: Compares what all decisions remove with random removal; None uses what ``frevl curate`` wrote.
 
     Attributes:
         folder: Folder of curations started from the page.
         job: The curation started from the page.
 
     Raises:
-        InputError: The given one cannot be used.
+        InputError: The given curation cannot be used.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Curations:
         """Open a curation; None opens the first.
 
         Raises:
-            RefusedError: There is none with this name, or it can no longer be used.
+            RefusedError: No curation has this name, or it can no longer be used.
         """
         paths = self.paths()
         if name is None and paths:

@@ -1,4 +1,4 @@
-"""Who loses lines: what goes by group after all decisions, beside removing as many lines at random."""
+"""Which groups lose lines after all decisions, compared with removing as many lines at random."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from frevl.store.reader import Store
 __all__ = ["removed"]
 
 _MOST_LINES = 200_000
-"""Of more lines the sheet of ``frevl curate`` is shown: all are held in memory for it."""
+"""Maximum number of lines, all held in memory; above it, the comparison by ``frevl curate`` is returned."""
 
 
 async def removed(explorer: Explorer, name: str | None) -> dict[str, Any]:
-    """Say what goes by group, after all decisions where that can be said."""
+    """Return what is removed from each group, after all decisions if that can be computed."""
 
     def work() -> dict[str, Any]:
         opened = explorer.curations.opened(name)
@@ -28,7 +28,7 @@ async def removed(explorer: Explorer, name: str | None) -> dict[str, Any]:
         if not standing.why or all(bool(opened.result.kept[row]) == (not why) for row, why in standing.why.items()):
             return {**found, "decided": bool(standing.why), "why_not": ""}
         if explorer.curations.removal is None or len(opened.result) > _MOST_LINES:
-            why_not = f"What was decided is not in it: that is worked out for up to {_MOST_LINES:,} lines."
+            why_not = f"Decisions are not included: that is computed for up to {_MOST_LINES:,} lines."
             return {**found, "why_not": why_not}
         key, compare = ("removed", opened.stamp, standing.version), explorer.curations.removal
         now = explorer.once(key, lambda: _compared(compare, explorer.service.store, opened.result, standing))

@@ -34,7 +34,7 @@ class Group:
     """Images (or texts, if there are only texts) that are copies of one another.
 
     Attributes:
-        kept: The one that ``frevl curate`` keeps.
+        kept: The image that ``frevl curate`` keeps.
         rows: Lines of every image of the group, without repeated lines.
     """
 
@@ -51,8 +51,8 @@ class CurationResult:
         files: Files of the kept and the dropped lines; the second is missing if nothing was dropped.
         kept: ``(n,)`` bool, by ``frevl curate``.
         places: ``(n,)`` int64, byte offsets of the lines in their file.
-        order_of_file: ``(n,)`` int64, the lines in the order of the file that was judged; as they stand here where that
-            is not known, as of a result of an earlier version.
+        order_of_file: ``(n,)`` int64, the lines in the order of the file that was judged; if that is unknown, as in
+            results of earlier versions, in the order given here.
         keys: ``(n,)`` uint64, hashes of a line's content and, for equal lines, of its position among them.
         beliefs: For each probabilistic filter, ``(n,)`` float32 in [0, 1], NaN for unchecked lines. For ``match`` and
             ``label``, the probability that the line is correct; for ``blind``, that the text alone gives the label
@@ -150,7 +150,7 @@ def stamp_of(path: Path) -> tuple[object, ...]:
     """Return a stamp that changes when a result or one of its files is rewritten.
 
     Raises:
-        InputError: One of them is missing.
+        InputError: The result or one of its files is missing.
     """
     record = _record(path)
     try:
@@ -169,7 +169,7 @@ def open_result(path: Path) -> CurationResult:
         path: The JSON file. The files of its lines are looked for next to it, then where they were written.
 
     Raises:
-        InputError: It is not such a file, lines are missing, or their files belong to another call.
+        InputError: The file is not such a result, lines are missing, or their files belong to another call.
     """
     record = _record(path)
     files = _files(path, record)
@@ -201,7 +201,7 @@ def open_result(path: Path) -> CurationResult:
 
 
 def _order_of_file(numbers: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the rows by the numbers that their lines had; as they are where those are no order of both files."""
+    """Return the rows in the order of their line numbers; unchanged if these do not order both files."""
     rows = np.arange(len(numbers))
     sorted_ = all((np.diff(numbers[part]) > 0).all() for part in (kept, ~kept))
     known = sorted_ and bool((numbers >= 0).all()) and len(np.unique(numbers)) == len(numbers)

@@ -42,7 +42,7 @@ class Filter(Body):
     value: Annotated[
         str | bool | int | float | None,
         Field(
-            description="A text, number (above 2^53 as a text of its digits, too), truth value, day (`2024-05-31`) or "
+            description="A text, number (above 2^53 also as a text of its digits), truth value, day (`2024-05-31`) or "
             "time (`2024-05-31T18:30:00`; in the zone of the column if it has one, or with an offset such as `Z`).",
             examples=["kitchen/"],
         ),
@@ -56,7 +56,7 @@ def read_filters(given: str | None) -> list[Filter]:
     """Read filters from the JSON list in a link.
 
     Raises:
-        UsageError: It is not one.
+        UsageError: The text is not such a list.
     """
     if not given:
         return []
@@ -98,7 +98,7 @@ def condition(filters: Sequence[Filter], where: str | None, columns: Mapping[str
     """Combine all filters and a user's SQL into one condition; None if there are none.
 
     Args:
-        filters: All must hold.
+        filters: Conditions that must all hold.
         where: A condition in SQL, or None.
         columns: The available columns.
 

@@ -26,9 +26,9 @@ class ColumnRecord(Body):
     kind: Literal["text", "number", "flag", "date", "time", "other"] = Field(
         description="Determines the tests; other: missing, there."
     )
-    zone: str | None = Field(description="Time zone in which its times are read and shown; null where they have none.")
-    first: str | None = Field(description="Of dates and times the first among those that were looked at, else null.")
-    last: str | None = Field(description="The last of these.")
+    zone: str | None = Field(description="Time zone in which its times are read and shown; null if they have none.")
+    first: str | None = Field(description="Dates and times: the earliest of the sampled values; otherwise null.")
+    last: str | None = Field(description="Dates and times: the latest of the sampled values; otherwise null.")
     values: list[ValueRecord] = Field(description="The most frequent values; empty if nearly all differ.")
 
 
@@ -60,7 +60,7 @@ class WordRecord(Body):
     word: str
     adds: float = Field(
         description="Drop in similarity (with a run, in score) without the word; negative if it counts against the "
-        "picture."
+        "image."
     )
 
 

@@ -1,4 +1,4 @@
-"""Filters on dates and on points in time: a day or a moment as somebody typed it, turned into a number of the column.
+"""Filters on dates and times: convert a typed day or moment into a number comparable with the column's.
 
 The numbers that a column holds (days, or seconds, milli-, micro- or nanoseconds since 1970 in UTC) are compared,
 because SQL reads a time that names an offset as if it stood in the time zone of the column.
@@ -16,14 +16,14 @@ from frevl.errors import UsageError
 __all__ = ["ON_TIMES", "of_day_or_time", "shown_time", "zone_of"]
 
 ON_TIMES = ("on", "from", "before")
-"""Tests of dates and times that need a value. A range has two: from a first moment, and before a second."""
+"""Tests of dates and times that need a value. A range uses two: from one moment, and before another."""
 
-_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # a second
+_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # units per second
 _MOST = 2**63 - 1
 
 
 def zone_of(type_: pa.DataType) -> str | None:
-    """Return the time zone of a column as the store names it; None where its times have none, and of dates."""
+    """Return the time zone of a column as the store names it; None for dates, and for times without one."""
     return type_.tz if pa.types.is_timestamp(type_) else None
 
 
@@ -32,13 +32,14 @@ def of_day_or_time(column: str, type_: pa.DataType, test: str, value: object) ->
 
     Args:
         column: Name of a column of dates or timestamps.
-        type_: Of the column.
+        type_: Type of the column.
         test: One of `ON_TIMES`.
-        value: A day as ``2024-05-31``; of timestamps also a moment as ``2024-05-31T18:30:00``, with an offset (``Z``,
-            ``+02:00``) only where the column has a time zone. Without one it is read in that zone. ``on`` takes a day.
+        value: A day such as ``2024-05-31``; for timestamps also a moment as ``2024-05-31T18:30:00``. It may have an
+            offset (``Z``, ``+02:00``) only if the column has a time zone; without an offset, it is read in that zone.
+            ``on`` requires a day.
 
     Raises:
-        UsageError: It is none, or does not fit the column.
+        UsageError: The value is neither, or does not suit the column.
     """
     name = f"`{column}`"
     if pa.types.is_date(type_):
@@ -48,14 +49,14 @@ def of_day_or_time(column: str, type_: pa.DataType, test: str, value: object) ->
         return f"{whole} {({'on': '=', 'from': '>=', 'before': '<'})[test]} {number}"
     whole = f"CAST({name} AS BIGINT)"
     if test == "on":
-        day = min(_day(column, value), date.max - timedelta(days=1))  # one that has another behind it
+        day = min(_day(column, value), date.max - timedelta(days=1))  # the next day must exist
         first, after = (datetime.combine(one, time.min) for one in (day, day + timedelta(days=1)))
         return f"({whole} >= {_number(column, type_, first)} AND {whole} < {_number(column, type_, after)})"
     return f"{whole} {'>=' if test == 'from' else '<'} {_number(column, type_, _moment(column, type_, value))}"
 
 
 def shown_time(value: object) -> str | None:
-    """Return a date or time of a column as people read it, in the time zone of the column; None of anything else."""
+    """Return a date or time of a column in readable form, in the column's time zone; None for any other value."""
     if isinstance(value, datetime):
         return value.replace(tzinfo=None).isoformat(" ", "seconds")
     return value.isoformat() if isinstance(value, date) else None
@@ -94,10 +95,10 @@ def _number(column: str, type_: pa.DataType, moment: datetime) -> int:
         moment = moment.replace(tzinfo=UTC if name is None else _zone(column, name))
     try:
         passed = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    except OverflowError:  # with an offset, the first or last day of the calendar leaves it
+    except OverflowError:  # an offset can move a moment outside the calendar
         passed = timedelta.max if moment.year > 1 else timedelta.min
     micro = passed // timedelta(microseconds=1)
-    number = -(-micro * _UNITS[type_.unit] // 1_000_000)  # a column of seconds has nothing between two of them
+    number = -(-micro * _UNITS[type_.unit] // 1_000_000)  # rounded up: whole units only
     return max(-_MOST, min(_MOST, number))
 
 
