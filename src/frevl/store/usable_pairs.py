@@ -48,15 +48,15 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     """Drop the pairs whose image or text was rejected at extraction.
 
     Args:
-        pairs: As read.
-        store: Where their embeddings are. A text that it has never seen is usable: it can still be embedded.
+        pairs: Pairs as read from the file.
+        store: Store with their embeddings. A text that is not in it is usable, because it can still be embedded.
 
     Returns:
         The usable pairs, with the ids of the store, and one reject for each that is left out. The ``notes`` of the
         pairs say which ids were written in another way.
 
     Raises:
-        PairsError: A pair names an image that the store has never seen, or no pair is left.
+        PairsError: A pair names an image that is not in the store, or no pair is left.
     """
     known_images, rejects = store.positions("image"), store.rejects()
     broken = {reject.id: reject.reason for reject in rejects if reject.kind == "image"}
@@ -103,9 +103,9 @@ def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) ->
     content known to the store.
 
     Args:
-        pairs: As read.
+        pairs: Pairs as read from the file.
         known: Ids of images.
-        store: Knows their content.
+        store: Store that knows their content.
 
     Returns:
         The pairs; their ``notes`` are those on spellings alone.
@@ -165,10 +165,10 @@ def unread_texts(
     """Return the distinct texts of which each of these text towers reads less than half.
 
     Args:
-        store: Knows it of the texts that it holds.
-        texts: They.
+        store: Store whose extraction recorded it for the texts that it holds.
+        texts: Texts to check.
         towers: Text towers.
-        load: Gives the encoders of the towers, to ask them about texts that the store does not hold; None asks nobody.
+        load: Returns the encoders of the towers, to check texts that are not in the store; None skips these.
     """
     different = _different(texts)
     if not towers:
@@ -176,7 +176,7 @@ def unread_texts(
     unread = store.unread_texts(different, towers)
     if load is None:
         return unread
-    # Any tokenizer reads plain letters, and that saves most calls from asking it.
+    # Every tokenizer reads plain letters, which saves asking it in most calls.
     asked_about = [text for text in different if not text.isascii()]
     there = find_rows(store.positions("text"), asked_about).tolist() if asked_about else []
     new = [text for text, row in zip(asked_about, there, strict=True) if row < 0]

@@ -210,12 +210,12 @@ def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, s
     """Set pairs aside for development, keeping groups whole.
 
     Args:
-        pairs: To be split.
-        share: Of the groups, in (0, 1); of so many pairs that it would be more than `MOST_SET_ASIDE` of them, the share
-            of the groups that has about as many.
-        task: ``matching`` or ``classification``, which then needs targets.
+        pairs: Pairs to split.
+        share: Share of the groups to set aside, in (0, 1); reduced if more than about `MOST_SET_ASIDE` pairs would be
+            set aside.
+        task: ``matching`` or ``classification``, the latter needs targets.
         min_answer_count: Answers named by fewer pairs are not classes.
-        seed: Of the choice.
+        seed: Random seed of the choice of groups.
 
     Returns:
         Training pairs, development pairs, and whether the latter are training pairs too, because setting them aside

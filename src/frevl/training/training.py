@@ -93,7 +93,7 @@ def train(
         text_encoder: Encoders for texts alone, instead of ``encoder``.
         seed: Seed of initial weights, order, dropout and splits.
         time_limit: Time limit of the training in seconds; the learning-rate schedule shrinks to it.
-        dev_share: Share of the images set aside if ``dev`` is None; about 50,000 pairs at the most.
+        dev_share: Share of the images set aside if ``dev`` is None; at most about 50,000 pairs.
         group_by: A key of the pairs; pairs with the same value stay together in every split.
         find_groups: Whether to find pairs that are not independent (copies, near copies, keys that look like a group,
             texts with one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.

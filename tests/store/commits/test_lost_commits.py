@@ -68,7 +68,7 @@ def test_an_older_store_has_no_record_and_gets_one(store):
 def test_an_older_store_that_lost_its_manifests_is_refused_too(store):
     shutil.rmtree(store / "commits")
     shutil.rmtree(store / "images.lance" / "_versions")
-    refused(store, "(expected a manifest beside them, found data files without a manifest)")
+    refused(store, "(expected a manifest next to them, found data files without a manifest)")
 
 
 def test_a_frevl_that_keeps_no_record_may_write_in_between(store):

@@ -139,9 +139,9 @@ def read_block(raw: bytes, first: int, columns: Mapping[str, str], layout: Layou
     Args:
         raw: Lines, the last one with or without its end.
         first: Number of the first line.
-        columns: From a field to its key.
-        layout: Of plain lines; None reads all of them row by row.
-        block: Is added to.
+        columns: Maps a field to its key.
+        layout: Layout of plain lines; None reads all of them row by row.
+        block: Receives the pairs.
     """
     ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == _NEWLINE)
     if not len(ends) or ends[-1] != len(raw) - 1:
@@ -209,7 +209,7 @@ def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) 
 
 
 def doubtful(column: pa.StringArray) -> np.ndarray:
-    """Return where a text may stand for a missing value: it is empty, or does not begin and end with a plain letter."""
+    """Return where a text may denote a missing value: it is empty, or does not begin and end with a plain letter."""
     import pyarrow as pa
     from pyarrow import compute as pc
 

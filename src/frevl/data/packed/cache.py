@@ -38,9 +38,9 @@ class Kept:
     """A cached pairs file, in columns.
 
     Attributes:
-        columns: ``images``, ``texts``, and as JSON ``targets`` and ``extras``: a code a pair, and the values.
+        columns: ``images``, ``texts``, and as JSON ``targets`` and ``extras``: one code per pair, and the values.
         lines: ``(n,)`` line of each pair.
-        rejected: Line and reason of what is no pair, in the order of lines.
+        rejected: Lines that are not pairs, with the reason, in line order.
         notes: How columns were read.
     """
 
@@ -67,7 +67,7 @@ def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept |
 
     Args:
         path: The pairs file.
-        given: Columns that the user named: with others the same file says something else.
+        given: Columns that the user named, since they determine how the file is read.
         read: Reads the file.
     """
     before = _state(path)

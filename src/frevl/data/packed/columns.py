@@ -39,19 +39,19 @@ class Coded(Sequence[V], Generic[V]):
 
     Attributes:
         codes: ``(n,)`` int32, the number of each position's value.
-        values: Arrow array of the different strings; after a selection some may be used by no position.
+        values: Arrow array of the distinct strings; after a selection, some may no longer be used.
     """
 
     def __init__(self, codes: np.ndarray, values: pa.Array, decode: Callable[[str], V] | None = None) -> None:
-        """Take codes and values; strings that are not the values themselves need a decoder (such as JSON's)."""
+        """Create a column; strings that are not the values themselves need a decoder (such as JSON's)."""
         self.codes, self.values, self._decode = codes, values, decode
 
     @classmethod
     def of(cls, codes: np.ndarray, values: Sequence[str]) -> Coded[str]:
-        """Take codes and the distinct texts."""
+        """Create a column of texts from codes and the distinct texts."""
         import pyarrow as pa
 
-        if isinstance(values, Coded) and values.plain:  # without an object of Python for each
+        if isinstance(values, Coded) and values.plain:  # without creating a Python object for each
             texts = values.values.take(pa.array(values.codes)).cast(pa.large_string())
             return Coded(codes.astype(np.int32), texts)
         return Coded(codes.astype(np.int32), pa.array(values, pa.large_string()))
@@ -159,7 +159,7 @@ class WithCluster(Sequence[dict[str, Any]]):
 
     Attributes:
         extras: The other keys of each pair.
-        clusters: The cluster of each.
+        clusters: Cluster of each pair.
     """
 
     def __init__(self, extras: Sequence[dict[str, Any]], clusters: Coded[str]) -> None:
@@ -280,13 +280,13 @@ def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], Sequence[V
     """Number the values of several columns together, in the order in which they first appear.
 
     Returns:
-        ``(n,)`` int64 numbers for each column, and the different values: a list, or `Coded` if the columns are codes.
+        ``(n,)`` int64 numbers for each column, and the distinct values: a list, or `Coded` if the columns are codes.
     """
     first = columns[0]
     if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
         codes = [one.codes for one in columns if isinstance(one, Coded)]
         at, end = np.full(len(first.values), -1, np.int64), sum(map(len, codes))
-        for one in reversed(codes):  # what is written last stays: the first position of a value
+        for one in reversed(codes):  # the last write wins: the first position of a value
             end -= len(one)
             at[one[::-1]] = np.arange(end + len(one) - 1, end - 1, -1)
         used = np.flatnonzero(at >= 0)
@@ -300,7 +300,7 @@ def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], Sequence[V
 
 
 def one_column(columns: Sequence[Sequence[V]]) -> Sequence[V]:
-    """Return the values of several columns one after the other: in codes where all have the same values."""
+    """Concatenate columns; the result is coded if all have the same values."""
     first = columns[0]
     if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
         return first.with_codes(np.concatenate([one.codes for one in columns if isinstance(one, Coded)]))
@@ -328,7 +328,7 @@ def joined_codes(parts: list[pa.DictionaryArray]) -> pa.DictionaryArray:
     """Return the codes of all parts, in one numbering of their values.
 
     Args:
-        parts: Large strings in codes, without nulls; the list is emptied.
+        parts: Dictionary-encoded large strings, without nulls; the list is emptied.
     """
     import pyarrow as pa
 

@@ -48,13 +48,13 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
-        The columns; None for every other file: other forms (images inside tables, targets that are lists
-        of Arrow), and those without a single pair.
+        The columns; None for any other file: other formats (images inside tables, targets that are Arrow lists), and
+        files without a single pair.
 
     Raises:
         OSError: The file cannot be read.
-        PairsError: Some pairs with a target have a text (an image) and others none, or a table does not say which
-            columns are which.
+        PairsError: Only some of the pairs with a target have a text (an image), or the columns of a table cannot be
+            identified.
     """
     suffix = path.suffix.lower()
     if suffix in ARROW:
@@ -163,7 +163,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
     columns: dict[str, pa.DictionaryArray] = {}
     for name in ("images", "texts", "targets", "extras"):
         parts = getattr(block, name)
-        setattr(block, name, [])  # free the parts once they are joined
+        setattr(block, name, [])  # free the parts as soon as they are joined
         columns[name] = joined_codes(parts)
     lacks = {side: _lacking(columns[f"{side}s"]) for side in ("image", "text")}
     columns["targets"] = _canonical(columns["targets"])
@@ -178,7 +178,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
 
 
 def _lacking(column: pa.DictionaryArray) -> np.ndarray:
-    """Return which pairs lack a side: theirs is empty, which a given one never is."""
+    """Return which pairs lack a side, which is then empty; a given side never is."""
     from pyarrow import compute as pc
 
     empty = pc.index(column.dictionary, "").as_py()
@@ -239,5 +239,5 @@ def _of_the_same_sides(
         for row in (0, int(other[0])):
             fields = {0: {"image": "i", "text": "t"}, 1: {"text": "t"}, 2: {"image": "i"}}[int(sides[row])]
             said.append((row, f"{path}:{lines[kept][row]}", {**fields, "target": "known"}))
-        with_the_same_sides(said, [])  # says which
+        with_the_same_sides(said, [])  # raises the error
     return kept

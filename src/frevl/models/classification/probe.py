@@ -17,12 +17,12 @@ from frevl.models.classification.linear_problem import minimise
 
 __all__ = ["solve_probe"]
 
-_STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
+_STEPS = 12  # more steps change only the third digit of the likelihood (research/experiments/log.md)
 _ENOUGH = 3e-4
-_ENOUGH_OF_MANY = 1e-3  # 3e-3 above the least loss, in three quarters of the time; scikit-learn stops at 1e-2
-_MANY = 2**22  # numbers in all features; fits of fewer take less than 0.1 s
-_BESIDE_NAMES = 0.05  # curvature; a smaller one is nearer the least loss in as many steps, and no better on others
-_TELLING = 16  # examples a feature that tell the curvature; with 4, and many examples, the steps do not suffice
+_ENOUGH_OF_MANY = 1e-3  # 3e-3 above the minimum loss, in three quarters of the time; scikit-learn stops at 1e-2
+_MANY = 2**22  # total number of features; smaller fits take less than 0.1 s
+_BESIDE_NAMES = 0.05  # curvature; a smaller one comes closer to the minimum loss, but does no better on other data
+_TELLING = 16  # examples per feature that determine the curvature; with 4, and many examples, the steps do not suffice
 
 
 def solve_probe(
@@ -38,20 +38,20 @@ def solve_probe(
 ) -> Head:
     """Logistic regression that starts at the names and is pulled back to them.
 
-    The sum of the cross-entropies plus ``penalty / 2`` times the squares of the weights beside ``names * cosines``:
-    with a strong penalty the names alone are left. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
+    Minimise cross-entropies plus ``penalty / 2`` times the squared weights, which are added to ``names * cosines``:
+    with a strong penalty, only the names remain. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
     with names as the anchor; without names it is ordinary logistic regression.
 
     Args:
-        features: Of ``n`` examples.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
-        penalty: Above 0.
-        names: Scale of the names.
-        weights: ``(n,)`` above 0, how many examples each counts for; None: one.
-        steps: Most steps of L-BFGS.
-        enough: It ends where a step would make the loss less by no more than this share; None: 3e-4, and 1e-3 where
-            the features hold 2^22 numbers or more.
+        features: Features of ``n`` examples.
+        labels: ``(n,)`` int64, class indices.
+        classes: Number of classes.
+        penalty: Strength of the L2 penalty, above 0.
+        names: Scale of the name logits.
+        weights: ``(n,)`` float32 above 0, the weight of each example; None: 1 each.
+        steps: Maximum number of L-BFGS steps.
+        enough: Stop when a step would reduce the loss by no more than this share; None: 3e-4, or 1e-3 if the features
+            hold 2^22 numbers or more.
     """
     x = features.standard
     if enough is None:
@@ -64,7 +64,7 @@ def solve_probe(
         basis, triangle = torch.linalg.qr(x.T)
         x = triangle.T.contiguous()
     inputs: _Turned | _AsTheyAre
-    if len(x) < classes * _STEPS:  # then the features are turned in less time than the weights at every step
+    if len(x) < classes * _STEPS:  # rotating the features once is then faster than rotating the weights at every step
         whole = _principal(x) if weights is None and basis is None else _principal_directions(x, each)
         inputs = _Turned(*whole, curvature, penalty)
     else:
@@ -72,10 +72,10 @@ def solve_probe(
     rows = torch.arange(len(x))
 
     def evaluate(point: Tensor) -> tuple[float, Tensor]:
-        weight = inputs.weight(point.view(classes, -1))  # the bias last, which is pulled to zero like all others
-        begun = bool(point.any())  # at first there is nothing to multiply
+        weight = inputs.weight(point.view(classes, -1))  # the bias comes last and is penalised like all others
+        begun = bool(point.any())  # all weights are zero at first
         logits = inputs.logits(weight) if begun else torch.zeros(classes, len(x))
-        likely = torch.log_softmax(offset + logits, dim=0)  # a class a row: a tenth of the time
+        likely = torch.log_softmax(offset + logits, dim=0)  # one row per class: a tenth of the time
         value = float(penalty / 2 * weight.square().sum() - likely.gather(0, labels[None])[0] @ each)
         residual = likely.exp_()
         residual[labels, rows] -= 1

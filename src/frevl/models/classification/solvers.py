@@ -47,9 +47,9 @@ def solve_means(
 
     Args:
         features: Features of ``n`` examples.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
-        names: Scale of the names beside it.
+        labels: ``(n,)`` int64, class indices.
+        classes: Number of classes.
+        names: Scale of the name logits added to it.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     means = F.normalize(class_means(features.standard, labels, classes, weights), dim=1)
@@ -73,10 +73,10 @@ def solve_gaussian(
 
     Args:
         features: Features of ``n`` examples, at least one per class and more than one for some classes.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
+        labels: ``(n,)`` int64, class indices.
+        classes: Number of classes.
         shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
-        names: Scale of the names beside it.
+        names: Scale of the name logits added to it.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     x = features.standard
@@ -100,8 +100,8 @@ def solve_kernel(
 
     Args:
         features: Features of ``n`` examples.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
+        labels: ``(n,)`` int64, class indices.
+        classes: Number of classes.
         ridge: Penalty above 0.
         names: Scale of the names; the regression then is on what their probabilities leave over.
         weights: As in `frevl.models.classification.probe.solve_probe`.
@@ -127,9 +127,9 @@ def solve_cache(
 
     Args:
         features: Features of ``n`` examples.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
-        names: Scale of the names beside it.
+        labels: ``(n,)`` int64, class indices.
+        classes: Number of classes.
+        names: Scale of the name logits added to it.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     truth = _weighted(labels, classes, weights)
@@ -140,10 +140,10 @@ def solve_cache(
     return replace(head, memories=(memory,))
 
 
-# Of features, which nobody changes in place: several penalties are tried on the same.
+# By features, which are never changed in place: several penalties are tried on the same ones.
 _WIDTHS: MutableMapping[Tensor, float] = WeakIdKeyDictionary()
 _KERNELS: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-_MOST_SHARED = 4_096  # examples; a kernel matrix of more takes too much memory to keep beside its factor
+_MOST_SHARED = 4_096  # examples; a larger kernel matrix takes too much memory to keep along with its factor
 
 
 def _width(features: Tensor) -> float:
@@ -189,7 +189,7 @@ def solve_unlabelled(features: Features, labels: Tensor, classes: int, *, unlabe
 
     Args:
         features: Features of ``n`` examples.
-        labels: ``(n,)`` int64.
+        labels: ``(n,)`` int64, class indices.
         classes: Number of classes.
         unlabelled: ``(m, d)`` standardised features of unlabelled images, scaled to unit length.
         guessed: ``(m, classes)`` initial probabilities for them, from another head.

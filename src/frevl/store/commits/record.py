@@ -177,7 +177,7 @@ def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
     elif newest is None and data_files(store, name) and not writer_at_work(store).exists():
         if manifests(store, name):  # a writer has finished in the meantime
             return ""
-        found, expected = "data files without a manifest", "a manifest beside them"
+        found, expected = "data files without a manifest", "a manifest next to them"
     else:
         return ""
     return (

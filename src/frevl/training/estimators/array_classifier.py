@@ -35,7 +35,7 @@ __all__ = ["ArrayClassifier", "equal_rows"]
 
 _AT_ONCE = 4_096
 _LARGEST = 1e15
-_ARRAYS = "given as arrays"  # the identity of embeddings whose encoder nobody has named
+_ARRAYS = "given as arrays"  # identity of embeddings whose encoder was not named
 A = TypeVar("A", bound="ArrayClassifier")
 
 

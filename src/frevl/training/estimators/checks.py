@@ -1,4 +1,4 @@
-"""Checks of what users of the estimators give, which may be anything."""
+"""Check the arguments of the estimators, which may be anything."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def is_whole(value: object) -> bool:
 
 
 def check_seconds(limit: object) -> None:
-    """Refuse what is no time limit.
+    """Refuse an invalid time limit.
 
     Args:
         limit: Seconds, or None.
 
     Raises:
-        ValueError: It is not a number above 0.
+        ValueError: The limit is not a number above 0.
     """
     if limit is not None and not is_between(limit, 0, math.inf):
         raise ValueError(f"time_limit: expected seconds above 0, or None, found {limit!r}")

@@ -35,11 +35,11 @@ class FusionClassifier(ArrayClassifier):
 
     Args:
         image_dim: Number of leading columns of ``X`` that hold the image embedding; the rest hold that of the text.
-            None: all columns belong to the image.
+            None: all columns hold the image.
         model: ``auto``, or one of the models of `frevl.train`: ``linear``, ``kernel``, ``mlp``, ``tiny`` ...
-        options: Of the model: a mapping, or an object of its class in `frevl.training.options`.
-        dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1); about 50,000
-            rows at the most.
+        options: Options of the model: a mapping, or an object of its class in `frevl.training.options`.
+        dev_share: Share of the groups to set aside for early stopping and calibration, in (0, 1); at most about 50,000
+            rows.
         time_limit: Time limit in seconds.
         random_state: Seed of weights, order and splits.
     """
@@ -85,7 +85,7 @@ class FusionClassifier(ArrayClassifier):
 
     @property
     def _identity(self) -> dict[str, str]:
-        """Return what is known of the encoder of both sides."""
+        """Return what is known about the encoders of both sides."""
         return {}
 
     def _prepared(
@@ -139,7 +139,7 @@ class FusionClassifier(ArrayClassifier):
         )  # fmt: skip
 
     def _check_sides(self, columns: int) -> None:
-        """Refuse a model that needs columns which there are none of."""
+        """Refuse a model that needs columns of a side that has none."""
         sides = self._sides(np.zeros((1, columns), np.float32))
         widths = {name: side.shape[1] for name, side in zip(MODALITIES, sides, strict=True)}
         for side in NEEDS.get(self.model, ()) if self._task == "classification" else ():
@@ -185,8 +185,8 @@ class FusionMatcher(FusionClassifier):
         image_dim: As in `FusionClassifier`; None means the first half of the columns.
         model: ``auto``, ``cosine``, ``dual``, ``linear``, ``mlp``, ``tiny`` ...
         options: As in `FusionClassifier`.
-        common_space: Whether image and text lie in one space, as those of CLIP do, so that their cosine means
-            something: ``cosine`` then is a model too, and ``auto`` begins there.
+        common_space: Whether image and text embeddings share one space, as those of CLIP do, so that their cosine is
+            meaningful: ``cosine`` is then a model too, and ``auto`` starts with it.
         dev_share: As in `FusionClassifier`.
         time_limit: As in `FusionClassifier`.
         random_state: As in `FusionClassifier`.

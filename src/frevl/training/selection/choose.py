@@ -55,7 +55,7 @@ _ENCODERS, _CHOICE = (
     "fitting the choice",
 )  # the first and last steps, as named by the progress bar
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
-_AT_LEAST = 2.0  # seconds for the one fit where the time limit allowed no comparison
+_AT_LEAST = 2.0  # seconds for the single fit if the time limit allowed no comparison
 _OUT_OF_TIME = "the time limit allowed no comparison, and this is fitted in seconds"
 _NOTHING_HELD_OUT = (
     "nearly every class has a single example, so none can be held out to compare by; it held best on such pairs"
@@ -209,7 +209,7 @@ def choose(
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
             outcome = unfit[name]
             if name == "majority":
-                left = math.inf  # it is counted, not fitted, and every other one is compared with it
+                left = math.inf  # it is counted, not fitted, and all others are compared with it
             elif not outcome and left < limit * 0.03:
                 outcome = NO_TIME
             if not outcome:

@@ -14,14 +14,14 @@ from frevl.runs.targets import Answers
 __all__ = ["MOST_SET_ASIDE", "set_aside_note", "spare_clusters"]
 
 MOST_SET_ASIDE = 50_000
-"""About so many pairs are set aside at the most. They tell a share of right answers to 0.45 points (95 %), while an
-epoch over ten million pairs that ends with a tenth of them would spend minutes on measuring."""
+"""Approximate maximum number of pairs to set aside. They measure an accuracy to within 0.45 points (95 %), whereas
+evaluating a tenth of ten million pairs after every epoch would take minutes."""
 
 _MOST_LOST = 0.2
 """Maximum share of a held-out cluster's pairs whose classes occur nowhere else.
 
-A labelled image is its own cluster, so the only one of its class is never held out. An image with fifty questions often
-has an answer that no other has; it is held out nonetheless, or nothing could be.
+A labelled image is its own cluster, so the only image of a class is never held out. An image with fifty questions often
+has an answer that no other image has; it may be held out all the same, or nothing could be.
 """
 
 

@@ -63,12 +63,12 @@ class Uncompared:
         return cls(fitted, name)
 
     def against_majority(self, majority: Tensor, data: Prepared, measure: str) -> Chance | None:
-        """Compare it with the majority answer on pairs that it has not learned from; None where there are none.
+        """Compare it with the majority answer on pairs that it was not trained on; None if there are none.
 
         Args:
-            majority: ``(outputs,)`` probabilities that are given for every pair.
-            data: Of the fit.
-            measure: The measure of the selection.
+            majority: ``(outputs,)`` probabilities, the same for every pair.
+            data: Data of the fit.
+            measure: Measure of the selection, such as ``accuracy``.
         """
         logits, truth = self.fitted.development(data.dev)
         clusters = data.dev.clusters if self.fitted.held_out_clusters is None else self.fitted.held_out_clusters
