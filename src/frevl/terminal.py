@@ -60,7 +60,7 @@ class ProgressLine:
         """Advance by a number of steps.
 
         Args:
-            steps: How many.
+            steps: Number of steps.
             note: Figures to show next to the bar, such as the loss.
         """
         self._done += steps

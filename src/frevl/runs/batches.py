@@ -275,10 +275,10 @@ def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, dev
     A network with expensive item work (`PairNetwork.item_work`) does it once per item; others process pair by pair.
 
     Args:
-        network: On the device.
+        network: Network on the device, in evaluation mode afterwards.
         pairs: The pairs and their embeddings.
-        batch_size: Pairs or items at once.
-        device: Where to work.
+        batch_size: Maximum number of pairs or items per batch.
+        device: Device to compute on.
     """
     if network.item_work != "always":
         return logits_of(network, pairs, batch_size, device)
@@ -291,10 +291,10 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
     """Do the work on single items.
 
     Args:
-        network: In evaluation mode, on the device.
-        embedded: The items; its pairs play no part.
-        batch_size: Items at once.
-        device: Where to work.
+        network: Network on the device, in evaluation mode.
+        embedded: The items; its pairs are not used.
+        batch_size: Maximum number of items per batch.
+        device: Device to compute on.
 
     Returns:
         A function from ``(n,)`` image rows and ``(n,)`` text rows, any number of them, to ``(n, outputs)`` logits. Call

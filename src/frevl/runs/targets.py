@@ -152,8 +152,8 @@ def balanced_weights(counts: Tensor) -> Tensor:
 def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | None) -> Tensor | None:
     """Return the ``(outputs,)`` class weights; None if all pairs count equally.
 
-    truth: Answers of the training pairs.
-        truth: Of the training pairs.
+    Args:
+        truth: Answers of the training pairs.
         outputs: Number of classes.
         class_weight: The option ``balanced``, or None.
 

@@ -215,7 +215,7 @@ class StoreWriter:
 
         Args:
             modality: ``image`` or ``text``.
-            taken: Which items; their ids differ.
+            taken: Items to write; their ids are distinct.
         """
         self._tables.retried(lambda: self._take_over(modality, taken))
 

@@ -76,7 +76,7 @@ def write_page(record: dict[str, Any], path: Path) -> None:
         path: Path of the page.
 
     Raises:
-        InputError: They cannot be written.
+        InputError: The page or the plot cannot be written.
         MissingExtraError: matplotlib is missing.
     """
     plot = path.with_name(f"{path.stem}-roofline.svg")

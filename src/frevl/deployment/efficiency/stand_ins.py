@@ -237,7 +237,7 @@ def drawn_run(network: PairNetwork, towers: dict[str, Tower], *, model: str, lab
     Args:
         network: A network of this package.
         towers: From `drawn_towers`.
-        model: Its name.
+        model: Name of the model.
         labels: Number of classes; 0 for matching.
     """
     return Run(

@@ -56,7 +56,7 @@ def take_turns(
     """Time calls in rounds, each once per round.
 
     Args:
-        calls: By name.
+        calls: Calls to time, by name.
         rounds: Number of rounds that count.
         warm_up: Call each once first, which also determines how often a short call is repeated.
         most_seconds: No further round starts after this long, but one is always measured.

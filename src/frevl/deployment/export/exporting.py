@@ -48,7 +48,7 @@ class Exported:
     Attributes:
         path: The file.
         run: Folder of the run.
-        model: Its model.
+        model: Model of the run.
         precision: ``float32`` or ``int8``.
         bytes: Size of the file.
         parity: ``pairs`` compared, ``on`` what, ``largest_difference`` of a logit; for int8 also ``metric``,

@@ -38,7 +38,7 @@ class ExportedVectors:
     Attributes:
         path: The table.
         find: ``images`` or ``texts``.
-        rows: How many.
+        rows: Number of vectors.
         width: Length of a vector.
         columns: Names of all columns.
         notes: Sentences for the user.

@@ -72,8 +72,8 @@ class Sizes:
 class Probed:
     """What the probes read from an encoder's embeddings.
 
-    encoder: Name of the encoder.
-        encoder: Its name.
+    Attributes:
+        encoder: Name of the encoder.
         hits: For each probe (of `WAYS`) and skill: 1 for every test image answered right, else 0. Token probes are
             missing if the encoder has no tokens.
         seconds: Seconds per step: drawing and embedding, and every probe.

@@ -78,7 +78,7 @@ def image_source(
 
     Args:
         checkpoint: The model.
-        config: Its configuration.
+        config: Configuration of the network.
         examples: Batches of prepared images, used to check an exported network.
         pooled: Return the pooled embedding: for a joint model the one in its common space, for others their own pooling
             if it has no weights (DINOv2: the class token), else the first token of the last hidden state.
@@ -137,7 +137,7 @@ def text_source(
 
     Args:
         checkpoint: The model.
-        config: Its configuration.
+        config: Configuration of the network.
         examples: Batches of ids, used to check an exported network.
         pooled: Return a joint model's embedding in the common space; other models do no pooling here, because pooling
             their tokens is the tower's task.

@@ -131,7 +131,7 @@ class _Turned:
         spread: ``(d + 1,)`` sum of their squares along each.
         directions: ``(d + 1, d + 1)`` orthonormal, one a column.
         of_logits: As in `_to_even_curvature`.
-        penalty: Of the weights and the bias.
+        penalty: Strength of the L2 penalty on the weights and the bias.
     """
 
     def __init__(self, turned: Tensor, spread: Tensor, directions: Tensor, of_logits: float, penalty: float) -> None:
@@ -175,7 +175,7 @@ def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float
     Args:
         x: ``(n, d)``; the bias is as a column of ones after it.
         each: ``(n,)`` weights of the examples.
-        penalty: Of the weights and the bias.
+        penalty: Strength of the L2 penalty on the weights and the bias.
         of_logits: Curvature of the loss of an example by its logits.
     """
     parts = min(len(x), _TELLING * x.shape[1])

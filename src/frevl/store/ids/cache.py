@@ -48,7 +48,7 @@ def segments_of(
 
     Args:
         name: Name of the table.
-        fragments: Its parts in order.
+        fragments: Fragments of the table, in order.
         folder: Folder for the segments; None does not store them.
         ids_of: Yields the ids of some parts in row order.
     """

@@ -54,8 +54,8 @@ def verified_towers(
 ) -> dict[Modality, Tower] | None:
     """Verify that one of our encoders made these vectors, using the first items as canaries.
 
-    encoder: The given name; None is returned if frevl has no encoder with this name.
-        encoder: The name that was given; None is returned if frevl has no encoder of this name.
+    Args:
+        encoder: The given name; None is returned if frevl has no encoder with this name.
         parts: The vectors.
         images: Folder of the images, needed to embed some of them again.
         dtype: Stored number type.

@@ -75,7 +75,7 @@ def open_parts(
 
     Raises:
         InputError: A file is missing or damaged, or ids and vectors differ in number.
-        UsageError: It is unclear what is meant.
+        UsageError: The meaning of the source is ambiguous.
     """
     if source.is_dir() and not is_table(source):
         if not is_clip_retrieval(source):

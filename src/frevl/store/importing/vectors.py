@@ -146,7 +146,7 @@ def import_embeddings(
         A report of what was done.
 
     Raises:
-        UsageError: It is unclear what is meant.
+        UsageError: The meaning of the source is ambiguous.
         InputError: Files are missing, damaged, or differ in their numbers.
         StoreError: The store cannot be written.
         FingerprintError: The store has vectors with the same name from elsewhere, or the named encoder did not make

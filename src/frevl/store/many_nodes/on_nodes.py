@@ -173,7 +173,7 @@ def _check_towers(greeting: Greeting, here: dict[str, Tower]) -> None:
     """Refuse a node whose encoders differ from this process's.
 
     Raises:
-        FrevlError: They differ.
+        FrevlError: The encoders differ.
     """
     there = {tower.name: tower for tower in greeting.about}
     for name, tower in here.items():

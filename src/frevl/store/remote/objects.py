@@ -21,7 +21,7 @@ class Objects:
         store: Address of a store.
 
     Raises:
-        StoreError: It cannot be reached; likewise for all methods.
+        StoreError: The object store cannot be reached; likewise for all methods.
     """
 
     def __init__(self, store: Path) -> None:

@@ -151,7 +151,6 @@ def compact(store: str | Path) -> CompactionReport:
 
     Otherwise their space is freed gradually as later extractions merge files. Readers of a former version continue with
     the newest.
-    the newest.
 
     Args:
         store: Folder of the store.

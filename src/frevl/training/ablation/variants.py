@@ -127,7 +127,7 @@ class AblationRow:
 
     Attributes:
         variant: The trained variant.
-        runs: Its runs.
+        runs: Runs of the variant.
         result: Metrics in percent, averaged over seeds; the first is the one compared.
         difference: Variant minus full fusion in points: ``difference``, ``ci95`` over images and
             ``standard_error_over_seeds`` (None for one seed); None for the full fusion.
@@ -193,7 +193,7 @@ def row_of(variant: Variant, runs: SeedRuns, result: SeedsResult, full: Ablation
 
     Args:
         variant: The trained variant.
-        runs: Its runs.
+        runs: Runs of the variant.
         result: Their results on the test pairs.
         full: The row of the full fusion; None if this is it.
     """

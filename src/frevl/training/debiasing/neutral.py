@@ -169,8 +169,8 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
 def neutral_map(biased: Tensor, first: Tensor, second: Tensor, *, weight: float, differences: bool = True) -> Tensor:
     """Return the map ``(d, d)``, applied to text vectors from the left, ``P z``.
 
-    biased: ``(b, d)`` unit vectors of biased prompts; with none, nothing is projected out.
-        biased: ``(b, d)`` unit vectors of biased prompts; none projects nothing out.
+    Args:
+        biased: ``(b, d)`` unit vectors of biased prompts; with none, nothing is projected out.
         first: ``(s, d)`` unit vectors of texts.
         second: ``(s, d)`` unit vectors of the texts to which each should be equal.
         weight: How strongly pairs are made equal; 0 leaves them as they are.

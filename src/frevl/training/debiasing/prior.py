@@ -39,10 +39,10 @@ _LEAST_SHARE = 0.02  # of an answer's probability from one side alone: a pair we
 class Lessened:
     """A network minus a prior.
 
-    network: The network with the chosen strength.
-        strength: In [0, 1]; 0 leaves the run unchanged.
+    Attributes:
+        network: The network with the chosen strength.
+        strength: Strength of the subtraction, in [0, 1]; 0 leaves the run unchanged.
         tried: The development results of each strength, in percent and points.
-        tried: What each strength reached on development data, in percent and points.
         notes: Sentences for the user.
     """
 

@@ -70,7 +70,7 @@ def set_aside_note(pairs: Pairs, dev: Pairs, share: float) -> list[str]:
     Args:
         pairs: All.
         dev: Those that were set aside.
-        share: Of the groups, as the user or the default has it.
+        share: Share of the groups to set aside, as given by the user or by default.
     """
     if share * len(pairs) <= MOST_SET_ASIDE:
         return []
