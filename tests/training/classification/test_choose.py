@@ -107,9 +107,9 @@ def test_a_method_that_keeps_every_example_has_a_most(monkeypatch):
     monkeypatch.setattr(candidates, "_CANDIDATES", small)
     choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=SESSION)
     left_out = {row["name"]: row["left_out"] for row in choice.rows if "left_out" in row}
-    assert left_out["cache"] == left_out["kernel ridge 1"] == "keeps every example, 30 at most"
+    assert left_out["cache"] == left_out["kernel ridge 1"] == "keeps every example, at most 30"
     assert not choice.head.memories
-    with pytest.raises(UsageError, match="--method kernel: kernel ridge 1 keeps every example, 30 at most; choose"):
+    with pytest.raises(UsageError, match="--method kernel: kernel ridge 1 keeps every example, at most 30; choose"):
         choose_head(drawn(8), None, 5, method="kernel", names=0.0, session=SESSION)
 
 
