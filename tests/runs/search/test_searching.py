@@ -432,7 +432,7 @@ def test_the_recall_that_was_asked_for_is_measured_and_missed_aloud(world, monke
 
     monkeypatch.setattr(frevl.runs.search.index, "_recall", lambda *_: 0.5)
     report, notes = index_store(world[0], recall=0.9)
-    assert report.expansion == 1024  # the greatest effort
+    assert report.expansion == 4096  # the greatest effort
     assert notes == [
         "The index finds 50.0 % of the exact neighbours, fewer than the requested 90.0 %; use --exact if that matters."
     ]
