@@ -1,9 +1,14 @@
 """The explorer where something does not work: a service that is away, files that are gone, searches that come late."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from exploring import TIMEOUT, choose, exploring, pictures, serious
 from playwright.sync_api import expect
 
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
 from made import make
 
 
@@ -109,3 +114,42 @@ def test_the_link_of_another_order_does_not_name_the_picture_that_was_open_befor
     page.get_by_label("Show", exact=True).select_option("unlabelled")
     expect(page.get_by_role("complementary", name="Selected image")).to_have_count(0)
     assert page.url.endswith("#/pictures?shown=unlabelled")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A store of 2,000 imported vectors, whose pictures nobody has."""
+    folder = tmp_path_factory.mktemp("long")
+    np.save(folder / "vectors.npy", np.random.default_rng(0).standard_normal((2000, 4)).astype(np.float16))
+    (folder / "ids.txt").write_text("\n".join(f"{number:04}.jpg" for number in range(2000)))
+    import_embeddings(
+        folder / "vectors.npy", store=folder / "store", encoder="own", of="images", ids=folder / "ids.txt"
+    )
+    with exploring(SimpleNamespace(folder=folder, store=Store.open(folder / "store"))) as (address, _):
+        yield address
+
+
+def test_a_picture_that_is_opened_far_down_stays_in_sight(long, visit):
+    """The columns become fewer when it opens beside them, and what was clicked had gone out of sight."""
+    page = visit(long).page
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("listbox").evaluate("(box) => (box.scrollTop = 20000)")
+    clicked = page.locator("[data-image='0707.jpg']")
+    expect(clicked).to_be_in_viewport(timeout=TIMEOUT)
+    clicked.click()
+    expect(page.get_by_role("complementary", name="The selected image")).to_be_visible()
+    page.wait_for_timeout(500)
+    expect(clicked).to_be_in_viewport()
+    page.get_by_role("button", name="Close").click()
+    page.wait_for_timeout(500)
+    expect(clicked).to_be_in_viewport()
+
+
+def test_a_jump_by_keyboard_to_what_is_not_there_yet_chooses_it(long, visit):
+    page = visit(long).page
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("listbox").focus()
+    page.keyboard.press("End")
+    last = page.locator("[data-image='1999.jpg']")
+    expect(last).to_have_attribute("aria-selected", "true", timeout=TIMEOUT)
+    expect(last).to_be_in_viewport()
