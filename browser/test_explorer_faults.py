@@ -137,7 +137,7 @@ def test_a_picture_that_is_opened_far_down_stays_in_sight(long, visit):
     clicked = page.locator("[data-image='0707.jpg']")
     expect(clicked).to_be_in_viewport(timeout=TIMEOUT)
     clicked.click()
-    expect(page.get_by_role("complementary", name="The selected image")).to_be_visible()
+    expect(page.get_by_role("complementary", name="Selected image")).to_be_visible()
     page.wait_for_timeout(500)
     expect(clicked).to_be_in_viewport()
     page.get_by_role("button", name="Close").click()

@@ -223,6 +223,16 @@ def test_a_link_takes_the_place_of_an_own_picture_and_chips_stay(url, world, vis
     expect(search).to_contain_text(f"like {other}", timeout=TIMEOUT)
 
 
+def test_what_was_searched_for_is_shown_and_sql_stands_with_the_filters(url, visit):
+    page = visit(f"{url}/explore/#/pictures?like=7.png").page
+    expect(page.locator(".query img")).to_have_js_property("naturalWidth", 40, timeout=TIMEOUT)
+    expect(page.get_by_label("Filter in SQL")).to_have_count(0)
+    page.get_by_role("button", name="Filter", exact=True).click()
+    expect(page.get_by_label("Filter in SQL")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_text("40 images", exact=True).first).to_be_visible(timeout=TIMEOUT)
+
+
 def test_back_leaves_the_search_with_an_own_picture(url, world, visit):
     page = visit(f"{url}/explore/#/pictures?text=a+red+square").page
     expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)

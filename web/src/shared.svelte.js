@@ -125,6 +125,8 @@ export async function undo() {
 
 export const number = (value) => value.toLocaleString("en");
 
+export const counted = (count) => `${number(count)} ${count === 1 ? "image" : "images"}`;
+
 /** A share or probability in percent; values close to 0 or 1 are not rounded to them. */
 export function percent(value, digits = 1) {
   const least = 10 ** -digits;
