@@ -1,14 +1,19 @@
 """Labels of a store in a bucket: several processes label, nothing is lost, and all see the same order."""
 
+import json
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
+import numpy as np
 import pytest
 from test_stores_in_a_bucket import content, data, draw, run, store  # noqa: F401 - fixtures
 from test_upkeep_in_a_bucket import until_it_comes_through
 
 from conftest import new_bucket
 from frevl.errors import StoreError, UsageError
+from frevl.store.importing.vectors import import_embeddings
 from frevl.store.labels import shared_labels
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.labels.shared_labels import labels_of
@@ -88,3 +93,41 @@ def test_a_server_that_is_busy_or_cuts_doubles_no_label(flaky, monkeypatch, tmp_
         )
     book = until_it_comes_through(lambda: labels_of(there).book())
     assert [entry.image for entry in book.entries] == [f"{number}.png" for number in range(4)]
+
+
+def test_a_store_in_a_bucket_is_explored_and_labelled_and_what_needs_a_folder_says_so(bucket, tmp_path):
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((20, 4)).astype(np.float16))
+    (tmp_path / "ids.txt").write_text("\n".join(f"{number}.jpg" for number in range(20)))
+    there = f"{bucket}/store"
+    import_embeddings(tmp_path / "v.npy", store=there, encoder="own", of="images", ids=tmp_path / "ids.txt")
+    command = [sys.executable, "-m", "frevl", "explore", "--store", there, "--port", "0", "--json", tmp_path / "ready"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("Ready at ")
+            url = json.loads((tmp_path / "ready").read_text())["url"]
+
+            def ask(path, **body):
+                given = (
+                    {"data": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}} if body else {}
+                )
+                try:
+                    with urllib.request.urlopen(urllib.request.Request(url + path, **given)) as answer:  # noqa: S310
+                        return json.load(answer)
+                except urllib.error.HTTPError as error:
+                    return json.load(error)["error"]
+
+            assert ask("/explore/overview")["images"] == 20
+            assert ask("/explore/map")["count"] == 20
+            assert len(ask("/explore/find", image="3.jpg", k=5)["images"]) == 5
+            assert ask("/explore/label", by="ada", labels=[{"image": "3.jpg", "label": "cat"}])["written"] == 1
+            assert ask("/explore/labels")["images"] == 1
+            assert ask("/explore/trainings")["trainings"] == ask("/explore/curations")["judges"] == []
+            for path, body in (("train", {"by": "ada"}), ("curation/start", {"judge": "labels"})):
+                refused = ask(f"/explore/{path}", **body)
+                assert (refused["code"], "only where the store is in a folder" in refused["message"]) == (
+                    "store_in_bucket",
+                    True,
+                )
+        finally:
+            process.terminate()
+            process.wait(60)

@@ -67,6 +67,10 @@ class RemotePath(PurePosixPath):
         """Find nothing."""
         return iter(())
 
+    def glob(self, pattern: str) -> Iterator[RemotePath]:  # noqa: ARG002
+        """Find nothing."""
+        return iter(())
+
     def rglob(self, pattern: str) -> Iterator[RemotePath]:  # noqa: ARG002
         """Find nothing."""
         return iter(())

@@ -20,6 +20,7 @@ from frevl.deployment.service.explorer.background.processes import recorded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import StoreError
 from frevl.files import replace_file
+from frevl.store.remote.address import is_remote
 
 __all__ = ["Trainings"]
 
@@ -93,6 +94,11 @@ class Trainings:
             RefusedError: Another training is running, or the name is in use.
             StoreError: Nothing can be written.
         """
+        if is_remote(self._store):
+            raise RefusedError(
+                409, "store_in_bucket", "The page trains only where the store is in a folder; export the labels and "
+                    "use frevl train.",
+            )  # fmt: skip
         with self._guard:
             self._make_place()
             with self._lock():

@@ -19,6 +19,7 @@ from frevl.deployment.service.http.limits import RefusedError
 from frevl.files import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
 from frevl.store.commits.table_writer import in_utf8
+from frevl.store.remote.address import is_remote
 
 __all__ = ["Job"]
 
@@ -118,7 +119,7 @@ class Job:
     @property
     def can_start(self) -> bool:
         """Return whether a curation can be started."""
-        return bool(self._command)
+        return bool(self._command) and not is_remote(self._store)
 
     def start(self, labels: Mapping[str, str] | None) -> None:
         """Start curating the pairs file, or the labels of images.
@@ -127,6 +128,10 @@ class Job:
             RefusedError: One is running, there is nothing to curate, or the disk cannot be written.
         """
         with self._guard:
+            if is_remote(self._store):
+                raise RefusedError(
+                    409, "store_in_bucket", "The page curates only where the store is in a folder; run frevl curate."
+                )
             call = self._current()
             if call is not None and call.runs():
                 raise RefusedError(409, "busy", "A curation is running; wait for it, or stop it first.")
