@@ -9,7 +9,7 @@ import pytest
 import frevl
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation import folds
-from frevl.diagnosis.curation.labels import _contradicted
+from frevl.diagnosis.curation.labels import _contradicted, _shares
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.splits import deal_folds
 from frevl.store.importing.vectors import import_embeddings
@@ -217,7 +217,7 @@ def test_the_largest_odds_are_wrong_rather_than_what_the_models_cannot_do():
         ]
         labels = truth.copy()
         labels[:60] = (truth[:60] + random.integers(1, 12, 60)) % 12
-        found = _contradicted(labels, said, 0)
+        found = _contradicted(labels, said, np.array([0.5, 0.5], np.float32), 0)
         assert (np.diff(found) > 0).all()
         precisions.append((found < 60).mean())
         recalls.append((found < 60).sum() / 60)
@@ -228,3 +228,13 @@ def test_the_largest_odds_are_wrong_rather_than_what_the_models_cannot_do():
 def softmax(logits):
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_of_a_model_that_knows_and_one_that_guesses_the_first_counts():
+    labels = np.arange(300) % 3
+    knows = np.where(np.eye(3, dtype=bool)[labels], 0.9, 0.05).astype(np.float32)
+    guesses = np.random.default_rng(0).dirichlet(np.ones(3), 300).astype(np.float32)
+    assert _shares(labels, [knows, guesses]).tolist() == [1, 0]
+    assert _shares(labels, [guesses, knows]).tolist() == [0, 1]
+    halves = [np.where(np.arange(300)[:, None] % 2 == part, knows, 1 / 3).astype(np.float32) for part in (0, 1)]
+    assert _shares(labels, halves).tolist() == [0.5, 0.5]  # each knows what the other does not
