@@ -134,7 +134,7 @@ def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch, tmp_path, nothing_
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(
-        TrainingError, match=r"training: the embeddings of this .* \(No space left on device\); make room"
+        TrainingError, match=r"training: the embeddings of this .* \(No space left on device\); free some space"
     ):
         prepared(made)
 
