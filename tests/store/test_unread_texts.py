@@ -18,7 +18,7 @@ from frevl.store.upkeep.verification import verify
 from frevl.training.training import train
 
 COLOURS = {"สีแดง": (200, 0, 0), "สีเขียว": (0, 200, 0), "สีน้ำเงิน": (0, 0, 200)}
-SENTENCE = "of {} texts are mostly unread: the tokenizer of toy-text does not know their letters or words, the first is"
+SENTENCE = "of {} texts are mostly unread: the tokenizer of toy-text does not know their letters or words. The first is"
 
 
 @pytest.fixture(autouse=True)

@@ -208,7 +208,7 @@ def test_vision_of_one_model_and_text_of_another(pretrained):
     assert (pair.image.name, pair.text.name) == ("dinov2-image", "clip-text")
     assert pair.text.identity == clip.text.identity
     assert np.array_equal(pair.embed_texts(TEXTS), clip.embed_texts(TEXTS))
-    with pytest.raises(EncoderError, match="'.*dinov2' has no text tower; expected hf:VISION.TEXT in this order"):
+    with pytest.raises(EncoderError, match="'.*dinov2' has no text tower; expected hf:VISION.TEXT, in this order"):
         load_encoder(f"hf:{pretrained / 'clip'}+{pretrained / 'dinov2'}#torch")
     with pytest.raises(EncoderError, match="'.*bert' has no image tower"):
         load_encoder(f"hf:{pretrained / 'bert'}+{pretrained / 'clip'}#torch")
