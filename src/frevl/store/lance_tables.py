@@ -15,6 +15,7 @@ from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import brief, is_lance_failure, reading, writing
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
 from frevl.store.ids.cache import segments_of
+from frevl.store.ids.live_rows import LiveRows
 from frevl.store.ids.rows_of_ids import RowsOfIds, Segment, ascending
 from frevl.store.remote.address import cache_of, is_remote, storage_options
 
@@ -73,6 +74,7 @@ class Snapshot:
     def __init__(self, store: Path, names: Iterable[str]) -> None:
         self._store = store
         self._tables = {name: open_committed(store, name) for name in names}
+        self._live = {name: LiveRows(table) for name, table in self._tables.items() if table is not None}
         self._rows: dict[str, Mapping[str, int]] = {}
         self.versions = {name: None if table is None else int(table.version) for name, table in self._tables.items()}
 
@@ -92,16 +94,15 @@ class Snapshot:
                 yield pa.nulls(len(rows))
             return
         with reading(self._store, name):
-            # In small pieces: measured to be three times faster than a scan of the whole column, without using more
-            # memory.
+            # In small pieces: measured to be three times faster than scanning the column, without using more memory.
             for start in range(0, len(rows), rows_at_once):
-                yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
+                yield from self._live[name].take(rows[start : start + rows_at_once], [column])[column].chunks
 
     def take_rows(self, name: str, rows: np.ndarray) -> pa.Table:
         """Return all columns of an existing table at ascending rows."""
-        table = self._table(name)
+        self._table(name)
         with reading(self._store, name):
-            return table.take(rows)
+            return self._live[name].take(rows)
 
     def _table(self, name: str) -> lance.LanceDataset:
         table = self._tables[name]

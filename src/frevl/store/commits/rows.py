@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frevl.store.ids.live_rows import LiveRows
+
 if TYPE_CHECKING:
     import lance
 
@@ -56,5 +58,5 @@ def rows_with(table: lance.LanceDataset, ids: pa.Array) -> pa.Table:
     for batch in table.scanner(columns=["id"]).to_batches():
         rows.append(first + np.flatnonzero(pc.is_in(batch["id"], value_set=ids).to_numpy(zero_copy_only=False)))
         first += len(batch)
-    found: pa.Table = table.take(np.concatenate(rows))
+    found: pa.Table = LiveRows(table).take(np.concatenate(rows))
     return found.take(pc.drop_null(pc.index_in(ids, value_set=found["id"].combine_chunks())))
