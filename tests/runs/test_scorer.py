@@ -2,6 +2,7 @@
 
 import json
 import traceback
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
+from frevl.store.reader import Store
+from frevl.store.towers import IMPORTED
 from frevl.training.training import train
 
 
@@ -143,8 +146,16 @@ def test_a_run_refuses_a_store_with_another_fingerprint(made, made_tokens, answe
     with pytest.raises(FingerprintError, match="'dtype' is 'float16' there and 'float32' here"):
         Scorer.open(answering, store=tmp_path / "other")
     extract(tmp_path / "toy2", images=made.images, encoder=["toy2"])
-    with pytest.raises(FingerprintError, match="needs the image tower 'toy-image', the store has"):
+    needs = "needs the image tower 'toy-image', the store has"
+    with pytest.raises(FingerprintError, match=f"{needs} .*; extract with: --encoder toy"):
         Scorer.open(answering, store=tmp_path / "toy2")
+    run = Run.load(answering)
+    vectors = {
+        side: {name: {**identity, "weights": IMPORTED} for name, identity in towers.items()}
+        for side, towers in run.towers.items()
+    }
+    with pytest.raises(FingerprintError, match=f"{needs} .*; import its vectors with: --encoder toy"):
+        replace(run, towers=vectors).check_store(Store.open(tmp_path / "toy2"))
 
 
 def test_a_run_survives_saving_and_renaming(made, answering, tmp_path):

@@ -220,7 +220,7 @@ class Run:
         Raises:
             FingerprintError: A tower is missing or differs; names the field.
         """
-        from frevl.store.towers import different_fields
+        from frevl.store.towers import IMPORTED, different_fields
 
         for modality, towers in self.towers.items():
             for name, identity in towers.items():
@@ -228,9 +228,10 @@ class Run:
                 flags = " ".join(f"--encoder {encoder}" for encoder in self.encoders)
                 tower = store.towers.get(name)
                 if tower is None:
+                    verb = "import its vectors" if identity.get("weights") == IMPORTED else "extract"
                     raise FingerprintError(
                         f"{place}: the run needs the {modality} tower '{name}', the store has "
-                        f"{sorted(store.towers)}; extract with: {flags}"
+                        f"{sorted(store.towers)}; {verb} with: {flags}"
                     )
                 fields = different_fields(identity, tower.identity)
                 if fields:
