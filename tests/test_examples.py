@@ -21,7 +21,7 @@ PRINTED = {
     "own_vectors": " % of held-out answers are right",
     "questions": "better than the linear probe by ",
     "serving": "'answer': 'yes'",
-    "zero_shot": " % of 120 pictures are right, without an example",
+    "zero_shot": " % of 120 images are right, without an example",
 }
 
 
