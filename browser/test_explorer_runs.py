@@ -74,6 +74,7 @@ def test_own_pairs_are_trained_on_and_cancelled_and_continued(url, world, visit)
     page.get_by_label("Name", exact=True).fill("own")
     page.get_by_label("Model").select_option("tiny")
     page.get_by_role("button", name="Train on this file").click()
+    expect(page.get_by_label("Model")).to_have_value("auto")  # labels alone cannot train a fusion
     page.get_by_role("button", name="Cancel").click(timeout=TIMEOUT)
     expect(run(page, "own")).to_contain_text("cancelled", timeout=TIMEOUT)
     page.get_by_role("button", name="Continue").click()

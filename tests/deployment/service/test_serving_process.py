@@ -183,3 +183,19 @@ def test_the_command_line_loads_no_service():
     own = {name for name in loaded if name.startswith("frevl.") and not name.startswith("frevl.cli")}
     assert own == {"frevl.errors", "frevl.machine", "frevl.version"}  # threads are set before any library is loaded
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.slow
+def test_a_relative_path_that_is_a_word_of_the_messages_leaves_them_alone(made, tmp_path):
+    (tmp_path / "condition").symlink_to(made.store.path)
+    command = [Path(sys.executable).parent / "frevl", "explore", "--store", "condition", "--no-labels", "--port", "0"]
+    command += ["--json", "ready.json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as started:
+        try:
+            assert started.stdout.readline().startswith("Ready at ")
+            url = json.loads((tmp_path / "ready.json").read_text())["url"]
+            answer = httpx.get(f"{url}/explore/images", params={"where": "nowhere = 1"})
+        finally:
+            started.kill()
+    sentence = answer.json()["error"]["message"]
+    assert sentence.startswith("The condition 'nowhere = 1' cannot be understood (there is no column 'nowhere')")

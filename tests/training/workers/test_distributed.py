@@ -133,8 +133,7 @@ def test_processes_that_somebody_else_started_meet_and_one_of_them_speaks(made, 
         return [process.returncode for process in processes], said
 
     codes, ((quiet, no_error), (said, _)) = ended()
-    assert codes == [0, 0]
-    assert (quiet, no_error) == ("", "")
+    assert (codes, quiet, no_error) == ([0, 0], "", "")
     assert said.startswith("Trained mlp")
     assert said.count("\n") >= 1
     runs = json.loads((tmp_path / "seeds" / "seeds.json").read_text())["runs"]

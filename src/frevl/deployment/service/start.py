@@ -29,6 +29,7 @@ from frevl.deployment.service.models import Service
 from frevl.errors import UsageError
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
+from frevl.store.remote.address import place_of
 
 __all__ = ["serve", "service_config"]
 
@@ -98,7 +99,9 @@ def serve(
     started = time.monotonic()
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
     with _bound(host, port) as address:  # bound first, so that an address in use fails fast
-        opened = Store.open(store)
+        # Messages leave out the paths of the server; a relative one, such as `store`, would be a word of theirs.
+        opened = Store.open(place_of(store).absolute())
+        runs = {name: Path(run).absolute() if Path(run).is_dir() else run for name, run in runs.items()}
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
@@ -107,7 +110,7 @@ def serve(
         curations = Curations(
             opened.path,
             writable=labels,
-            given=None if curation is None else Path(curation),
+            given=None if curation is None else Path(curation).absolute(),
             pairs=None if pairs is None else Path(pairs).absolute(),
             images=folder,
             command=command,

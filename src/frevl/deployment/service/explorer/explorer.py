@@ -177,8 +177,7 @@ class Explorer:
 
     def scrubbed(self, sentence: str) -> str:
         """Remove the paths of store and curation from a sentence."""
-        path = self.service.store.path
-        return self.curations.scrubbed(sentence).replace(str(path.absolute()), "STORE").replace(str(path), "STORE")
+        return self.curations.scrubbed(sentence).replace(str(self.service.store.path.absolute()), "STORE")
 
 
 def _chosen(store: Store, name: str | None) -> QueryEncoder:
