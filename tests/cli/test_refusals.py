@@ -176,3 +176,17 @@ def test_matching_with_two_images_and_no_development_part_says_what_to_do(made, 
     one = write(tmp_path / "one.jsonl", [made.captions.row(0)])
     with pytest.raises(PairsError, match="at least two different images to set some aside for development, found 1"):
         train(made.store, one, run=tmp_path / "run2", task="matching", model="linear")
+
+
+@pytest.mark.parametrize("flag", ["--pairs", "--dev", "--store"])
+def test_an_option_with_one_path_is_refused_if_it_is_given_twice(flag, frevl, tmp_path):
+    again = [word for value in ("1", "2") for word in (flag, value)]
+    done = frevl("train", "--run", tmp_path / "r", "--task", "matching", *again)
+    assert done.code == 2
+    assert f"{flag} takes one path and is given 2 times; give it once" in done.err
+
+
+def test_switches_values_and_options_with_several_values_may_be_given_again(frevl, tmp_path):
+    many = ["--encoder", "a", "--encoder", "b", "--quiet", "--quiet", "--seed", "1", "--seed", "2"]
+    done = frevl("train", "--store", tmp_path, "--run", tmp_path / "r", "--task", "matching", "--pairs", "1", *many)
+    assert "expected a store" in done.err

@@ -151,7 +151,7 @@ _ALONE = {"--ray": "local"}
 
 
 class _Command(TyperCommand):
-    """A command that reads ``--config`` and refuses to start if an output would overwrite an input."""
+    """A command that reads ``--config``, and refuses an output that is an input, or a path given twice."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -165,6 +165,10 @@ class _Command(TyperCommand):
             whole.append(word)
             if word in _ALONE and word in own and following.startswith("-"):
                 whole.append(_ALONE[word])
+        for one in (order := self.make_parser(ctx).parse_args(list(whole))[2]):
+            kind = getattr(getattr(one, "type_descriptor", None), "annotation", None)
+            if kind is Path and order.count(one) > 1 and not one.multiple:  # the last would win, and the others be lost
+                raise UsageError(f"--{key_of(one)} takes one path and is given {order.count(one)} times; give it once")
         return super().parse_args(ctx, whole)
 
     def invoke(self, ctx: Any) -> Any:
