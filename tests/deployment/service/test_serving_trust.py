@@ -34,7 +34,8 @@ def test_sets_of_classes_are_those_of_the_file(served, route, tmp_path):
     expected = of_file(served.scorers["ask"], QUESTIONS, tmp_path, sets=0.6)
     assert [one["set"] for one in said["scores" if route == "score" else "answers"]] == [one["set"] for one in expected]
     assert said["notes"] == [
-        "Sets of 60 % rest on 9 held-out images: the right class may be in 30 to 86 % of them; give more."
+        "Sets of 60 % rest on 9 held-out images: the right class may be in 30 to 86 % of them; "
+        "train with more held-out images."
     ]
 
 

@@ -199,7 +199,7 @@ async def _trust(
     name = "matches" if model.scorer.run.task == "matching" else "set"
     for result, one in zip(results, await service.sets(model, pairs, asked.sets), strict=True):
         result[name] = one
-    return [note.replace(" with --calibrate", "") for note in model.set_notes(asked.sets)]
+    return model.set_notes(asked.sets)
 
 
 def _texts(pairs: Sequence[Pair]) -> list[str]:

@@ -138,7 +138,7 @@ class ServedModel:
 
     def set_notes(self, level: float) -> list[str]:
         """Return notes on levels for which too few pairs were held out."""
-        return [] if self._conformal is None else self._conformal.notes(level)
+        return [] if self._conformal is None else self._conformal.notes(level, remedy="train with more held-out images")
 
     def doubt(self, jobs: Sequence[Sequence[ImagePair]]) -> list[list[float]]:
         """Return the doubt of the pairs of several requests."""

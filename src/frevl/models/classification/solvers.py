@@ -108,7 +108,7 @@ def solve_kernel(
     """
     x = features.standard
     width = _width(x)
-    kernel = _kernel(x, width)
+    kernel = _kernel(x)
     kernel.diagonal().add_(ridge if weights is None else ridge / weights)
     expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
     factor = torch.linalg.cholesky(kernel)
@@ -153,13 +153,13 @@ def _width(features: Tensor) -> float:
     return _WIDTHS[features]
 
 
-def _kernel(features: Tensor, width: float) -> Tensor:
-    """Return the ``(n, n)`` kernel matrix of features, which the caller may change."""
+def _kernel(features: Tensor) -> Tensor:
+    """Return the ``(n, n)`` kernel matrix of features at their width, which the caller may change."""
     if len(features) > _MOST_SHARED:
-        return kernel_matrix(features, features, width)
+        return kernel_matrix(features, features, _width(features))
     kept = _KERNELS.get(features)
     if kept is None:
-        kept = kernel_matrix(features, features, width)
+        kept = kernel_matrix(features, features, _width(features))
         _KERNELS.clear()  # one at a time: those of further folds take its place
         _KERNELS[features] = kept
     return kept.clone()
