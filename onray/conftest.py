@@ -55,6 +55,13 @@ class Nodes:
         self._cluster.wait_for_nodes()
         return self.nodes[-1]
 
+    def of(self, actor):
+        """Return the node on which an actor runs."""
+        from ray._private import state
+
+        found = state.actors(actor._ray_actor_id.hex())["Address"]["NodeID"]
+        return next(node for node in self.nodes if node.node_id == found)
+
     def kill(self, node):
         """End all processes of a node at once."""
         self.nodes.remove(node)

@@ -22,6 +22,7 @@ from frevl.errors import FrevlError, UsageError
 from frevl.store.items import CommitBuffer
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.many_nodes.connection import connected
+from frevl.store.many_nodes.workers import Workers
 from frevl.store.upkeep.verification import verify
 
 NAMES = [f"{number}.png" for number in range(700)]
@@ -183,22 +184,29 @@ def test_a_node_that_runs_another_frevl_is_named(nodes, source, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_that_dies_in_the_middle_loses_nothing(nodes, source, plain, tmp_path, monkeypatch):
-    keep, count = CommitBuffer.keep, 0
+    keep, kept = CommitBuffer.keep, 0
+    hand, killed = Workers._hand, []
 
-    def keep_and_kill(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 1:
-            nodes.kill(nodes.nodes[0])
+    def keep_and_count(self, *arguments):
+        nonlocal kept
+        kept += 1
         keep(self, *arguments)
 
-    monkeypatch.setattr(CommitBuffer, "keep", keep_and_kill)
+    def kill_and_hand(self, block, worker, flying):
+        if kept and not killed:
+            nodes.kill(nodes.of(worker.actor))  # the next block goes to a worker that is dead for certain
+            killed.append(worker)
+        hand(self, block, worker, flying)
+
+    monkeypatch.setattr(CommitBuffer, "keep", keep_and_count)
+    monkeypatch.setattr(Workers, "_hand", kill_and_hand)
     monkeypatch.setattr("frevl.store.many_nodes.workers._SLOW", 1e9)  # else all may be done before it is noticed
     try:
         with connected(nodes.address):
             report = extract(tmp_path / "store", source, nodes)
     finally:
         nodes.add()  # the tests that follow count four
+    assert len(killed) == 1
     assert content(tmp_path / "store") == content(plain[0])
     assert verify(tmp_path / "store") == []
     assert "Workers that were lost: 1 on " in " ".join(report.notes)

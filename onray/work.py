@@ -16,6 +16,8 @@ class Squares:
 
     def __init__(self, faults):
         self.faults = Path(faults)
+        if self._once("kill-loading"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _once(self, name):
         try:

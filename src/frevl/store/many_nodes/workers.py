@@ -1,8 +1,7 @@
 """Distribute blocks of work over workers of a Ray cluster: idle workers take the next block, dead ones are replaced.
 
 These are plain Ray actors, because blocks must stay intact: Ray Data would split and join blocks to suit memory, but
-the
-last bit of a text's embedding depends on the rest of its batch.
+the last bit of a text's embedding depends on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -139,7 +138,7 @@ class Workers(Generic[B, R]):
     Args:
         ray: The connected module ``ray``.
         make: Returns the work; called on the node. It must be picklable: a module-level function, or a
-        `functools.partial`.
+            `functools.partial`.
         count: Number of workers; None starts as many as the cluster has CPU cores, or accelerators.
         processors: Number of cores per worker.
         accelerators: Number of accelerators per worker.
@@ -186,7 +185,7 @@ class Workers(Generic[B, R]):
             for worker in [*self._ready, *self._coming.values()]:
                 self._ray.kill(worker.actor)
         if self._lost:
-            named = ", ".join(f"{count} on {node}" for node, count in sorted(self._lost.items()))
+            named = ", ".join(f"{count} {where}" for where, count in sorted(self._lost.items()))
             self.notes.append(
                 f"Workers that were lost: {named} ({self._reason:.200}). What they held was done by others."
             )
@@ -348,11 +347,14 @@ class Workers(Generic[B, R]):
                 f"--ray: {block.deaths} workers were lost with the same block, {block.of.block!s:.200} ({self._reason})"
                 "; all that was done before is kept"
             ) from error
-        self._lost[worker.node] = self._lost.get(worker.node, 0) + 1
+        self._note_loss(f"on {worker.node}")
         self._ray.kill(worker.actor)
         if self._left:
             self._left -= 1
             self._hire()
+
+    def _note_loss(self, where: str) -> None:
+        self._lost[where] = self._lost.get(where, 0) + 1
 
     def _hire(self) -> None:
         worker = _Hired(self._remote.remote(self._make, self._processors))
@@ -365,6 +367,7 @@ class Workers(Generic[B, R]):
                 greeting = self._ray.get(one)
             except self._ray.exceptions.RayError as error:
                 self._reason = _short(error)
+                self._note_loss("while loading")  # it never said on which node
                 if self._left and self._ready:
                     self._left -= 1
                     self._hire()
