@@ -61,13 +61,13 @@ def colour_of(world, name):
 
 
 def serious(page):
-    """Return what axe-core finds serious or critical, in words."""
+    """Return what axe-core finds moderate, serious or critical, in words."""
     assert AXE.is_file(), "axe-core is not there: run scripts/build_page"
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
     return [
         f"{one['id']}: {one['help']}: {node['html'][:120]}"
         for one in found
-        if one["impact"] in ("serious", "critical")
+        if one["impact"] in ("moderate", "serious", "critical")
         for node in one["nodes"]
     ]

@@ -76,7 +76,7 @@ def test_two_runs_answer_side_by_side_and_the_link_says_so(url, visit):
     page = seen.page
     expect(of_run(page, "ask").locator("li")).to_have_count(2, timeout=TIMEOUT)
     expect(of_run(page, "other")).to_have_count(0)
-    page.get_by_label("compare with").select_option("other")
+    page.get_by_label("Compare with").select_option("other")
     expect(of_run(page, "other").locator("li")).to_have_count(2, timeout=TIMEOUT)
     assert "with=other" in page.url
     left, right = of_run(page, "ask").bounding_box(), of_run(page, "other").bounding_box()
@@ -223,7 +223,7 @@ def test_another_choice_and_back_and_an_own_file_take_the_place_of_a_picture_of_
 def test_a_run_that_stops_answering_is_said_and_the_other_stays(url, visit):
     page = visit(f"{url}/#/ask?do=ask&image=3.png").page
     page.route("**/v1/score", lambda route: route.abort() if '"ask"' in route.request.post_data else route.continue_())
-    page.get_by_label("compare with").select_option("other")
+    page.get_by_label("Compare with").select_option("other")
     page.get_by_label("Question").fill("is the square red?")
     press(page, "Ask")
     expect(of_run(page, "ask").get_by_role("alert")).to_contain_text("The service does not answer.", timeout=TIMEOUT)
@@ -242,7 +242,7 @@ def test_a_store_of_texts_alone_has_its_page(tmp_path, visit):
         seen = visit(address)
         seen.page.get_by_label("Text", exact=True).fill("it is 3 red")
         press(seen.page, "Label")
-        expect(answers(seen.page).locator("h4")).to_contain_text("red", timeout=TIMEOUT)
+        expect(answers(seen.page).locator("h3")).to_contain_text("red", timeout=TIMEOUT)
         tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link").all_inner_texts()
         assert tabs == ["Ask and match", "Report"]
         seen.page.goto(f"{address}/#/pictures")

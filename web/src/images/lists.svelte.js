@@ -1,6 +1,6 @@
 // Lists of images for the grid: a short one that is complete, and a long one that is fetched while scrolling.
-import { get } from "./api.js";
-import { pending } from "./shared.svelte.js";
+import { get } from "../api.js";
+import { pending } from "../shared.svelte.js";
 
 const PAGE = 100;
 const MOST_PAGES = 60;
