@@ -194,3 +194,22 @@ def test_a_text_of_several_images_is_one_query():
     result = evaluate(GivenScorer(table, "matching"), pairs_of([(i, t, None, {}) for i, t in ("as", "bs", "at")]))
     assert result.metrics["t2i_r1"] == 50
     assert "2 images and 2 texts; any right one counts (1 of the texts belong to several images)" in result.notes[0]
+
+
+def test_a_list_of_one_answer_is_a_single_answer():
+    table = {("a", "q"): [0.0, 1.0], ("b", "q"): [0.0, 1.0], ("c", "q"): [0.0, 1.0]}
+    scorer = GivenScorer(table, "classification", ["x", "y"])
+    listed = [("a", "q", ["x"], {}), ("b", "q", ["y", "y"], {}), ("c", "q", "y", {})]
+    plain = [("a", "q", "x", {}), ("b", "q", "y", {}), ("c", "q", "y", {})]
+    assert evaluate(scorer, pairs_of(listed)).metrics == evaluate(scorer, pairs_of(plain)).metrics
+    several = evaluate(scorer, pairs_of([*listed[:2], ("c", "q", ["x", "y"], {})]))
+    assert several.metrics["single_answer_accuracy"] == 50, "one of the two pairs with a single answer is right"
+
+
+def test_no_answer_is_right_where_all_weights_are_zero():
+    rows = [("a", "q", {"x": 0.0, "y": 0.0}, {}), ("b", "q", {"y": 1.0}, {})]
+    result = evaluate(
+        GivenScorer({("a", "q"): [0, 1], ("b", "q"): [0, 1]}, "classification", ["x", "y"]), pairs_of(rows)
+    )
+    assert result.metrics["accuracy"] == 50
+    assert not any("not in training" in note for note in result.notes)

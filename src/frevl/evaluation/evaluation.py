@@ -13,12 +13,13 @@ from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
+from frevl.evaluation.choice_sets import choice_set_scores
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
-from frevl.evaluation.measures import Measure, accepted_answers, best_answers, evaluate_sets
+from frevl.evaluation.measures import Measure, accepted_answers, best_answers, evaluate_sets, single_answer
 from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
-from frevl.evaluation.retrieval_metrics import choice_set_scores, evaluate_retrieval
+from frevl.evaluation.retrieval_metrics import evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
@@ -237,18 +238,19 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     prior = scorer.prior(asked)
     if prior is not None:
         measured["prior_accuracy"] = Measure(clusters, correct([labels[i] for i in prior.argmax(axis=1)], accepted))
-    lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
+    alone = [single_answer(target) for target in pairs.targets]
+    lone = np.flatnonzero([answer is not None for answer in alone])
     if 0 < len(lone) < len(pairs):
         measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone.tolist()], hits[lone])
     if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
         measured["macro_f1"] = Measure(
             clusters,
-            statistic=lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
+            statistic=lambda rows: macro_f1([predicted[i] for i in rows], [alone[i] for i in rows]),
             resamples=100,
         )
     known = set(labels)
-    unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
+    unseen = sum(1 for answers in accepted if answers and known.isdisjoint(answers))
     notes = [f"{unseen:,} pairs have only classes that were not in training; they count as wrong."] if unseen else []
     notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
     notes += _wups(measured, predicted, pairs)
@@ -289,11 +291,12 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
             statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
             resamples=200,
         )
-        choices = choice_set_scores(logits, truth, pairs)
+        choices, said = choice_set_scores(logits, truth, pairs)
         measured |= choices
+        notes += said
         prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True))) if choices else None
         if prior is not None:  # accuracy from the texts alone
-            measured["prior_accuracy"] = next(iter(choice_set_scores(prior[:, 0], truth, pairs).values()))
+            measured["prior_accuracy"] = next(iter(choice_set_scores(prior[:, 0], truth, pairs)[0].values()))
         if len(images) < 2:
             hits, clusters = decided, pairs.clusters
     if not measured:

@@ -16,7 +16,7 @@ from frevl.evaluation.slices import slice_table
 from frevl.runs.prediction_sets import conformal_scores, right_classes, set_probabilities
 from frevl.runs.scorer import Scorer
 
-__all__ = ["Measure", "accepted_answers", "best_answers", "evaluate_sets", "mean_measure"]
+__all__ = ["Measure", "accepted_answers", "best_answers", "evaluate_sets", "mean_measure", "single_answer"]
 
 Statistic = Callable[[NDArray[np.int64]], float]
 
@@ -124,10 +124,18 @@ def evaluate_sets(
 
 
 def best_answers(target: Target | None) -> list[str]:
-    """Return the answers that count as right: all of a list, or those with the highest weight."""
+    """Return the answers that count as right: all of a list, or those with the highest weight; none if all are 0."""
     if isinstance(target, dict):
-        return [answer for answer, weight in target.items() if weight == max(target.values())]
+        most = max(target.values())
+        return [answer for answer, weight in target.items() if weight == most > 0]
     return [target] if isinstance(target, str) else list(target or [])
+
+
+def single_answer(target: Target | None) -> str | None:
+    """Return the answer if there is exactly one, alone or in a list; weights are never a single answer."""
+    if isinstance(target, list):
+        return target[0] if len(set(target)) == 1 else None
+    return target if isinstance(target, str) else None
 
 
 def accepted_answers(pairs: Pairs) -> list[list[str]]:

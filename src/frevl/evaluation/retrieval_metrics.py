@@ -1,4 +1,4 @@
-"""Retrieval metrics: ranks of the right items in both directions, with and without reranking; choice sets."""
+"""Retrieval metrics: ranks of the right items in both directions, with and without reranking."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError
 from frevl.evaluation.measures import Measure
-from frevl.evaluation.metrics import choice_hits, group_hits, median_rank, rank_of_best_match
+from frevl.evaluation.metrics import median_rank, rank_of_best_match
 from frevl.runs.pair_grid import PairScores, ScoreRows, dot_rows, scored_rows
 from frevl.runs.scorer import Scorer
 from frevl.store.grouping.copies import one_item_each
 
-__all__ = ["Ranks", "choice_set_scores", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
+__all__ = ["Ranks", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
 
 _BLOCK = 16_777_216  # scores at once: 64 MB
 
@@ -280,44 +280,3 @@ def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[s
 def _median(places: np.ndarray, owners: list[str]) -> Measure:
     # Metrics are shown in percent, but ranks are not.
     return Measure(owners, statistic=lambda rows: median_rank(places[rows]) / 100, resamples=200)
-
-
-def choice_set_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
-    """Score choice sets: each group has one image with several texts, or two images with two texts.
-
-    Args:
-        scores: ``(n,)`` scores of the pairs.
-        truth: ``(n,)`` bool, whether the text describes the image.
-        pairs: Pairs with the key ``group``; for two images also ``caption`` and ``picture``.
-
-    Returns:
-        ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``; empty if there are no such sets.
-    """
-    groups: dict[str, list[int]] = {}
-    for row, extra in enumerate(pairs.extras):
-        if "group" not in extra:
-            return {}
-        groups.setdefault(str(extra["group"]), []).append(row)
-    rows = list(groups.values())
-    clusters = pairs.clusters
-    names = [min(clusters[row] for row in group) for group in rows]
-    pictures = {len({pairs.images[i] for i in group}) for group in rows}
-    numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
-    if numbered and {len(group) for group in rows} == {4} and pictures == {2}:
-        blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
-        return {f"{name}_score": Measure(names, hits) for name, hits in group_hits(blocks).items()}
-    if len({len(group) for group in rows}) == 1 and pictures == {1}:
-        right = np.array([int(np.argmax(truth[group])) for group in rows])
-        return {"choice_accuracy": Measure(names, choice_hits(scores[np.array(rows)], right))}
-    return {}
-
-
-def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list[float]]:
-    """Return the ``[caption][image]`` scores of a Winoground group."""
-    captions = sorted({int(pairs.extras[i]["caption"]) for i in group})
-    pictures = sorted({int(pairs.extras[i]["picture"]) for i in group})
-    block = np.full((2, 2), np.nan)
-    for i in group:
-        extra = pairs.extras[i]
-        block[captions.index(int(extra["caption"])), pictures.index(int(extra["picture"]))] = scores[i]
-    return block.tolist()

@@ -13,7 +13,7 @@ from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, nearest
 from frevl.evaluation.fairness.rates import Cells
-from frevl.evaluation.measures import Measure
+from frevl.evaluation.measures import Measure, single_answer
 from frevl.evaluation.slices import group_rows, slice_table
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
@@ -174,7 +174,7 @@ def _items_of_classes(scorer: Scorer, pairs: Pairs, measures: dict[str, Measure]
     first = next(iter(measures))
     rows = [[row] for row in range(len(pairs))]
     rated = {first: _Rated(_values(measures[first]), rows, pairs.clusters)}
-    single = [target if isinstance(target, str) else None for target in pairs.targets]
+    single = [single_answer(target) for target in pairs.targets]
     return rated, single, _values(measures["accuracy"])
 
 
