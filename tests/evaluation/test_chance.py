@@ -105,7 +105,7 @@ def test_a_key_of_many_numbers_is_cut_into_ranges():
         "size": ["0 to 15", "16 to 30", "31 to 44", "45 to 59"], "few": ["0", "1", "2"], "kind": ["even", "odd"],
     }  # fmt: skip
     assert [len(group) for group in rows["size"].values()] == [15, 15, 14, 15]
-    assert rows["size"]["0 to 15"] == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert rows["size"]["0 to 15"].tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13, 14, 15]
     table = slice_table(rows, "accuracy", np.arange(60) / 60, ["a"] * 30 + ["b"] * 30)
     assert table["few"]["1"]["n"] == 20
     assert table["few"]["1"]["accuracy"] == pytest.approx(100 * 29.5 / 60)

@@ -10,8 +10,9 @@ import pytest
 
 from frevl.data.packed.columns import Coded
 from frevl.errors import UsageError
-from frevl.evaluation import intervals
+from frevl.evaluation import intervals, measures
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+from frevl.evaluation.metrics import expected_calibration_error, macro_f1
 
 
 def test_interval_of_two_clusters_by_hand() -> None:
@@ -199,3 +200,47 @@ def test_bad_input_is_refused() -> None:
 def test_an_interval_in_percent_is_unknown_where_there_is_one_cluster() -> None:
     assert Interval(0.5, 0.25, 0.75).percent() == [25.0, 75.0]
     assert bootstrap_interval([0.0, 1.0], ["a", "a"]).percent() is None
+
+
+def test_many_clusters_are_drawn_in_random_groups_with_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    clusters = random.integers(0, 20_000, 30_000)
+    values = (random.random(30_000) + random.random(20_000)[clusters] > 1).astype(float)
+
+    def found() -> list[Interval]:
+        mean = bootstrap_interval(values, clusters, resamples=400)
+        several = bootstrap_statistic(lambda rows: float(np.sqrt(values[rows].mean())), clusters, resamples=400)
+        return [mean, several, paired_difference(values, values[::-1], clusters, resamples=400)]
+
+    one_by_one = found()
+    monkeypatch.setattr(intervals, "MOST_DRAWN", 2_000)
+    for every, grouped in zip(one_by_one, found(), strict=True):
+        assert grouped.value == every.value
+        assert grouped.high - grouped.low == pytest.approx(every.high - every.low, rel=0.15)
+        assert every != grouped  # other draws
+
+
+def test_the_sums_of_clusters_drawn_together_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "MOST_DRAWN", 10)
+    together = intervals.drawn_together(1_005)
+    assert together is not None
+    assert set(np.bincount(together).tolist()) == {100, 101}
+    assert intervals.drawn_together(10) is None
+    # Every cluster has one value in each of two cells: rates of 0.25 and 0.75, whatever is drawn.
+    sums, counts = np.tile([0.25, 0.75], (1_005, 1)), np.ones((1_005, 2))
+    interval = intervals.bootstrap_rates(sums, counts, lambda rates: rates[:, 1] - rates[:, 0])
+    assert interval == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_statistics_on_numbers_equal_those_on_labels() -> None:
+    random = np.random.default_rng(0)
+    labels, names = ["a", "b", "c"], ["b", "never predicted", "c", "a"]
+    predicted, true = random.integers(0, 3, 300), random.integers(0, 4, 300)
+    confidence, hits = random.random(300), random.random(300) > 0.5
+    score = measures.macro_f1_of(predicted, labels, [names[i] for i in true])
+    coded = measures.macro_f1_of(predicted, labels, Coded.of(true, names))
+    error = measures.calibration_error_of(confidence, hits)
+    for rows in (np.arange(300), random.integers(0, 300, 300), np.array([7])):
+        expected = macro_f1([labels[i] for i in predicted[rows]], [names[i] for i in true[rows]])
+        assert score(rows) == coded(rows) == pytest.approx(expected, abs=1e-12)
+        assert error(rows) == expected_calibration_error(confidence[rows], hits[rows])

@@ -17,10 +17,18 @@ from frevl.evaluation.choice_sets import choice_set_scores
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
-from frevl.evaluation.measures import Measure, accepted_answers, best_answers, evaluate_sets, single_answer
-from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
+from frevl.evaluation.measures import (
+    Measure,
+    accepted_answers,
+    best_answers,
+    calibration_error_of,
+    evaluate_sets,
+    macro_f1_of,
+    single_answer,
+)
+from frevl.evaluation.metrics import brier, correct
 from frevl.evaluation.retrieval_metrics import evaluate_retrieval
-from frevl.evaluation.slices import slice_rows, slice_table
+from frevl.evaluation.slices import Rows, slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
 from frevl.runs.calibration import check_level
@@ -77,7 +85,7 @@ class Result:
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     clusters: Sequence[str] = field(default_factory=list, repr=False)
     measures: dict[str, Measure] = field(default_factory=dict, repr=False)
-    slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
+    slice_rows: dict[str, dict[str, Rows]] = field(default_factory=dict, repr=False)
     evaluated: Pairs | None = field(default=None, repr=False)
 
     def record(self) -> dict[str, Any]:
@@ -231,9 +239,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["vqa_accuracy"] = Measure(clusters, weights)
     first = hits if weights is None else weights
     measured["accuracy"] = Measure(clusters, hits)
-    measured["ece"] = Measure(
-        clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
-    )
+    measured["ece"] = Measure(clusters, statistic=calibration_error_of(confidence, hits), resamples=200)
     asked = [] if scorer.network.prior is None else list(zip(pairs.images, pairs.texts, strict=True))
     prior = scorer.prior(asked)
     if prior is not None:
@@ -244,11 +250,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone.tolist()], hits[lone])
     if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
-        measured["macro_f1"] = Measure(
-            clusters,
-            statistic=lambda rows: macro_f1([predicted[i] for i in rows], [alone[i] for i in rows]),
-            resamples=100,
-        )
+        measured["macro_f1"] = Measure(clusters, statistic=macro_f1_of(best, labels, alone), resamples=100)
     known = set(labels)
     unseen = sum(1 for answers in accepted if answers and known.isdisjoint(answers))
     notes = [f"{unseen:,} pairs have only classes that were not in training; they count as wrong."] if unseen else []
@@ -286,11 +288,8 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)
-        measured["ece"] = Measure(
-            pairs.clusters,
-            statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
-            resamples=200,
-        )
+        statistic = calibration_error_of(confidence, decided)
+        measured["ece"] = Measure(pairs.clusters, statistic=statistic, resamples=200)
         choices, said = choice_set_scores(logits, truth, pairs)
         measured |= choices
         notes += said

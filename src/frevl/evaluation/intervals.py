@@ -1,7 +1,8 @@
 """Intervals and paired tests that respect clusters: rows about one image are not independent.
 
 Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic for a seed
-and hold only one block of draws in memory.
+and hold only one block of draws in memory. More than 200,000 clusters are drawn in as many random groups of them
+(`drawn_together`).
 
 They also tell whether a classifier is measurably better than always giving the most frequent answer, which a score
 with an interval does not show.
@@ -28,6 +29,7 @@ __all__ = [
     "bootstrap_rates",
     "bootstrap_statistic",
     "drawn_counts",
+    "drawn_together",
     "paired_difference",
     "paired_test",
 ]
@@ -36,6 +38,7 @@ Clusters = Sequence[Hashable] | NDArray[Any] | None
 Floats = NDArray[np.float64]
 
 DRAWS_IN_MEMORY = 1_000_000
+MOST_DRAWN = 200_000  # clusters: drawing ten million takes a second, and an interval takes a thousand draws
 
 
 class Interval(NamedTuple):
@@ -82,6 +85,7 @@ def bootstrap_interval(
     mean = float(items.mean())
     if len(sums) < 2:
         return Interval(mean, float("nan"), float("nan"))
+    sums, counts = _added_up(sums), _added_up(counts)
     drawn = [
         sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
         for chosen in _draws(len(sums), resamples, np.random.default_rng(seed))
@@ -143,6 +147,7 @@ def paired_test(
     if len(sums) == 0:
         return 1.0
     # Equal sums must count as equal even if added in another order.
+    sums = _added_up(sums)
     observed = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
     if len(sums) < 40 and 2 ** len(sums) <= permutations:
         patterns = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
@@ -182,6 +187,8 @@ def bootstrap_statistic(
     """
     number_of = _cluster_numbers(clusters, len(clusters))
     whole = float(statistic(np.arange(len(number_of))))
+    together = drawn_together(int(number_of.max()) + 1)
+    number_of = number_of if together is None else together[number_of]
     sizes = np.bincount(number_of)
     if len(sizes) < 2:
         return Interval(whole, float("nan"), float("nan"))
@@ -228,6 +235,7 @@ def bootstrap_rates(
     whole = float(of(sums.sum(axis=0)[None], counts.sum(axis=0)[None])[0])
     if len(sums) < 2:
         return Interval(whole, float("nan"), float("nan"))
+    sums, counts = _added_up(sums), _added_up(counts)
     drawn = [of(block @ sums, block @ counts) for block in drawn_counts(len(sums), resamples, seed)]
     return Interval(whole, *_quantiles(np.concatenate(drawn), level))
 
@@ -272,6 +280,26 @@ def _cluster_sums(values: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
     number_of = _cluster_numbers(clusters, len(values))
     sums = np.bincount(number_of, weights=values)
     return np.asarray(sums, np.float64), np.asarray(np.bincount(number_of), np.float64)
+
+
+def drawn_together(clusters: int) -> NDArray[np.int64] | None:
+    """Put clusters into `MOST_DRAWN` random groups of equal size that are drawn as one; None if they are no more.
+
+    The standard error from so many groups is that from the clusters, give or take 0.2 % (ours); a thousand draws leave
+    2 % to chance.
+
+    Returns:
+        ``(clusters,)`` int64, the group of each; the same in every call.
+    """
+    return np.random.default_rng(0).permutation(clusters) % MOST_DRAWN if clusters > MOST_DRAWN else None
+
+
+def _added_up(sums: Floats) -> Floats:
+    """Add up the sums of clusters, ``(clusters,)`` or ``(clusters, cells)``, that are drawn together."""
+    if (together := drawn_together(len(sums))) is None:
+        return sums
+    added = [np.bincount(together, weights=cell) for cell in sums.reshape(len(sums), -1).T]
+    return np.stack(added, axis=1).reshape(-1, *sums.shape[1:]).astype(np.float64)
 
 
 def _block_sizes(clusters: int, total: int) -> Iterator[int]:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from frevl.data.packed.columns import coded_values
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
-from frevl.evaluation.slices import slice_table
+from frevl.evaluation.metrics import calibration_gaps, mean_of_f1
+from frevl.evaluation.slices import Rows, slice_table
 from frevl.runs.prediction_sets import conformal_scores, right_classes, set_probabilities
 from frevl.runs.scorer import Scorer
 
-__all__ = ["Measure", "accepted_answers", "best_answers", "evaluate_sets", "mean_measure", "single_answer"]
+__all__ = [
+    "Measure",
+    "accepted_answers",
+    "best_answers",
+    "calibration_error_of",
+    "evaluate_sets",
+    "macro_f1_of",
+    "mean_measure",
+    "single_answer",
+]
 
 Statistic = Callable[[NDArray[np.int64]], float]
 
@@ -82,8 +93,42 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
     )
 
 
+def calibration_error_of(confidence: ArrayLike, hits: ArrayLike) -> Statistic:
+    """Return the statistic `frevl.evaluation.metrics.expected_calibration_error` of some rows.
+
+    Args:
+        confidence: ``(n,)`` confidence of the predicted label, in ``[0, 1]``.
+        hits: ``(n,)`` 1 if the label was right, else 0.
+    """
+    bin_of, gaps = calibration_gaps(confidence, hits)
+
+    def error(rows: NDArray[np.int64]) -> float:
+        return float(np.abs(np.bincount(bin_of[rows], weights=gaps[rows])).sum() / len(rows))
+
+    return error
+
+
+def macro_f1_of(predicted: NDArray[np.int64], labels: Sequence[str], targets: Sequence[Any]) -> Statistic:
+    """Return the statistic `frevl.evaluation.metrics.macro_f1` of some rows.
+
+    Args:
+        predicted: ``(n,)`` int64, the number of the predicted label.
+        labels: Distinct names of the labels.
+        targets: ``(n,)`` right label of each row, by name.
+    """
+    codes, different = coded_values(targets)
+    numbers: dict[Hashable, int] = {label: number for number, label in enumerate(labels)}
+    of_value = np.array([numbers.setdefault(value, len(numbers)) for value in different], np.int64)
+    of_target = of_value[codes]
+
+    def score(rows: NDArray[np.int64]) -> float:
+        return mean_of_f1(of_target[rows], predicted[rows])
+
+    return score
+
+
 def evaluate_sets(
-    scorer: Scorer, pairs: Pairs, level: float, calibrate: Any, slices: dict[str, dict[str, list[int]]]
+    scorer: Scorer, pairs: Pairs, level: float, calibrate: Any, slices: dict[str, dict[str, Rows]]
 ) -> tuple[dict[str, Any], list[str]]:
     """Evaluate a run's prediction sets.
 

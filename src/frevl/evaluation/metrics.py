@@ -19,12 +19,14 @@ __all__ = [
     "Labels",
     "accuracy",
     "brier",
+    "calibration_gaps",
     "choice_hits",
     "cohens_kappa",
     "correct",
     "expected_calibration_error",
     "group_hits",
     "macro_f1",
+    "mean_of_f1",
     "median_rank",
     "negative_log_likelihood",
     "observed_agreement",
@@ -81,14 +83,16 @@ def macro_f1(predicted: Labels, targets: Labels) -> float:
         UsageError: The lengths differ, or there are no items.
     """
     _same_length(predicted, targets)
-    numbers: dict[Hashable, int] = {}
-    coded = [
-        np.asarray([numbers.setdefault(label, len(numbers)) for label in _plain(labels)], dtype=np.int64)
-        for labels in (targets, predicted)
-    ]
-    of_target, of_predicted = (np.bincount(codes, minlength=len(numbers)) for codes in coded)
-    of_hits = np.bincount(coded[0][coded[0] == coded[1]], minlength=len(numbers))
-    return float(np.mean(2 * of_hits / (of_target + of_predicted)))
+    return mean_of_f1(*_codes(_plain(targets), _plain(predicted)))
+
+
+def mean_of_f1(targets: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """Return `macro_f1` of ``(n,)`` class numbers, at least one each."""
+    classes = int(max(targets.max(), predicted.max())) + 1
+    of_target, of_predicted = (np.bincount(codes, minlength=classes) for codes in (targets, predicted))
+    of_hits = np.bincount(targets[targets == predicted], minlength=classes)
+    there = of_target + of_predicted
+    return float(np.mean(2 * of_hits[there > 0] / there[there > 0]))
 
 
 # ---------------------------------------------------------------------------------- calibration
@@ -107,13 +111,18 @@ def expected_calibration_error(probabilities: ArrayLike, hits: ArrayLike, bins: 
     Raises:
         UsageError: The lengths differ, there are no items, or a confidence lies outside ``[0, 1]``.
     """
+    bin_of, gaps = calibration_gaps(probabilities, hits, bins)
+    # n_bin * |mean credit - mean confidence| = |sum credit - sum confidence|: empty bins need no special case.
+    return float(np.abs(np.bincount(bin_of, weights=gaps, minlength=bins)).sum() / len(gaps))
+
+
+def calibration_gaps(probabilities: ArrayLike, hits: ArrayLike, bins: int = 15) -> tuple[NDArray[np.int64], Floats]:
+    """Return the ``(n,)`` bin and ``(n,)`` credit minus confidence of items; see `expected_calibration_error`."""
     confidence, credit = np.asarray(probabilities, np.float64), np.asarray(hits, np.float64)
     _same_length(confidence, credit)
     _must_be_probabilities(confidence)
     bin_of = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence, side="left")
-    # n_bin * |mean credit - mean confidence| = |sum credit - sum confidence|: empty bins need no special case.
-    gap = np.bincount(bin_of, weights=credit - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
+    return bin_of, credit - confidence
 
 
 def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
@@ -383,9 +392,9 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     return (float((codes[0] == codes[1]).mean()) - expected) / (1.0 - expected)
 
 
-def _codes(first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+def _codes(first: Sequence[Hashable], second: Sequence[Hashable]) -> np.ndarray:
     """Number the classes: ``(2, items)``."""
     if len(first) != len(second) or not len(first):
         raise ValueError(f"expected the same items from both, at least one; found {len(first)} and {len(second)}")
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     return np.array([[numbers.setdefault(name, len(numbers)) for name in one] for one in (first, second)])

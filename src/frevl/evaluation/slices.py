@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, different
 from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = ["group_rows", "has_value", "range_names", "slice_rows", "slice_table", "value_name"]
+__all__ = ["Rows", "group_rows", "has_value", "range_names", "rows_by_group", "slice_rows", "slice_table", "value_name"]
+
+Rows = NDArray[np.int64]
 
 _MOST_VALUES = 50  # a key with more values than this identifies items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 question types
@@ -21,19 +24,21 @@ _RANGES = 4
 _DIGITS = range(6, 18)  # 17 tell any two numbers apart
 
 
-def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
+def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, Rows]]:
     """Find the groups.
 
     Args:
         extras: Extra keys of every pair.
 
     Returns:
-        The rows of each group, by key, then value. Names, booleans and numbers form groups if there are 2 to 50 of
-        them, or up to 200 with 20 pairs on average. A key with more than 10 distinct numbers is cut into up to four
-        ranges with about equal numbers of pairs. ``cluster``, ``group`` and ids form no groups.
+        The rows of each group, ``(members,)`` int64 ascending, by key, then value. Names, booleans and numbers form
+        groups if there are 2 to 50 of them, or up to 200 with 20 pairs on average. A key with more than 10 distinct
+        numbers is cut into up to four ranges with about equal numbers of pairs. ``cluster``, ``group`` and ids form no
+        groups.
     """
-    found: dict[str, dict[str, list[int]]] = {}
-    for key in dict.fromkeys(key for extra in extras for key in extra):
+    found: dict[str, dict[str, Rows]] = {}
+    each = different(extras.extras if isinstance(extras, WithCluster) else extras)
+    for key in dict.fromkeys(key for extra in each for key in extra):
         if key in _NOT_GROUPS:
             continue
         groups = group_rows(extras, key)
@@ -43,7 +48,7 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
     return found
 
 
-def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int]]:
+def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, Rows]:
     """Return the rows of every value of a key, in value order: the groups used in tables and fairness.
 
     Args:
@@ -51,14 +56,36 @@ def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int
         key: Its names, booleans and numbers form groups; more than 10 distinct numbers are cut into up to four ranges
             with about equal numbers of pairs. Pairs without it, or with an empty or missing value, belong to no group.
     """
-    values = {row: extra[key] for row, extra in enumerate(extras) if has_value(extra.get(key))}
-    numbers = [value for value in values.values() if not isinstance(value, str | bool)]
-    if len(numbers) == len(values) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
-        return _ranges(values)
-    groups: dict[str, list[int]] = {}
-    for row, value in values.items():
-        groups.setdefault(value_name(value), []).append(row)
-    return dict(sorted(groups.items()))
+    codes, values = _values_of(extras, key)
+    there = np.array([has_value(value) for value in values], bool)
+    known = [value for value in values if has_value(value)]
+    numbers = [value for value in known if not isinstance(value, str | bool)]
+    if len(numbers) == len(known) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
+        of_value = np.zeros(len(values))
+        of_value[there] = numbers
+        rows = np.flatnonzero(there[codes])
+        return _ranges(rows, of_value[codes[rows]])
+    names = sorted({value_name(value) for value in known})
+    number = {name: place for place, name in enumerate(names)}
+    group = np.array([number[value_name(value)] if has_value(value) else -1 for value in values], np.int64)
+    return rows_by_group(group[codes], names)
+
+
+def rows_by_group(groups: Rows, names: Sequence[str]) -> dict[str, Rows]:
+    """Return the rows of every named group from the ``(n,)`` number of each row's group, below 0 for none."""
+    order = np.argsort(groups, kind="stable")
+    ends = np.searchsorted(groups[order], np.arange(len(names) + 1))
+    return {name: order[ends[place] : ends[place + 1]] for place, name in enumerate(names)}
+
+
+def _values_of(extras: Sequence[dict[str, Any]], key: str) -> tuple[Rows, list[Any]]:
+    """Return the number of every pair's value of a key, and the values; coded pairs are not looked at one by one."""
+    if isinstance(extras, WithCluster) and key != "cluster":
+        extras = extras.extras
+    if isinstance(extras, Coded):
+        codes, each = coded_values(extras)
+        return codes.astype(np.int64), [extra.get(key) for extra in each]
+    return np.arange(len(extras)), [extra.get(key) for extra in extras]
 
 
 def has_value(value: Any) -> bool:
@@ -73,7 +100,10 @@ def value_name(value: str | float) -> str:
 
 
 def slice_table(
-    rows: dict[str, dict[str, list[int]]], metric: str, values: NDArray[Any], clusters: Sequence[str]
+    rows: Mapping[str, Mapping[str, Sequence[int] | Rows]],
+    metric: str,
+    values: NDArray[Any],
+    clusters: Sequence[str],
 ) -> dict[str, Any]:
     """Evaluate every group.
 
@@ -90,22 +120,18 @@ def slice_table(
     for key, groups in rows.items():
         table[key] = {}
         for value, members in groups.items():
-            interval = bootstrap_interval(values[members], [clusters[i] for i in members])
+            interval = bootstrap_interval(values[members], chosen(clusters, members))
             table[key][value] = {"n": len(members), metric: 100 * interval.value, "ci95": interval.percent()}
     return table
 
 
-def _ranges(values: dict[int, Any]) -> dict[str, list[int]]:
+def _ranges(rows: Rows, numbers: NDArray[np.float64]) -> dict[str, Rows]:
     """Cut numbers into ranges with about equal numbers of pairs; equal numbers stay together."""
-    numbers = np.array(list(values.values()), float)
     edges = np.unique(np.quantile(numbers, np.arange(1, _RANGES) / _RANGES, method="lower"))
     bins = np.searchsorted(edges, numbers, side="left")  # a number equal to an edge falls below it
     inside = [bins == number for number in np.unique(bins)]
     names = range_names([(numbers[one].min(), numbers[one].max()) for one in inside])
-    return {
-        name: [row for row, kept in zip(values, one, strict=True) if kept]
-        for name, one in zip(names, inside, strict=True)
-    }
+    return {name: rows[one] for name, one in zip(names, inside, strict=True)}
 
 
 def range_names(ranges: Sequence[tuple[float, float]]) -> list[str]:

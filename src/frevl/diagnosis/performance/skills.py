@@ -85,9 +85,8 @@ def slices_of(pairs: Pairs) -> dict[str, dict[str, np.ndarray]]:
     for row, text in enumerate(pairs.texts):
         for skill in skills[text]:
             groups.setdefault(skill, []).append(row)
-    slices = {"text": dict(sorted(groups.items()))} if groups else {}
-    slices |= slice_rows(pairs.extras)
-    return {key: {value: np.array(rows) for value, rows in own.items()} for key, own in slices.items()}
+    slices = {"text": {value: np.array(rows) for value, rows in sorted(groups.items())}} if groups else {}
+    return slices | slice_rows(pairs.extras)
 
 
 def skill_findings(comparison: ModelComparison) -> list[Finding]:

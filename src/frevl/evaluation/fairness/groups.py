@@ -14,7 +14,7 @@ from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, nearest
 from frevl.evaluation.fairness.rates import Cells
 from frevl.evaluation.measures import Measure, single_answer
-from frevl.evaluation.slices import group_rows, slice_table
+from frevl.evaluation.slices import Rows, group_rows, rows_by_group, slice_table
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
 from frevl.store.grouping.copies import one_item_each
@@ -43,7 +43,7 @@ class Groups:
     """
 
     key: str
-    rows: dict[str, list[int]]
+    rows: dict[str, Rows]
     pictures: dict[str, int]
     left_out: dict[str, int]
     without: int
@@ -153,14 +153,16 @@ def evaluate_groups(
 
 @dataclass(frozen=True)
 class _Rated:
-    """A metric's ``(n,)`` values, each with its pairs' rows and its cluster."""
+    """A metric's ``(n,)`` values, each with its pairs' rows (None: a pair each) and its cluster."""
 
     values: NDArray[np.float64]
-    rows: Sequence[Sequence[int]]
+    rows: Sequence[Sequence[int]] | None
     clusters: Sequence[str]
 
     def groups(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return ``(n,)`` the group of every item; -1 if its pairs are in several groups or in none."""
+        if self.rows is None:
+            return cells
         own = [set(cells[list(rows)].tolist()) for rows in self.rows]
         return np.array([next(iter(one)) if len(one) == 1 else -1 for one in own], np.int64)
 
@@ -172,8 +174,7 @@ Items = tuple[dict[str, _Rated], list[str | None], NDArray[np.float64]]
 def _items_of_classes(scorer: Scorer, pairs: Pairs, measures: dict[str, Measure]) -> Items:
     del scorer
     first = next(iter(measures))
-    rows = [[row] for row in range(len(pairs))]
-    rated = {first: _Rated(_values(measures[first]), rows, pairs.clusters)}
+    rated = {first: _Rated(_values(measures[first]), None, pairs.clusters)}
     single = [single_answer(target) for target in pairs.targets]
     return rated, single, _values(measures["accuracy"])
 
@@ -190,10 +191,9 @@ def _items_of_matching(scorer: Scorer, pairs: Pairs, measures: dict[str, Measure
         for name in _RECALLS:
             rows = [rows_of[name[0]][one] for one in (images if name[0] == "i" else texts)]
             rated[name] = _Rated(_values(measures[name]), rows, list(measures[name].clusters))
-    every = [[row] for row in range(len(pairs))]
     if "accuracy" in measures:
-        rated["accuracy"] = _Rated(_values(measures["accuracy"]), every, pairs.clusters)
-    rated["match_rate"] = _Rated(matched, every, pairs.clusters)
+        rated["accuracy"] = _Rated(_values(measures["accuracy"]), None, pairs.clusters)
+    rated["match_rate"] = _Rated(matched, None, pairs.clusters)
     return rated, ["match" if one else None for one in truth.tolist()], matched
 
 
@@ -217,7 +217,7 @@ def _values(measure: Measure) -> NDArray[np.float64]:
 def _compared(
     name: str, values: NDArray[np.float64], own: NDArray[np.int64], clusters: Sequence[str], names: list[str]
 ) -> dict[str, Any]:
-    rows = {one: np.flatnonzero(own == number).tolist() for number, one in enumerate(names)}
+    rows = rows_by_group(own, names)
     table = slice_table({"": rows}, name, values, clusters)[""]
     cells = Cells(values, own, clusters, len(names))
     worst, best = int(np.argmin(cells.rates)), int(np.argmax(cells.rates))
