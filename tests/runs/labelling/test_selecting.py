@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import frevl
+from frevl.data import pairs as pairs_module
+from frevl.data.packed.columns import Coded
 from frevl.errors import PairsError, UsageError
+from frevl.runs.labelling import selecting
 from frevl.runs.labelling.selecting import select_pairs
 from frevl.runs.targets import hash_prefixes
 from frevl.store.importing.vectors import import_embeddings
@@ -55,12 +58,44 @@ def test_lines_ranks_and_what_the_run_says(world, tmp_path):
 
 
 def test_what_the_store_covers_is_found_without_a_hash_of_every_image_as_an_object(world, monkeypatch):
-    scorer, pool, rows = world
+    scorer, pool, _ = world
     asked = []
     hashes = frevl.Store.content_hashes
     monkeypatch.setattr(frevl.Store, "content_hashes", lambda self, ids: asked.append(len(ids)) or hashes(self, ids))
     assert select_pairs(scorer, pool, k=3, by="margin").counts["covered"] == 60
-    assert max(asked) <= len(rows)  # those of the pool, and not the 180 of the store
+    assert not asked  # neither of the 180 images of the store nor of those of the pool
+
+
+@pytest.mark.parametrize("by", ["mixed", "cover", "doubt", "margin"])
+def test_a_large_file_gives_the_same_choice_on_numbers(world, named, tmp_path, monkeypatch, by):
+    scorer, _, rows = world
+    twice = [{**row, "page": n} for n, row in enumerate([*rows, *rows[:9]])]
+    pool = write(tmp_path / "pool.jsonl", twice)
+    labelled = write(tmp_path / "labelled.jsonl", [row | {"target": scorer.run.labels[0]} for row in rows[3:8]])
+    found = select_pairs(scorer, pool, k=9, by=by, labelled=labelled)
+    assert found.counts == {
+        "pool": 129, "chosen": 9, "labelled": 10, "in_training": 0, "copies": 4, "covered": 65,
+    }  # fmt: skip
+    monkeypatch.setattr(pairs_module, "_LARGE", 1)
+    assert type(pairs_module.read_pairs(pool).images) is Coded
+    again = select_pairs(scorer, pool, k=9, by=by, labelled=labelled)
+    assert (again.lines, again.counts) == (found.lines, found.counts)
+
+
+def test_of_a_very_large_pool_the_least_certain_or_a_sample_are_compared(world, monkeypatch):
+    scorer, pool, rows = world
+    least = [line["image"] for line in select_pairs(scorer, pool, k=40, by="margin").lines]
+    monkeypatch.setattr(selecting, "_MOST_COMPARED", 40)
+    assert [line["image"] for line in select_pairs(scorer, pool, k=10, by="margin").lines] == least[:10]
+    mixed = select_pairs(scorer, pool, k=10, by="mixed")
+    assert {line["image"] for line in mixed.lines} <= set(least)
+    assert "Only the 40 least certain of the 120 pairs were compared by 'mixed'." in mixed.notes
+    sample = [rows[round(n)]["image"] for n in np.linspace(0, 119, 40)]
+    for by in ("cover", "doubt"):
+        some = select_pairs(scorer, pool, k=10, by=by)
+        assert {line["image"] for line in some.lines} <= set(sample)
+        assert f"Only an even sample of 40 of the 120 pairs was compared by '{by}'." in some.notes
+        assert some.counts["pool"] == 120
 
 
 @pytest.mark.parametrize("by", ["mixed", "cover", "doubt", "margin"])

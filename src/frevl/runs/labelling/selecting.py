@@ -11,28 +11,30 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.data.names import text_content
 from frevl.data.outputs import refuse_inputs
+from frevl.data.packed.columns import chosen as chosen_values
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
 from frevl.errors import InputError, PairsError, Reject, UsageError, rejects_sentence
 from frevl.files import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
+from frevl.runs.labelling.pool import Pool, rows_kept
 from frevl.runs.labelling.strategies import STRATEGIES, Chosen, choose
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.contact_sheet import page_of, thumbnail, write_page
-from frevl.runs.targets import row_prefixes
 from frevl.store.towers import Modality
-from frevl.store.usable_pairs import content_of_units, usable_pairs
+from frevl.store.usable_pairs import usable_pairs
 
 __all__ = ["STRATEGIES", "Selection", "select_pairs", "select_sheet", "write_select_sheet"]
 
 _PAIRS_AT_ONCE = 16_384
-_MOST_SEEN = 20_000  # training items used for coverage; these represent any further ones well enough
+_MOST_COMPARED = 131_072  # pairs; wide embeddings of as many take 2 GB meanwhile
 _WIDEST = 1_024  # maximum embedding width; wider ones are projected at random, which preserves distances
 _MARGIN, _ROUND = "margin", 6
+_BY_MARGIN = ("mixed", _MARGIN)  # strategies by which a pair of a large margin does not win
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def select_pairs(
 
     Pairs of the pool that have a target, are in `labelled`, or whose image (text, for a run on texts only) was in
     training are left out and count as covered, as does every item of the store that was in training. Of pairs with
-    equal content, one is chosen. The same call on the same data gives the same file; ties are broken by pool order.
+    equal content, one is chosen. Of more than 131,072 pairs, ``mixed`` compares only the least certain, and ``cover``
+    and ``doubt`` only an even sample; a note says so. The same call on the same data gives the same file; ties are
+    broken by pool order.
 
     Args:
         scorer: The run with its store.
@@ -118,27 +122,26 @@ def select_pairs(
     notes += [note for note in read.notes if note not in one_side_note(read)]  # check_pairs states what the run reads
     notes += scorer.run.check_pairs(read)
     usable, rejects = usable_pairs(read.only(scorer.run.sides), scorer.store)
-    originals = {place: row for row, place in enumerate(read.places)}
+    originals = rows_kept(read, rejects)
     notes += usable.notes
-    pool = _Pool(scorer, usable)
+    pool = Pool(scorer, usable)
     for file in files:
         pool.add_labelled(file, rejects, notes)
     rows = pool.open_rows()
-    if not rows:
+    if not len(rows):
         raise PairsError(
             f"{usable.places[0]}: no pair is left to choose from: of {len(usable):,}, {pool.counts['labelled']:,} "
             f"are labelled and {pool.counts['in_training']:,} have images or texts in training; give a larger "
             "pool"
         )
-    some = usable.select(rows)
-    unsure, said = _margins(scorer, some)
-    items, covered = _features(scorer, some.units, pool.covered(), notes)
-    numbers = torch.from_numpy(np.unique(pool.contents(some), return_inverse=True)[1])
-    chosen = choose(by, items, covered, unsure, numbers, k=k, per_unit=per_image)
+    rows, answers = _compared(scorer, usable, rows, by, max(_MOST_COMPARED, 4 * k), notes)
+    items, covered = _features(scorer, chosen_values(usable.units, rows), pool.covered(), notes)
+    numbers = torch.from_numpy(pool.contents(rows))
+    chosen = choose(by, items, covered, answers.unsure, numbers, k=k, per_unit=per_image)
     if len(chosen) < k:
         notes.append(f"Fewer than the requested {k:,}: no more are left with at most {per_image:,} per image.")
     lines = [
-        {**read.row(originals[some.places[one.row]]), "select": _selected(rank, one, unsure, said)}
+        {**read.row(int(originals[rows[one.row]])), "select": _selected(rank, one, answers, scorer.run.labels)}
         for rank, one in enumerate(chosen, 1)
     ]
     counts = {"pool": len(usable), "chosen": len(chosen), **pool.counts, "covered": len(covered)}
@@ -147,98 +150,63 @@ def select_pairs(
     return Selection(lines, counts, [*read.rejected, *rejects], list(dict.fromkeys(notes)))
 
 
-class _Pool:
-    """The pool, and which of its pairs do not need a label."""
+@dataclass(frozen=True)
+class _Answers:
+    """What the run says about ``n`` pairs.
 
-    def __init__(self, scorer: Scorer, pairs: Pairs) -> None:
-        self.scorer, self.pairs = scorer, pairs
-        self.hashes = content_of_units(scorer.store, pairs)
-        # Items used only to train the names' space have no class yet, so they may be labelled.
-        self.seen = set(np.setdiff1d(scorer.run.train_image_hashes, scorer.run.space_image_hashes).tolist())
-        self.known: dict[tuple[str, str], str] = {}
-        self._know(pairs)
-        self.counts = {"labelled": 0, "in_training": 0, "copies": 0}
+    Attributes:
+        unsure: ``(n,)`` float32 in [0, 1]: one minus the margin between the two likeliest answers.
+        classes: ``(n,)`` number of the likeliest class; None for a matching run.
+        probabilities: ``(n,)`` its probability, or that of a match.
+    """
 
-    def _know(self, pairs: Pairs) -> int:
-        """Mark pairs with a target as labelled; return how many."""
-        rows = [row for row, target in enumerate(pairs.targets) if target is not None]
-        self.known |= {self._key(pairs, row): pairs.units[row] for row in rows}
-        return len(rows)
+    unsure: Tensor
+    classes: NDArray[np.int64] | None
+    probabilities: NDArray[np.floating[Any]]
 
-    def _was_seen(self, content: str) -> bool:
-        return int(content[:16], 16) in self.seen
-
-    def _key(self, pairs: Pairs, row: int) -> tuple[str, str]:
-        unit = pairs.units[row]
-        return self.hashes[unit], text_content(pairs.texts[row])
-
-    def contents(self, pairs: Pairs) -> list[str]:
-        """Return the content that each pair is a copy of."""
-        return [self.hashes[unit] for unit in pairs.units]
-
-    def add_labelled(self, file: str | Path | Pairs, rejects: list[Reject], notes: list[str]) -> None:
-        """Mark the pairs of a file that have a target as labelled."""
-        read = file if isinstance(file, Pairs) else read_pairs(file)
-        notes += self.scorer.run.check_pairs(read)
-        usable, left_out = usable_pairs(read.only(self.scorer.run.sides), self.scorer.store)
-        rejects += [*read.rejected, *left_out]
-        self.hashes |= content_of_units(self.scorer.store, usable)
-        if not self._know(usable):
-            raise PairsError(
-                f"{usable.places[0]}, field 'target': expected a label, found none in any pair of --labelled; give "
-                "the file once its pairs are labelled"
-            )
-
-    def open_rows(self) -> list[int]:
-        """Return the rows of eligible pairs, and count the others."""
-        rows, taken = [], set()
-        for row, unit in enumerate(self.pairs.units):
-            key = self._key(self.pairs, row)
-            if key in self.known:
-                self.counts["labelled"] += 1
-            elif self._was_seen(self.hashes[unit]):
-                self.counts["in_training"] += 1
-            elif key in taken:
-                self.counts["copies"] += 1
-            else:
-                taken.add(key)
-                rows.append(row)
-        return rows
-
-    def covered(self) -> list[str]:
-        """Return an even sample of the store's training items, and all labelled items."""
-        store = self.scorer.store
-        if "image" in self.pairs.sides:
-            contents = row_prefixes(store.states("image")["content_hash"])
-            rows = np.flatnonzero(np.isin(contents, np.array(list(self.seen), np.uint64)))
-            seen = store.ids("image", rows[:: -(-len(rows) // _MOST_SEEN) or 1])
-        else:
-            ids = store.ids("text")
-            hashes = content_of_units(store, Pairs([""] * len(ids), ids, [None] * len(ids), [], [""] * len(ids)))
-            every = [id_ for id_ in ids if self._was_seen(hashes[id_])]
-            seen = every[:: -(-len(every) // _MOST_SEEN) or 1]
-        return list(dict.fromkeys([*seen, *self.known.values()]))
+    def select(self, rows: NDArray[np.int64]) -> _Answers:
+        classes = None if self.classes is None else self.classes[rows]
+        return _Answers(self.unsure[torch.from_numpy(rows)], classes, self.probabilities[rows])
 
 
-def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Return one minus the margin between the two likeliest answers, and the run's scores, for each pair."""
-    unsure, said = [], []
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        both = list(zip(pairs.images[part], pairs.texts[part], strict=True))
+def _compared(
+    scorer: Scorer, pairs: Pairs, rows: NDArray[np.int64], by: str, most: int, notes: list[str]
+) -> tuple[NDArray[np.int64], _Answers]:
+    """Limit a very large pool to what a strategy can compare; return its rows and the run's answers to them."""
+    count = len(rows)
+    if count > most and by not in _BY_MARGIN:
+        rows = rows[np.linspace(0, count - 1, most).round().astype(np.int64)]
+        notes.append(f"Only an even sample of {most:,} of the {count:,} pairs was compared by '{by}'.")
+    answers = _margins(scorer, pairs, rows)
+    if len(rows) > most:
+        least = np.sort(np.argsort(-answers.unsure.numpy(), kind="stable")[:most])
+        rows, answers = rows[least], answers.select(least)
+        if by != _MARGIN:  # which the others could not win
+            notes.append(f"Only the {most:,} least certain of the {count:,} pairs were compared by '{by}'.")
+    return rows, answers
+
+
+def _margins(scorer: Scorer, pairs: Pairs, rows: NDArray[np.int64]) -> _Answers:
+    """Return the run's answers to some pairs, in portions."""
+    unsure, classes, probabilities = [], [], []
+    for start in range(0, len(rows), _PAIRS_AT_ONCE):
+        part = rows[start : start + _PAIRS_AT_ONCE]
+        both = list(zip(chosen_values(pairs.images, part), chosen_values(pairs.texts, part), strict=True))
         if scorer.run.task == "matching":
             matches = scorer.match_probabilities(both)[1]
             unsure.append(1 - np.abs(2 * matches - 1))
-            said += [{"probability": p} for p in matches.tolist()]
+            probabilities.append(matches)
             continue
         ranked = scorer.rank_classes(scorer.score(both), k=2)
         best = ranked.probabilities
         unsure.append(1 - (best[:, 0] - best[:, 1] if best.shape[1] > 1 else best[:, 0]))
-        said += [
-            {"label": scorer.run.labels[row], "probability": p}
-            for row, p in zip(ranked.classes[:, 0].tolist(), best[:, 0].tolist(), strict=True)
-        ]
-    return torch.from_numpy(np.concatenate(unsure)).float(), said
+        classes.append(ranked.classes[:, 0])
+        probabilities.append(best[:, 0])
+    return _Answers(
+        torch.from_numpy(np.concatenate(unsure)).float(),
+        np.concatenate(classes) if classes else None,
+        np.concatenate(probabilities),
+    )
 
 
 def _features(scorer: Scorer, units: Sequence[str], covered: list[str], notes: list[str]) -> tuple[Tensor, Tensor]:
@@ -275,9 +243,11 @@ def _narrow(values: Tensor) -> Tensor:
     return F.linear(values, torch.randn(_WIDEST // 2, values.shape[1], generator=generator) / (_WIDEST // 2) ** 0.5)
 
 
-def _selected(rank: int, one: Chosen, unsure: Tensor, said: list[dict[str, Any]]) -> dict[str, Any]:
-    margin = round(1 - float(unsure[one.row]), _ROUND)
-    return {"rank": rank, "value": round(one.value, _ROUND), _MARGIN: margin, **said[one.row]}
+def _selected(rank: int, one: Chosen, answers: _Answers, labels: Sequence[str]) -> dict[str, Any]:
+    margin = round(1 - float(answers.unsure[one.row]), _ROUND)
+    said: dict[str, Any] = {} if answers.classes is None else {"label": labels[int(answers.classes[one.row])]}
+    said["probability"] = answers.probabilities[one.row].item()
+    return {"rank": rank, "value": round(one.value, _ROUND), _MARGIN: margin, **said}
 
 
 def _write(out: Path, lines: list[dict[str, Any]]) -> None:
