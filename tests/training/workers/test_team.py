@@ -10,6 +10,7 @@ from torch import nn
 from frevl.errors import MissingExtraError, UsageError
 from frevl.models.blocks import dropped
 from frevl.training.training import train
+from frevl.training.workers.distributed import Together
 from frevl.training.workers.joining import place_of, workers_asked
 from frevl.training.workers.shared_dropout import DropoutOfTheBatch
 from frevl.training.workers.team import ALONE, Place
@@ -68,8 +69,9 @@ def test_without_ray_the_extra_is_named(made, tmp_path, monkeypatch):
     [lambda x: dropped(x, 0.3), lambda x: F.dropout(x, 0.3), nn.Dropout(0.3), nn.Dropout(0.3).eval()],
     ids=["ours", "function", "module", "module at rest"],
 )
-def test_the_dropout_of_some_rows_is_that_of_the_whole_batch(drop):
-    x, places = torch.rand(7, 5, 3), torch.tensor([6, 2, 3])
+@pytest.mark.parametrize("places", [[6, 2, 3], [3, 4, 5], [0], []])
+def test_the_dropout_of_some_rows_is_that_of_the_whole_batch(drop, places):
+    x, places = torch.rand(7, 5, 3), torch.tensor(places, dtype=torch.int64)
     torch.manual_seed(4)
     whole, after = drop(x), torch.rand(())
     torch.manual_seed(4)
@@ -77,6 +79,70 @@ def test_the_dropout_of_some_rows_is_that_of_the_whole_batch(drop):
         some = drop(x[places])
     assert torch.equal(some, whole[places])
     assert torch.equal(torch.rand(()), after), "and as many random numbers are drawn"
+
+
+@pytest.fixture
+def one_of_two(monkeypatch):
+    """Worker 1 of two that always have the same numbers, and the sizes of the messages that they send."""
+    sizes = []
+
+    def doubled(values):
+        sizes.append(len(values))
+        values *= 2
+
+    def gathered(parts, own):
+        sizes.append(own.numel())
+        parts[0].copy_(own + 100)
+        parts[1].copy_(own)
+
+    def sent(values, src):
+        assert src == 0
+        sizes.append(len(values))
+        values += 1
+
+    for name, function in (("all_reduce", doubled), ("all_gather", gathered), ("broadcast", sent)):
+        monkeypatch.setattr(torch.distributed, name, function)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    return Together(torch.distributed.HashStore(), Place(1, 2, 1, 2), "gloo"), sizes
+
+
+def test_parameters_that_no_worker_uses_are_sent_once_and_again_when_they_are_used(one_of_two):
+    team, sizes = one_of_two
+    used, unused = nn.Parameter(torch.zeros(5, 3)), nn.Parameter(torch.zeros(7))
+    for step, expected in enumerate([[15 + 7 + 4], [15 + 4], [15 + 4, 7], [15 + 7 + 4]]):
+        del sizes[:]
+        used.grad, unused.grad = torch.full((5, 3), 1.0 + step), torch.arange(7.0) if step >= 2 else None
+        loss, terms = team.summed([used, unused], torch.tensor(0.5), {"task": torch.tensor(0.25)})
+        assert sizes == expected
+        assert (loss.item(), terms["task"].item()) == (1.0, 0.5)
+        assert torch.equal(used.grad, torch.full((5, 3), 2.0 + 2 * step))
+        assert unused.grad is None if step < 2 else torch.equal(unused.grad, 2 * torch.arange(7.0))
+
+
+def test_only_the_chosen_rows_are_gathered_and_both_kinds_in_one_message(one_of_two):
+    team, sizes = one_of_two
+    share = team.share(7)  # rows 0 to 3 are worker 0's, 4 to 6 this one's
+    one, other = torch.rand(3, 2, requires_grad=True), torch.rand(3, 5)
+    first, second = share.both_gathered(one, other, torch.tensor([1, 4, 6]))
+    assert sizes == [2 * 7], "at most two rows of a worker"
+    assert torch.equal(first[1:], one[[0, 2]])
+    assert torch.equal(second[1:], other[[0, 2]])
+    assert torch.equal(first[0], one[0] + 100)
+    (first * torch.tensor([[5.0], [2.0], [3.0]])).sum().backward()
+    assert torch.equal(one.grad, 2 * torch.tensor([[2.0, 2.0], [0.0, 0.0], [3.0, 3.0]])), "counted once by two"
+    first, second = share.both_gathered(one, other, torch.tensor([], dtype=torch.int64))
+    assert (first.shape, second.shape) == ((0, 2), (0, 5))
+    assert len(sizes) == 1, "there is nothing to send"
+
+
+def test_the_weights_of_a_network_are_sent_in_one_message(one_of_two):
+    team, sizes = one_of_two
+    network = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5))
+    before = [values.clone() for values in network.parameters()]
+    team.aligned(network)
+    assert sizes == [15 + 5 + 5 + 5]
+    for values, old in zip(network.parameters(), before, strict=True):
+        assert torch.equal(values, old + 1)
 
 
 def test_alone_everything_is_as_it_is():
@@ -90,6 +156,9 @@ def test_alone_everything_is_as_it_is():
         share.first(rows),
     ):
         assert same is rows
+    assert share.both_gathered(rows, rows, None) == (rows, rows)
+    one, other = share.both_gathered(rows, 10 * rows, torch.tensor([0, 2]))
+    assert (one.tolist(), other.tolist()) == ([0, 2], [0, 20])
     assert share.with_partners(rows) == (share, rows)
     assert share.among(rows, 3) is share.of_items(rows, rows) is share
     assert ALONE.agreed(rows) is ALONE.decided(lambda: rows) is rows

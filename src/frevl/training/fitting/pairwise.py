@@ -133,11 +133,10 @@ def _fusion_terms(
             image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
     image, text = network.project(image, text)
     images, texts = (mean_pool(own.first(image), image_mask), mean_pool(own.first(text), text_mask))
-    contrastive = own.counted_once(
-        contrastive_loss(
-            own.gathered(images), own.gathered(texts), *ids, temperature=options.temperature, matching=matching
-        )
-    )
+    if matching is not None:  # wrong pairs are ignored altogether: their texts and images occur in right pairs
+        ids = (ids[0][matching], ids[1][matching])
+    images, texts = own.both_gathered(images, texts, matching)
+    contrastive = own.counted_once(contrastive_loss(images, texts, *ids, temperature=options.temperature))
     if mix is not None:
         image, text, truth = mixed(image, text, truth, *mix)
     with own.dropping():

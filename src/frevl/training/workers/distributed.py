@@ -45,14 +45,11 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, counts: list[int], team: Together) -> Tensor:
         ctx.rows, ctx.size = slice(sum(counts[: team.rank]), sum(counts[: team.rank + 1])), team.size
-        ctx.given = len(own)
-        return torch.cat(team.all_rows(own[: counts[team.rank]], counts))
+        return torch.cat(team.all_rows(own, counts))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        own = ctx.size * gradients[0][ctx.rows]
-        missing = ctx.given - len(own)  # the unused row computed by a worker without rows
-        return nn.functional.pad(own, (0, 0, 0, missing)) if missing else own, None, None
+        return ctx.size * gradients[0][ctx.rows], None, None
 
 
 class _GatheredForOwn(torch.autograd.Function):
@@ -82,8 +79,20 @@ class _Part:
         return mean * self._weight
 
     def gathered(self, vectors: Tensor) -> Tensor:
-        whole: Tensor = _Gathered.apply(vectors.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
+        own = vectors[: self._counts[self._team.rank]]  # without the unused row computed by a worker that has none
+        whole: Tensor = _Gathered.apply(own.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
         return whole
+
+    def both_gathered(self, one: Tensor, other: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        both, widths, part = torch.cat([one, other], 1), [one.shape[1], other.shape[1]], self
+        if chosen is not None:
+            ends = torch.tensor(self._counts).cumsum(0)
+            counts = torch.searchsorted(chosen.cpu(), ends).diff(prepend=ends.new_zeros(1)).tolist()
+            before, rank = sum(counts[: self._team.rank]), self._team.rank
+            both = both[chosen[before : before + counts[rank]] - sum(self._counts[:rank])]
+            part = _Part(self._team, self._places, self._count, self._weight, counts)
+        first, second = torch.split(part.gathered(both), widths, 1)
+        return first, second
 
     def gathered_for_own(self, vectors: Tensor) -> Tensor:
         whole: Tensor = _GatheredForOwn.apply(vectors.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
@@ -125,7 +134,7 @@ class Together:
         self._store, self._place, self._ended = store, place, ended
         self.rank, self.size = place.rank, place.size
         self._carrier = "cuda" if "nccl" in backend else "cpu"  # device of the tensors sent
-        self._sums = torch.zeros(0)
+        self._sent: list[bool] = []  # which parameters had a gradient in the last step, on any worker
         with self._talking():
             dist.init_process_group(
                 backend, store=PrefixStore("group", store), rank=self.rank, world_size=self.size, timeout=_PATIENCE
@@ -148,30 +157,41 @@ class Together:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum gradients and losses in a single message."""
         values = torch.stack([loss.detach().float(), *(term.detach().float() for term in terms.values())])
-        sizes = [parameter.numel() for parameter in parameters]
-        total = sum(sizes)
-        if len(self._sums) != total + len(sizes) + len(values):
-            self._sums = torch.zeros(total + len(sizes) + len(values), device=self._carrier)
-        flat = self._sums
-        places = flat[:total].split(sizes)  # type: ignore[no-untyped-call]
-        has = flat[total : total + len(sizes)]
-        has.copy_(torch.tensor([float(parameter.grad is not None) for parameter in parameters]))
-        for place, parameter in zip(places, parameters, strict=True):
-            if parameter.grad is None:
-                place.zero_()
-            else:
-                place.copy_(parameter.grad.flatten())
-        flat[total + len(sizes) :] = values
+        has = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+        if len(self._sent) != len(parameters):
+            self._sent = [True] * len(parameters)
+        sent = [parameter for parameter, was in zip(parameters, self._sent, strict=True) if was]
+        whole = self._sum_gradients(sent, torch.cat([has.to(values.device), values]))
+        has, values = whole[: len(has)].cpu(), whole[len(has) :]
+        # Maps that the embeddings do not need (a fifth of `tiny`) are not sent again, unless a worker has used one now.
+        news = [p for p, was, workers in zip(parameters, self._sent, has.tolist(), strict=True) if workers and not was]
+        if news:
+            self._sum_gradients(news, values[:0])
+        self._sent = [bool(workers) for workers in has.tolist()]
+        for parameter, workers in zip(parameters, self._sent, strict=True):
+            if not workers:
+                parameter.grad = None
+        return values[0], dict(zip(terms, values[1:], strict=True))
+
+    def _sum_gradients(self, parameters: Sequence[Tensor], numbers: Tensor) -> Tensor:
+        """Sum the gradients of some parameters, in place, and some numbers; return the sums of the numbers."""
+        parts = [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in parameters
+        ]
+        flat = torch.cat([*parts, numbers]).to(self._carrier)
         with self._talking():
             dist.all_reduce(flat)
-        for place, parameter, workers in zip(places, parameters, has.tolist(), strict=True):
-            parameter.grad = place.view_as(parameter).to(parameter.device) if workers else None
-        whole = flat[total + len(sizes) :].clone()
-        return whole[0], dict(zip(terms, whole[1:], strict=True))
+        *sums, numbers = torch.split(flat, [*(len(part) for part in parts), len(numbers)])
+        for parameter, summed in zip(parameters, sums, strict=True):
+            parameter.grad = summed.view_as(parameter).to(parameter.device)
+        return numbers.clone()
 
     def all_rows(self, own: Tensor, counts: list[int]) -> list[Tensor]:
         """Return the ``(k, d)`` rows of every worker; their numbers are known."""
         most = max(counts)
+        if most == 0:
+            return [own]
         padded = torch.zeros(most, *own.shape[1:], device=self._carrier)
         padded[: len(own)] = own
         parts = [torch.empty_like(padded) for _ in counts]
@@ -199,12 +219,15 @@ class Together:
         return found
 
     def aligned(self, network: nn.Module) -> None:
-        """Send worker 0's weights."""
-        with self._talking(), torch.no_grad():
-            for values in (*network.parameters(), *network.buffers()):
-                sent = values.detach().to(self._carrier).contiguous()
+        """Send worker 0's weights, those of a number type in a single message."""
+        weights = [values.detach() for values in (*network.parameters(), *network.buffers())]
+        for kind in sorted({values.dtype for values in weights}, key=str):
+            some = [values for values in weights if values.dtype == kind]
+            sent = torch.cat([values.flatten() for values in some]).to(self._carrier)
+            with self._talking():
                 dist.broadcast(sent, src=0)
-                values.detach().copy_(sent)
+            for values, found in zip(some, torch.split(sent, [values.numel() for values in some]), strict=True):
+                values.copy_(found.view_as(values))
 
     def device(self, asked: str) -> str:
         """Return one of the devices of this machine."""

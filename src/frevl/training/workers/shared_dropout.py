@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -28,7 +29,10 @@ class DropoutOfTheBatch(TorchFunctionMode):
 
     def __init__(self, places: Tensor, count: int) -> None:
         super().__init__()
-        self._places, self._count = places, count
+        self._shape, self._count = places.shape, count
+        self._rows: Tensor | slice = places
+        if len(places) and torch.equal(places, torch.arange(int(places[0]), int(places[0]) + len(places))):
+            self._rows = slice(int(places[0]), int(places[0]) + len(places))  # which copies nothing
 
     def __torch_function__(
         self,
@@ -39,10 +43,10 @@ class DropoutOfTheBatch(TorchFunctionMode):
     ) -> Any:
         """Replace the two functions that draw dropout."""
         named = kwargs or {}
-        if func not in (F.dropout, random_bits) or args[0].shape[:1] != self._places.shape:
+        if func not in (F.dropout, random_bits) or args[0].shape[:1] != self._shape:
             return func(*args, **named)
         x, rest = args[0], args[1:]
         if func is random_bits:
-            return func(x.new_empty(1).expand(self._count, *x.shape[1:]))[self._places]
+            return func(x.new_empty(1).expand(self._count, *x.shape[1:]))[self._rows]
         kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share kept
-        return x * kept[self._places.to(x.device)]
+        return x * kept[self._rows if isinstance(self._rows, slice) else self._rows.to(x.device)]

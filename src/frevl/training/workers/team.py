@@ -50,6 +50,18 @@ class Share(Protocol):
     def gathered(self, vectors: Tensor) -> Tensor:
         """Gather this worker's ``(k, d)`` into the ``(n, d)`` of all; a loss of them must be `counted_once`."""
 
+    def both_gathered(self, one: Tensor, other: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gather two kinds of vectors at once, as `gathered`.
+
+        Args:
+            one: ``(k, d)`` of this worker.
+            other: ``(k, e)`` of this worker.
+            chosen: ``(m,)`` int64, ascending rows of the batch, the only ones gathered; None for all.
+
+        Returns:
+            The ``(m, d)`` and ``(m, e)`` of all.
+        """
+
     def gathered_for_own(self, vectors: Tensor) -> Tensor:
         """``(k, d)`` of this worker, at least one row, to the ``(n, d)`` of all, for a loss of this worker's own."""
 
@@ -143,6 +155,9 @@ class _Whole:
 
     def gathered(self, vectors: Tensor) -> Tensor:
         return vectors
+
+    def both_gathered(self, one: Tensor, other: Tensor, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        return (one, other) if chosen is None else (one[chosen], other[chosen])
 
     def gathered_for_own(self, vectors: Tensor) -> Tensor:
         return vectors
