@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from frevl.errors import UsageError
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 LossOf = Callable[["torch.Tensor", "torch.Generator"], tuple["torch.Tensor", dict[str, "torch.Tensor"]]]
 
-__all__ = ["Shares", "Steps", "check_device", "default_batch", "is_accelerator"]
+__all__ = ["Shares", "Steps", "check_device", "default_batch", "in_steps", "is_accelerator"]
+
+Made = TypeVar("Made")
 
 _log = logging.getLogger("frevl")
 
@@ -79,6 +81,36 @@ class Steps:
         self.size = rows // 2
         self.rows = slice(self.rows.start, self.rows.start + self.size)
         _tell(self._device, rows, self.size)
+
+
+def in_steps(
+    count: int, size: int, device: str | torch.device, make: Callable[[slice], Made]
+) -> Iterator[tuple[slice, Made]]:
+    """Compute rows step by step, in smaller steps once the device runs out of memory.
+
+    Args:
+        count: Number of rows; with none there is one empty step.
+        size: Maximum rows per step.
+        device: Device that computes.
+        make: Computes the rows of a slice.
+
+    Yields:
+        The rows of a step and what was made of them, in order.
+
+    Raises:
+        UsageError: A step is already a single row, and still too large.
+    """
+    import torch
+
+    steps = Steps(count, size, device)
+    while steps.left:
+        try:
+            made = make(steps.rows)
+        except torch.OutOfMemoryError as error:
+            steps.halve(error)
+            continue
+        yield steps.rows, made
+        steps.done()
 
 
 class Shares:

@@ -11,6 +11,7 @@ from frevl.encoders import runtime
 from frevl.errors import UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.fusion import Fusion
+from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs import batches
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
@@ -115,6 +116,27 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_scores_stay(
     monkeypatch.setattr(Fusion, "shared_scorer", lambda *_: None)
     np.testing.assert_allclose(ranked.grid(images, texts), grid, atol=1e-5)
     assert seen == [12, 6, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_items_that_do_not_fit_in_memory_together_are_prepared_in_smaller_steps(tokens, caplog):
+    torch.manual_seed(0)
+    towers = TwoTower(image_dim=8, text_dim=5, hidden=6, width=4).eval()
+    images, mask = torch.randn(7, tokens, 8), torch.ones(7, tokens, dtype=torch.bool)
+
+    def limited(values, mask=None):
+        if len(values) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return towers.image_vectors(values, mask)
+
+    expected = batches.vectors_of(towers.image_vectors, images.numpy(), mask.numpy(), 7, "cpu")
+    np.testing.assert_allclose(batches.vectors_of(limited, images.numpy(), mask.numpy(), 7, "cpu"), expected, atol=1e-6)
+    values, own = (images[:, 0], None) if tokens == 1 else (images, mask)
+    (items,) = batches._items(lambda v, m: (limited(v if m is not None else v[:, 0], m),), images, mask, 7, "cpu")
+    torch.testing.assert_close(items, towers.image_vectors(values, own))
+    assert [message.split("memory with ")[1] for message in caplog.messages] == [
+        "7 rows at once; using 3 from now on.", "3 rows at once; using 1 from now on.",
+    ] * 2  # fmt: skip
 
 
 def test_steps_cover_every_row_once():

@@ -1,11 +1,14 @@
 """A training on an accelerator, simulated on the processor: embeddings moved once, losses read rarely."""
 
+import contextlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from fake_card import CARD, card
 from frevl.errors import TrainingError
 from frevl.models.baselines import Linear
 from frevl.models.fusion import Fusion
@@ -142,3 +145,22 @@ def test_no_loss_waits_for_the_device(name, kind):
     losses = loop.SeenLosses("epoch 1", "x", "y", 9, loop.looks_every("meta"))
     losses.add(0, loss, terms)
     assert losses.means == dict.fromkeys(terms, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["class", "match"])
+def test_no_step_waits_for_the_card(kind, monkeypatch):
+    # The engine of gradients needs a real driver; everything else of a step runs.
+    monkeypatch.setattr(torch.autograd, "backward", lambda *_: None)
+    monkeypatch.setattr(pairwise, "bfloat16_on_accelerators", lambda _: contextlib.nullcontext())
+    session, seen = replace(SESSION, device=CARD), []
+    for size in (1, 4):
+        options = FusionOptions(epochs=1, batch_size=size)
+        with card() as waits, torch.no_grad():
+            network = Fusion(image_dim=8, text_dim=5, outputs=3 if kind == "class" else 1, width=8, layers=1, heads=2)
+            loss_of = pairwise.fusion_loss(network, made(kind), 3, options=options, device=CARD)
+            network.to(CARD)
+            before = waits.back, waits.unpinned
+            loop.gradient_descent(network, loss_of, 12, options=options, session=session, title="x", remedy="y")
+            seen.append((waits.back - before[0], waits.unpinned - before[1]))
+    assert seen[0] == seen[1], "12 steps wait as often as 3: once for the losses of the epoch, and for the weights"
+    assert seen[0][1] == 0

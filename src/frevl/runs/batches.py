@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frevl.data.names import as_list
-from frevl.devices import Steps, is_accelerator
+from frevl.devices import in_steps, is_accelerator
 from frevl.encoders.interface import stack
 from frevl.models.interface import Items, PairLogits, PairNetwork
 
@@ -242,31 +242,39 @@ def vectors_of(
     make: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray, batch_size: int, device: str
 ) -> np.ndarray:
     """Return the ``(n, d)`` float32 vectors of ``(n, tokens, dim)`` items with their ``(n, tokens)`` mask."""
-    items, masks = (torch.split(torch.from_numpy(part), batch_size) for part in (values, mask))
+    items, masks = torch.from_numpy(values), torch.from_numpy(mask)
+
+    def made(rows: slice) -> Tensor:
+        return make(moved(items[rows], device).float(), moved(masks[rows], device))
+
     with torch.inference_mode():
-        parts = [make(moved(v, device).float(), moved(m, device)) for v, m in zip(items, masks, strict=True)]
-        return torch.cat(parts).cpu().numpy()
+        return torch.cat([part for _, part in in_steps(len(items), batch_size, device, made)]).cpu().numpy()
 
 
 def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
     network.eval()
-    pairs, steps = pairs.on(device) if pairs.fits(device) else pairs, Steps(len(pairs), batch_size, device)
-    found, here = [], 0
+    pairs = pairs.on(device) if pairs.fits(device) else pairs
+
+    def logits(rows: slice) -> Tensor:
+        made: Tensor = network(*pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows], device))
+        return made
+
+    found: list[Tensor] = []  # on the CPU
+    there: list[Tensor] = []  # on the device; many batches are copied at once, since each copy waits for the device
+    here = 0
     with torch.inference_mode():
-        while steps.left:
-            try:
-                found.append(network(*pairs.inputs(pairs.image_rows[steps.rows], pairs.text_rows[steps.rows], device)))
-            except torch.OutOfMemoryError as error:
-                steps.halve(error)
-                continue
-            steps.done()
-            if len(found) % _BATCHES_KEPT == 0:
+        for number, (_, part) in enumerate(in_steps(len(pairs), batch_size, device, logits), start=1):
+            there.append(part)
+            if number % _BATCHES_KEPT == 0:
                 pairs.release()
-            here += found[-1].numel()
+            here += part.numel()
             if here > _MOST_THERE:
-                found, here = [torch.cat(found).cpu()], 0
-        return found[0].cpu() if len(found) == 1 else torch.cat([part.cpu() for part in found])
+                found.append(torch.cat(there).cpu())
+                there, here = [], 0
+        if there:
+            found.append((torch.cat(there) if len(there) > 1 else there[0]).cpu())
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
@@ -324,17 +332,11 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
 
 def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
     def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
-        steps, found = Steps(len(rows), batch_size, device), torch.empty(0, 0)
-        while steps.left:
-            try:
-                part = logits(rows[steps.rows], columns[steps.rows])
-            except torch.OutOfMemoryError as error:
-                steps.halve(error)
-                continue
+        found = torch.empty(0, 0)
+        for own, part in in_steps(len(rows), batch_size, device, lambda own: logits(rows[own], columns[own])):
             # Into one tensor: small pieces kept between large ones would fragment the heap.
-            found = part.new_empty(len(rows), part.shape[1]) if steps.rows.start == 0 else found
-            found[steps.rows] = part
-            steps.done()
+            found = part.new_empty(len(rows), part.shape[1]) if own.start == 0 else found
+            found[own] = part
         return found
 
     return of_any_number
@@ -343,16 +345,17 @@ def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
 def _items(
     make: Callable[[Tensor, Tensor | None], Items], values: Tensor, mask: Tensor, batch_size: int, device: str
 ) -> Items:
+    def made(rows: slice) -> Items:
+        return make(moved(values[rows], device).float(), _mask(mask[rows], device))
+
     whole: list[Tensor] = []
-    for start in range(0, len(values), batch_size):
-        part = slice(start, start + batch_size)
-        made = make(moved(values[part], device).float(), _mask(mask[part], device))
+    for rows, part in in_steps(len(values), batch_size, device, made) if len(values) else ():
         # In place: joining pieces at the end would take twice the memory.
-        whole = whole or [piece.new_empty((len(values), *piece.shape[1:])) for piece in made]
-        for kept, piece in zip(whole, made, strict=True):
-            kept[part] = piece
+        whole = whole or [piece.new_empty((len(values), *piece.shape[1:])) for piece in part]
+        for kept, piece in zip(whole, part, strict=True):
+            kept[rows] = piece
     return tuple(whole)
 
 
 def _mask(mask: Tensor, device: str) -> Tensor | None:
-    return None if mask.shape[1] == 1 else mask.to(device)
+    return None if mask.shape[1] == 1 else moved(mask, device)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from frevl.devices import in_steps
 from frevl.errors import RunError, UsageError
 from frevl.files import replace_file
 from frevl.models.classification.posterior import known_directions, left_over, scatter_of
@@ -53,11 +54,18 @@ class Posterior:
         """
         found = [torch.zeros(0)]
         device = next(network.parameters(), found[0]).device  # a scorer may have moved it to a device
+
+        def doubt(rows: slice) -> Tensor:
+            batch = pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows], device)
+            inputs = network.last_layer_inputs(*batch) or {}
+            parts = {side: left_over(inputs[side].cpu(), own) for side, own in self.directions.items()}
+            return network.doubt(parts, *batch)
+
         with torch.inference_mode():
-            for batch in pairs.batches(_AT_ONCE, device):
-                inputs = network.last_layer_inputs(*batch) or {}
-                parts = {side: left_over(inputs[side].cpu(), own) for side, own in self.directions.items()}
-                found.append(network.doubt(parts, *batch))
+            for rows, part in in_steps(len(pairs), _AT_ONCE, device, doubt) if len(pairs) else ():
+                found.append(part)
+                if rows.stop % (64 * _AT_ONCE) == 0:
+                    pairs.release()
             return torch.cat(found)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from frevl.data.packed.columns import Coded, by_value, coded_values
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import PairsError, UsageError
+from frevl.runs.batches import moved
 
 __all__ = [
     "Answers",
@@ -50,7 +51,7 @@ class Answers:
 
     def dense(self, rows: Tensor, outputs: int) -> Tensor:
         """Return the ``(len(rows), outputs)`` float32 weights of every class."""
-        rows = rows.to(self.weights.device)
+        rows = moved(rows, self.weights.device)  # without waiting for the steps before
         target = self.weights.new_zeros(len(rows), outputs + 1)
         # Answers outside the vocabulary (-1) go into a column that is dropped.
         target.scatter_(1, self.classes[rows].where(self.classes[rows] >= 0, outputs), self.weights[rows])

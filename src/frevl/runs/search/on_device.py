@@ -99,10 +99,15 @@ def nearest_of(
     if there is None:
         return nearest_rows(shortlist.blocks, query, k, allowed=allowed, threads=threads)
     device = there.vectors.device
-    with torch.inference_mode():
-        asked = torch.from_numpy(query).to(device)[None]
-        mask = None if allowed is None else torch.from_numpy(allowed).to(device)
-        rows, products = (part[0].cpu().numpy() for part in there.nearest(asked, k, mask))
+    try:
+        with torch.inference_mode():
+            asked = torch.from_numpy(query).to(device)[None]
+            mask = None if allowed is None else torch.from_numpy(allowed).to(device)
+            rows, products = (part[0].cpu().numpy() for part in there.nearest(asked, k, mask))
+    except torch.OutOfMemoryError:
+        _copies[shortlist] = len(shortlist), None  # frees the vectors, for whatever else needs the memory
+        _log.warning("frevl: %s has no room to search %d vectors; searching on the CPU.", device, len(shortlist))
+        return nearest_rows(shortlist.blocks, query, k, allowed=allowed, threads=threads)
     found = np.isfinite(products)
     return rows[found], products[found]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frevl.data.pairs import Side
+from frevl.devices import default_batch
 from frevl.errors import UsageError
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.fusion import PRESETS, Fusion
@@ -235,7 +236,7 @@ def _descend(
 
     def metric() -> float:
         pairs = dev.pairs if session.team.size == 1 else dev.pairs.select(own.of(torch.arange(len(dev))))
-        logits = own.gathered(logits_of(network, pairs, 1024, session.device))
+        logits = own.gathered(logits_of(network, pairs, default_batch(session.device), session.device))
         return dev_metric(logits, dev.truth, class_weights)
 
     return gradient_descent(
