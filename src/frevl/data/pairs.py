@@ -40,6 +40,8 @@ from frevl.data.packed.read import read_packed
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 
 __all__ = [
+    "CAPTIONED",
+    "LABELLED",
     "Pairs",
     "Side",
     "Target",
@@ -56,6 +58,10 @@ __all__ = [
 Target = str | list[str] | dict[str, float]
 Side = Literal["image", "text"]
 _COLUMNS: dict[Side, str] = {"image": "images", "text": "texts"}
+CAPTIONED = '{"image": "a.jpg", "text": "a dog"}'
+"""An image with a text, as a line of a file."""
+LABELLED = '{"image": "a.jpg", "target": "dog"}'
+"""An image with a class, as a line of a file."""
 
 _LARGE = 16 << 20  # bytes of a file: about 150,000 captions
 _LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
@@ -144,7 +150,9 @@ class Pairs:
         return {**row, **self.extras[position]}
 
 
-def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> Pairs:
+def read_pairs(
+    source: Any, *, columns: str | Sequence[str] | Mapping[str, str] | None = None, example: str = CAPTIONED
+) -> Pairs:
     """Read a pairs file, or pairs in memory.
 
     Unusable lines (malformed, without image or text, with an invalid target) are set aside in ``rejected`` with file,
@@ -158,6 +166,7 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
             columns, or one pair.
         columns: Columns or keys of the fields, as in ``image=filepath,text=title``; by default those with the same or a
             synonymous name.
+        example: The line that is shown as an example if none can be used.
 
     Returns:
         The pairs in file order.
@@ -191,10 +200,7 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     rejects = tuple(reject for _, reject in sorted(rejected, key=lambda one: one[0]))
     if not kept:
         detail = (rejects_sentence(rejects) or "It is empty.") + _other_keys(row)
-        raise PairsError(
-            f"{path}: no usable pair found; expected one object per line such as "
-            f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
-        )
+        raise PairsError(f"{path}: no usable pair found; expected one object per line such as {example}. {detail}")
     pairs = Pairs(
         [row.get("image") or "" for _, _, row in kept],
         [row.get("text") or "" for _, _, row in kept],

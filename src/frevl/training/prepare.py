@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from frevl.data.packed.columns import joined
-from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
+from frevl.data.pairs import CAPTIONED, Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import prefixes_of
 from frevl.store.grouping.contents import among
@@ -24,9 +24,11 @@ from frevl.training.selection.spare_classes import set_aside_note
 __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 
 
-def read_file(pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None) -> Pairs:
+def read_file(
+    pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None, example: str = CAPTIONED
+) -> Pairs:
     """Read a pairs file; in-memory pairs are returned unchanged."""
-    return pairs if isinstance(pairs, Pairs) else read_pairs(pairs, columns=columns)
+    return pairs if isinstance(pairs, Pairs) else read_pairs(pairs, columns=columns, example=example)
 
 
 def prepare(

@@ -144,3 +144,21 @@ def test_a_pair_of_copies_among_single_examples_is_no_covariance():
     )
     left_out = {row["name"]: row["left_out"] for row in choice.rows if "left_out" in row}
     assert left_out["gaussian shrinkage 0.9"] == "needs 2 examples per class besides those held out"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_confidence_is_that_of_a_fit_on_all_examples_not_on_those_of_the_folds(seed):
+    """A fit of the comparison has five of seven examples, is right less often, and alone would make it too timid."""
+    examples, fresh = drawn(7, 16, noise=0.35, seed=seed), drawn(200, 16, noise=0.35, seed=seed + 100)
+    choice = choose_head(examples, None, 16, method="gaussian", names=0.0, session=SESSION)
+    assert 1.0 < choice.scale < 1.5
+    logits = choice.head.logits(fresh.features, examples.features)
+    assert F.cross_entropy(logits, fresh.labels) < F.cross_entropy(logits / choice.scale, fresh.labels)
+    # The kept logits are on the same scale, as thresholds on them apply to the final fit.
+    kept = choice.held_out[0] / choice.scale
+    assert F.cross_entropy(kept, choice.held_out[1]) < F.cross_entropy(choice.held_out[0], choice.held_out[1])
+
+
+def test_too_few_held_out_examples_extrapolate_nothing():
+    choice = choose_head(drawn(4, 16), None, 16, method="gaussian", names=0.0, session=SESSION)
+    assert choice.scale == 1.0

@@ -164,6 +164,10 @@ def test_what_is_refused(named, one_side, tmp_path):
     missing.write_text('{"image": "9999.png", "target": "ash"}\n')
     with pytest.raises(PairsError, match="the store has no image '9999.png'"):
         frevl.classify(named.store, named.classes, run=run, examples=missing)
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(PairsError, match=r'such as \{"image": "a.jpg", "target": "dog"\}. It is empty'):
+        frevl.classify(named.store, run=run, examples=empty)
     single = tmp_path / "single.jsonl"
     single.write_text('{"image": "0.png", "target": "ash"}\n')
     with pytest.raises(PairsError, match="at least two classes"):
@@ -367,6 +371,11 @@ def test_flags_that_would_do_nothing_are_refused(named, frevl, tmp_path):
         assert done.code == 2
         assert message in done.err
     assert not (tmp_path / "run").exists()
+    done = frevl("classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run",
+                 "--out", tmp_path / "out.jsonl", "--where", "foo > 3", "--quiet")  # fmt: skip
+    assert done.code == 2
+    assert "there is no column 'foo'" in done.err
+    assert not (tmp_path / "run").exists(), "a bad condition is refused before the run is built"
     done = frevl("classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run",
                  "--out", tmp_path / "out.jsonl", "--where", "id LIKE 'z%'", "--quiet")  # fmt: skip
     assert "No image was labelled" in done.out

@@ -123,6 +123,8 @@ def classify(
     if out is not None:
         check_label_file(out)
     opened = Store.open(store)
+    if where is not None:
+        opened.matching("image", where)  # refuses a bad condition before minutes of building
     found = run_classify(
         opened,
         run=run,

@@ -25,6 +25,7 @@ from frevl.models.classification.heads import Head, one_hot
 from frevl.runs.calibration import ConformalScores, calibration_notes
 from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
+from frevl.training.classification.learning_curve import scale_for_all
 from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
 from frevl.training.options import Session
 from frevl.training.selection.measures import standard_error, table_row
@@ -57,11 +58,13 @@ class Choice:
         reason: Why it was chosen, in words.
         rows: Every candidate with its figures.
         compared_on: The data of the comparison, in words; empty if nothing was compared.
-        held_out: ``(n, classes)`` calibrated logits of the held-out images, and ``(n,)`` their labels.
+        held_out: ``(n, classes)`` logits of the held-out images on the scale of the head, and ``(n,)`` their labels.
         notes: Sentences for the user.
         members: The terms of the head, each with its two scales.
         splits: Rows to fit and rows held out, for every fold; empty if development images were used.
         truth: The images of the comparison, with labels.
+        scale: What the logits were multiplied by because the final fit has more examples than the comparison's
+            (`frevl.training.classification.learning_curve`).
     """
 
     head: Head
@@ -74,6 +77,7 @@ class Choice:
     members: tuple[tuple[Candidate, tuple[float, float]], ...] = ()
     splits: tuple[tuple[Tensor, Tensor], ...] = ()
     truth: Labelled | None = None
+    scale: float = 1.0
 
     def results(self, *, examples: int, seconds: float, names: bool) -> dict[str, Any]:
         """Return the record stored in a run.
@@ -148,12 +152,11 @@ def _chosen(
     examples: Labelled, dev: Labelled | None, classes: int, *, method: str, names: float, session: Session
 ) -> Choice:
     has_names = names != 0.0
-    folds = assign_folds(examples, classes, session.seed)
-    known = 0
+    # Whole clusters: otherwise the rest of one would be used for both training and evaluation.
+    out = torch.zeros(len(examples), dtype=torch.bool)
     if examples.known is not None:
-        # Whole clusters: otherwise the rest of one would be used for both training and evaluation.
         out = torch.isin(examples.clusters, examples.clusters[examples.known])
-        folds, known = folds.where(~out, -1), int(out.sum())
+    folds, known = assign_folds(examples, classes, session.seed).where(~out, -1), int(out.sum())
     held = dev if dev is not None and len(dev) >= FEWEST_HELD_OUT else None
     held_rows = (folds >= 0).nonzero()[:, 0]
     nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
@@ -192,24 +195,33 @@ def _chosen(
     truth, compared_on = trials.truth, trials.compared_on
     compared += _averages(compared, truth)
     winner, reason, rows = _choose(compared, truth.clusters)
-    head = fitted_head(list(winner.members), examples, classes, names)
+    in_time = session.time_limit is None or time.monotonic() - started + winner.fit_seconds < session.time_limit
+    halves = None
+    if held is None and in_time:
+        two = assign_folds(examples, classes, session.seed, most=2).where(~out, -1)
+        halves = Trials(examples, two, None, classes, names)
+    scale = scale_for_all(winner, trials, halves)
+    # The kept logits get the same scale, as thresholds on them apply to those of the final fit.
+    members = tuple((one, (scale * of_names, scale * of_rest)) for one, (of_names, of_rest) in winner.members)
+    head = fitted_head(members, examples, classes, names)
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     return Choice(
-        head, winner.name, reason, rows + left_out, compared_on, (winner.logits, truth.labels), [],
-        winner.members, tuple(trials.splits), truth,
+        head, winner.name, reason, rows + left_out, compared_on, (scale * winner.logits, truth.labels), [],
+        members, tuple(trials.splits), truth, scale,
     )  # fmt: skip
 
 
-def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
+def assign_folds(examples: Labelled, classes: int, seed: int, most: int = MOST_FOLDS) -> Tensor:
     """Return the fold in which each example is held out, such that every class keeps examples in every fit.
 
     Args:
         examples: The examples; their clusters stay whole, and a cluster counts for its most frequent class.
         classes: Number of classes.
         seed: Random seed of the order.
+        most: Maximum number of folds.
 
     Returns:
-        ``(n,)`` int64 below `MOST_FOLDS`; -1 for examples that are never held out, because their class has one cluster.
+        ``(n,)`` int64 below ``most``; -1 for examples that are never held out, because their class has one cluster.
     """
     folds = torch.full((len(examples),), -1)
     if not len(examples):
@@ -219,7 +231,7 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
     votes = torch.zeros(int(clusters.max()) + 1, classes)
     votes.index_put_((clusters, examples.labels), torch.ones(len(examples)), accumulate=True)
     of_cluster = votes.argmax(dim=1)
-    count = min(MOST_FOLDS, int(torch.bincount(of_cluster, minlength=classes).max()))
+    count = min(most, int(torch.bincount(of_cluster, minlength=classes).max()))
     fold_of_cluster = torch.full((len(votes),), -1)
     start = 0
     for label in sorted(set(of_cluster.tolist())):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from frevl.data.class_files import ClassEntry, ClassList
-from frevl.data.pairs import Pairs, one_side_note
+from frevl.data.pairs import LABELLED, Pairs, one_side_note
 from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
 from frevl.models.inputs import mean_pool
 from frevl.store.grouping.groups import group_pairs
@@ -38,7 +38,7 @@ def read_examples(
     """
     if source is None:
         return None
-    pairs = read_file(source, columns)
+    pairs = read_file(source, columns, LABELLED)
     if "image" not in pairs.sides:
         raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found only texts")
     # That texts are ignored need not be mentioned here.

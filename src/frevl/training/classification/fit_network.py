@@ -187,15 +187,15 @@ def with_unlabelled(
     fewer = float((old.hits - new.hits).mean())
     if gain <= 0 or fewer > standard_error(old.hits - new.hits, truth.clusters):
         return _declined(choice, f"they made {choice.compared_on} no likelier")
-    scale = new.members[0][1][0]
+    scale = choice.scale * new.members[0][1][0]
     merged = head.scaled(0.5 * scale).plus(_head(examples, head, unlabelled, classes).scaled(0.5 * scale))
     rows = [*choice.rows, {
         "name": f"{choice.method} + unlabelled", "metric": 100 * float(new.hits.mean()),
         "log_loss": float(new.losses.mean()),
     }]  # fmt: skip
     return replace(
-        choice, head=merged, method=f"{choice.method} + unlabelled", rows=rows, held_out=(new.logits, truth.labels),
-        notes=[*choice.notes, _note(count)],
+        choice, head=merged, method=f"{choice.method} + unlabelled", rows=rows,
+        held_out=(choice.scale * new.logits, truth.labels), notes=[*choice.notes, _note(count)],
     )  # fmt: skip
 
 

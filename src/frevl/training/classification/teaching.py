@@ -171,7 +171,8 @@ def _likeliest(tried: Sequence[_Tried], clusters: Tensor) -> _Tried:
     if len(held) < len(tried):
         return tried[min(1, len(tried) - 1)]
     truth, rows = held[0].choice.held_out[1], torch.cat([out for _, out in held[0].choice.splits])
-    losses = {id(one): F.cross_entropy(one.choice.held_out[0], truth, reduction="none") for one in held}
+    logits = {id(one): one.choice.held_out[0] / one.choice.scale for one in held}  # calibrated for what was held out
+    losses = {name: F.cross_entropy(own, truth, reduction="none") for name, own in logits.items()}
     hits = {id(one): (one.choice.held_out[0].argmax(dim=1) == truth).float() for one in held}
     names = next((one for one in held if one.method == "names"), None)
     groups = clusters[rows]

@@ -115,6 +115,21 @@ class Trials:
             found.append(calibrated_parts(one, (of_names, of_rest), self.truth, seconds))
         return found
 
+    @property
+    def share_fitted(self) -> float:
+        """Share of the examples that a fit uses, on average over the folds, in (0, 1]."""
+        if self.held is not None:
+            return 1.0
+        return sum(len(kept) for kept, _ in self.splits) / len(self.splits) / len(self.examples)
+
+    def logits(self, members: Sequence[tuple[Candidate, tuple[float, float]]]) -> Tensor:
+        """Return the ``(n, classes)`` logits of the held-out images, a sum over candidates with their two scales."""
+        folds = []
+        for number in range(len(self.splits)):
+            parts = [(self._predict(candidate, number), scales) for candidate, scales in members]
+            folds.append(sum(scales[side] * part[side] for part, scales in parts for side in (0, 1)))
+        return torch.cat([one for one in folds if isinstance(one, Tensor)])
+
     def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
         """Return the ``(n, classes)`` logits of held-out images in two parts: from the names, and from the rest."""
         kept, out = self._parts(number)

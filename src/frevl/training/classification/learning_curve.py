@@ -1,0 +1,58 @@
+"""The scale of the logits for a fit on all examples, extrapolated from fits on fewer (ours).
+
+Calibration needs examples that were held out, so it measures a fit on fewer examples than the final one, which is right
+more often: its probabilities would be too low. How much the best scale grows from fits on about half of the examples to
+those of the folds says how much further it grows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from frevl.training.classification.candidates import Candidate
+from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
+
+__all__ = ["FEWEST", "scale_for_all"]
+
+FEWEST = 100
+"""Minimum number of held-out examples. With 30 to 40 the scale is known to 20 %, and extrapolation did harm."""
+
+_MOST_AHEAD = 0.5  # how far to go beyond the last step; with three examples a class a whole step went too far
+_SMALLEST_STEP = 0.1  # difference of the reciprocal shares of examples; below it, both points are the same
+
+
+def scale_for_all(winner: Compared, trials: Trials, halves: Trials | None) -> float:
+    """Return the factor by which to multiply the logits of the winner, fitted on all examples.
+
+    The logarithm of the best scale is taken as linear in the reciprocal of the number of examples, as in a learning
+    curve; the scale never shrinks by this step. On three sets of CLIP embeddings with 3 to 8 examples a class, the
+    calibration error fell from 5.2 to 3.2 % on average (research/experiments/log.md).
+
+    Args:
+        winner: The choice with its held-out logits.
+        trials: The folds it was compared on, or the development images.
+        halves: The same examples in two folds; None to measure with all folds only.
+    """
+    if len(trials.truth) < FEWEST:
+        return 1.0
+    own = _log_scale(winner.logits, trials.truth)
+    if trials.held is not None or halves is None or all(one.solve is None for one, _ in winner.members):
+        return math.exp(own)
+    if len(halves.splits) < 2 or any(halves.unfit(one) for one, _ in winner.members):
+        return math.exp(own)
+    near, far = (1 / one.share_fitted for one in (trials, halves))
+    if far - near < _SMALLEST_STEP:
+        return math.exp(own)
+    fewer = _log_scale(halves.logits(winner.members), halves.truth)
+    ahead = min((near - 1) / (far - near), _MOST_AHEAD)
+    return math.exp(own + ahead * max(0.0, own - fewer))
+
+
+def _log_scale(logits: Tensor, truth: Labelled) -> float:
+    """Return the logarithm of the likeliest factor of ``(n, classes)`` logits."""
+    one = Candidate("scale", None, anchored=True)
+    found = calibrated_parts(one, (logits, torch.zeros_like(logits)), truth, 0.0)
+    return math.log(found.members[0][1][0])
