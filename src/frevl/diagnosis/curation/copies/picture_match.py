@@ -1,10 +1,11 @@
-"""Match images by their edges, even if mirrored, resized, recoloured or cropped.
+"""Match images by their edges, even if mirrored, turned, inverted, resized, recoloured or cropped.
 
 An image is read as 96 x 96 grey values. Whole, and cropped by 5 to 30 % to the middle, the sides and the corners,
 it is resized to 24 x 24 and its 5 x 5 local mean subtracted, so that lighting, contrast and broad areas (sky, sea)
-count little. The agreement of two images is the highest correlation between the whole of one and a crop of the other,
-mirrored or not, or between equal crops of both, which leave out a banner; crops by more than 20 % and equal ones must
-agree better. Pure numpy; ours, measured in research/experiments/log.md.
+count little. The agreement of two images is the highest correlation, or its opposite for an inverted image, between
+the whole of one, upright, turned by quarters or mirrored, and a crop of the other, or between equal crops of both,
+which leave out a banner; crops by more than 20 % and equal ones must agree better. Pure numpy; ours, measured in
+research/experiments/log.md.
 """
 
 from __future__ import annotations
@@ -83,7 +84,13 @@ def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
         other: ``(crops, 576)``, the same for the other image.
     """
     a, b = one.astype(np.float32), other.astype(np.float32)
-    mirrored = b.reshape(-1, _GRID, _GRID)[:, :, ::-1].reshape(len(b), -1)
-    looks = ((a[0], b), (b[0], a), (a[0], mirrored), (mirrored[0], a))
-    same = float(np.einsum("cd,cd->c", a, b)[1:].max()) - _STRICTER
-    return max(same, *(float((cuts @ whole - _LESS).max()) for whole, cuts in looks))
+    equal = float(np.abs(np.einsum("cd,cd->c", a, b)[1:]).max()) - _STRICTER
+    looks = (np.abs(cuts @ _ways(whole[0])) - _LESS[:, None] for whole, cuts in ((a, b), (b, a)))
+    return max(equal, *(float(found.max()) for found in looks))
+
+
+def _ways(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return ``(576, 8)``: the edges of an image upright, turned by quarters, and each of these mirrored."""
+    square = edges.reshape(_GRID, _GRID)
+    turned = [np.rot90(square, quarters) for quarters in range(4)]
+    return np.stack([way.ravel() for one in turned for way in (one, one[:, ::-1])], axis=1)
