@@ -244,3 +244,22 @@ def test_statistics_on_numbers_equal_those_on_labels() -> None:
         expected = macro_f1([labels[i] for i in predicted[rows]], [names[i] for i in true[rows]])
         assert score(rows) == coded(rows) == pytest.approx(expected, abs=1e-12)
         assert error(rows) == expected_calibration_error(confidence[rows], hits[rows])
+
+
+def test_an_interval_of_the_calibration_error_holds_its_value_and_the_truth():
+    """Of 100 items, plain quantiles of draws start above a true error of 0.05, and sometimes above the value itself."""
+
+    def error_of(confidence, hits):
+        return lambda rows: expected_calibration_error(confidence[rows], hits[rows])
+
+    holds = {False: 0, True: 0}
+    random = np.random.default_rng(0)
+    for _ in range(25):
+        confidence = random.uniform(0.4, 1, 100)
+        statistic = error_of(confidence, (random.random(100) < confidence - 0.05).astype(float))
+        for overstated in holds:
+            found = bootstrap_statistic(statistic, range(100), resamples=100, overstated=overstated)
+            holds[overstated] += found.low <= 0.05 <= found.high
+            assert not overstated or 0 <= found.low <= found.value <= found.high
+    assert holds[False] <= 5
+    assert holds[True] >= 15

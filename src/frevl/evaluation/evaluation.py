@@ -21,7 +21,7 @@ from frevl.evaluation.measures import (
     Measure,
     accepted_answers,
     best_answers,
-    calibration_error_of,
+    calibration_measure,
     evaluate_sets,
     macro_f1_of,
     single_answer,
@@ -239,7 +239,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["vqa_accuracy"] = Measure(clusters, weights)
     first = hits if weights is None else weights
     measured["accuracy"] = Measure(clusters, hits)
-    measured["ece"] = Measure(clusters, statistic=calibration_error_of(confidence, hits), resamples=200)
+    measured["ece"] = calibration_measure(clusters, confidence, hits)
     asked = [] if scorer.network.prior is None else list(zip(pairs.images, pairs.texts, strict=True))
     prior = scorer.prior(asked)
     if prior is not None:
@@ -288,8 +288,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)
-        statistic = calibration_error_of(confidence, decided)
-        measured["ece"] = Measure(pairs.clusters, statistic=statistic, resamples=200)
+        measured["ece"] = calibration_measure(pairs.clusters, confidence, decided)
         choices, said = choice_set_scores(logits, truth, pairs)
         measured |= choices
         notes += said

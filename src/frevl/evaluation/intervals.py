@@ -3,9 +3,7 @@
 Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic for a seed
 and hold only one block of draws in memory. More than 200,000 clusters are drawn in as many random groups of them
 (`drawn_together`).
-
-They also tell whether a classifier is measurably better than always giving the most frequent answer, which a score
-with an interval does not show.
+They also tell whether a classifier is measurably better than always giving the most frequent answer.
 """
 
 from __future__ import annotations
@@ -168,6 +166,7 @@ def bootstrap_statistic(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    overstated: bool = False,
 ) -> Interval:
     """Return a statistic that is not a mean (macro-F1, ECE, median rank) with its interval by cluster bootstrap.
 
@@ -178,6 +177,8 @@ def bootstrap_statistic(
         resamples: Number of draws; the statistic is called once for each.
         seed: Random seed for the draws.
         level: Confidence level, between 0 and 1.
+        overstated: Few items overstate the statistic, which is never below 0, and draws overstate that of the items:
+            their mean excess is subtracted once from the upper bound and twice from the lower one (ours).
 
     Returns:
         The statistic of all items and its interval; NaN bounds if there is one cluster or no finite draw.
@@ -202,7 +203,11 @@ def bootstrap_statistic(
             ends = np.cumsum(lengths)
             within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
             drawn.append(float(statistic(order[np.repeat(starts[chosen], lengths) + within])))
-    return Interval(whole, *_quantiles(np.asarray(drawn), level))
+    low, high = _quantiles(np.asarray(drawn), level)
+    if overstated and np.isfinite(low):
+        excess = max(0.0, float(np.mean(drawn, where=np.isfinite(drawn))) - whole)
+        low, high = max(0.0, min(low - 2 * excess, whole)), max(high - excess, whole)
+    return Interval(whole, low, high)
 
 
 def bootstrap_rates(
