@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from frevl.deployment.efficiency.records import CardMeter
 from frevl.provenance import hardware
-from on_chip import encoders, fusions, neighbours
+from on_chip import encoders, fusions, neighbours, product
 from on_chip.measure import Chip, Record, limits
 from on_chip.page import page
 
@@ -70,6 +70,7 @@ def run(chip: Chip, given: argparse.Namespace) -> None:
     meter = CardMeter(str(chip.device))
     parts: dict[str, Part] = {
         "a": lambda: fusions.same_scores(chip),
+        "p": lambda: product.roads(chip),
         "e": lambda: encoders.comparison(chip, meter),
         "d": lambda: encoders.images(chip),
         "g": lambda: neighbours.search(chip, bounds),

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 CARD = "cuda:0"
 _FREE = 100 << 30
 _COPIES = ("aten::to", "aten::_to_copy", "aten::copy_")
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::linear", "aten::_addmm_activation")
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::linear", "aten::_addmm_activation")
 
 
 class Waits(TorchDispatchMode):
@@ -31,11 +31,12 @@ class Waits(TorchDispatchMode):
         back: Copies from the card, each of which waits for all that was started.
         unpinned: Copies to the card from memory that is not page-locked.
         products: Matrix products on the card.
+        divided: Those that add to another product, or to a bias.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.back = self.unpinned = self.products = 0
+        self.back = self.unpinned = self.products = self.divided = 0
         self.card = FakeTensorMode(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -53,6 +54,7 @@ class Waits(TorchDispatchMode):
             self.back += source.is_cuda and target.type == "cpu"
             self.unpinned += target.type == "cuda" and not source.is_cuda
         self.products += name in _PRODUCTS
+        self.divided += name in ("aten::addmm", "aten::addmm_")
         args, kwargs = tree_map_only(torch.Tensor, self._without_numbers, (args, kwargs))
         return function(*args, **kwargs)
 

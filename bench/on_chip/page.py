@@ -15,6 +15,7 @@ TITLES = {
     "e comparison": "(e) End to end, half cached, fully cached, joint encoders: time and joules",
     "f rerank": "(f) Reranking compared with a small joint encoder",
     "g search": "(g) Exact search",
+    "p product": "(h) What the commands run on a device",
 }
 
 NOTES = {
@@ -22,7 +23,9 @@ NOTES = {
 The network is a `base` trained briefly on synthetic pairs, on the device itself. In float16, the scorer keeps the sums
 of the residual stream and the logits in float32. bf16 has three bits less, which is why scores are float16. The
 differences from float64 show which side is farther from the truth; in float32 it is the device, probably because its
-products sum in longer chains.""",
+products sum in longer chains. Rounding alone sets a limit: *rounding the weights alone* is the difference if only the
+weights are rounded to the type and everything else is float32. Where that exceeds the goal, no program that keeps its
+weights in this type reaches it.""",
     "b throughput": """\
 In brackets: operations relative to those of the large bf16 product in the same round. *Folded* is `for_inference`;
 float16 is what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster but too inexact for scores
@@ -46,6 +49,10 @@ stored tokens of 384 dimensions per image, 32 word pieces, 12 layers of 384); th
 relative to the 50,000 pairs/s that its authors state.""",
     "g search": """\
 The share is the time of one pass over the vectors divided by the time of a batch of queries.""",
+    "p product": """\
+Scoring, grids, first stages, extraction and training by the functions behind `--device cuda`, compared with a
+processor. *Where memory ends*, the process may use 256 MiB more than the network, so batches must be halved. Waits are
+those that PyTorch's synchronisation check reports, for each step that a loop is longer.""",
 }
 
 INTRODUCTION = """\
@@ -168,10 +175,24 @@ def _profiles(missed: Iterable[Mapping[str, Any]]) -> list[str]:
     for one in profiled:
         shares = dict(one["details"]["profile"])
         busy = shares.pop("milliseconds a call", None)
-        lines += ["", f"{one['name']}" + (f" ({busy:.3g} ms of kernels a call):" if busy else ":"), ""]
+        lines += ["", one["name"] + _of_which(one, busy), ""]
         lines += ["| share of the device's time | kernel |", "|---|---|"]
         lines += [f"| {share:.1%} | `{name}` |" for name, share in shares.items()]
     return lines
+
+
+def _of_which(one: Mapping[str, Any], busy: float | None) -> str:
+    """Say how a call's time is divided; the counted operations would take the rest at the rate of the product."""
+    if not busy:
+        return ":"
+    whole = one["details"].get("milliseconds")
+    if whole is None:
+        return f" ({busy:.3g} ms of kernels a call):"
+    return (
+        f": a call takes {whole:.3g} ms, of which the device computes for {busy:.3g} ms. The operations counted would "
+        f"take {whole * one['ratio']:.3g} ms at the rate of the large product, and the goal allows "
+        f"{whole * one['ratio'] / one['goal']:.3g} ms:"
+    )
 
 
 def _number(value: float, digits: int = 3) -> str:

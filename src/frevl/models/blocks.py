@@ -24,9 +24,11 @@ __all__ = [
     "check_pairs",
     "dropped",
     "exact_sums",
+    "mapped",
     "mapped_exactly",
     "mapped_gelu",
     "random_bits",
+    "summed_in_parts",
     "whole_vectors",
     "zero_masked",
 ]
@@ -63,7 +65,11 @@ class Attention(nn.Module):
         """
         some_key = None if key_mask is None else key_mask.any(dim=1)[:, None, None]
         if keys.shape[1] == 1:
-            one: Tensor = self.output(self.value(keys)) if self.output_value is None else self.output_value(keys)
+            one = (
+                mapped(self.output, mapped(self.value, keys))
+                if (both := self.output_value) is None
+                else mapped(both, keys)
+            )
             read = one.expand(-1, queries.shape[1], -1)
         else:
             seen = None
@@ -71,12 +77,12 @@ class Attention(nn.Module):
                 # A softmax over nothing is NaN: items without any key read all of them, and are zeroed below.
                 seen = (key_mask[:, None] | ~some_key)[:, None]
             heads = F.scaled_dot_product_attention(
-                self._split(self.query(queries)),
-                self._split(self.key(keys)),
-                self._split(self.value(keys)),
+                self._split(mapped(self.query, queries)),
+                self._split(mapped(self.key, keys)),
+                self._split(mapped(self.value, keys)),
                 attn_mask=seen,
             )
-            read = self.output(heads.transpose(1, 2).flatten(2))
+            read = mapped(self.output, heads.transpose(1, 2).flatten(2))
         return read if some_key is None else read * some_key
 
     def _split(self, x: Tensor) -> Tensor:
@@ -109,7 +115,7 @@ class FeedForward(nn.Module):
         hidden = self.hidden(x)
         if self.training and self.dropout > 0:
             hidden = dropped(hidden, self.dropout)
-        return mapped_exactly(self.outer, hidden) if self.exact else self.outer(hidden)
+        return mapped_exactly(self.outer, hidden) if self.exact else mapped(self.outer, hidden)
 
     def hidden(self, x: Tensor) -> Tensor:
         """Map ``(..., inputs)`` to the ``(..., hidden)`` units."""
@@ -174,6 +180,33 @@ class Block(nn.Module):
         self.image_norm, self.text_norm = _plain(self.image_norm), _plain(self.text_norm)
 
 
+def mapped(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``Wx + b`` of ``(..., inputs)``; in float32 on an NVIDIA device the sums are taken in parts, for scores."""
+    if not _in_single(linear, x):
+        found: Tensor = linear(x)
+        return found
+    return summed_in_parts(x.flatten(0, -2), linear.weight, linear.bias).view(*x.shape[:-1], linear.out_features)
+
+
+def summed_in_parts(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return ``x W^T + b`` with 256 inputs at a time, whose sums are added up.
+
+    An NVIDIA device sums a float32 product one input after the other, and every addition rounds the whole sum so far.
+    With shorter chains, logits of ``base`` are a third as far from float64 (simulated on a CPU:
+    research/experiments/log.md).
+
+    Args:
+        x: ``(n, inputs)`` float32.
+        weight: ``(outputs, inputs)``.
+        bias: ``(outputs,)``.
+    """
+    total = torch.addmm(bias, x[:, :_CHAIN], weight[:, :_CHAIN].t())
+    for first in range(_CHAIN, x.shape[1], _CHAIN):
+        part = slice(first, first + _CHAIN)
+        total.addmm_(x[:, part], weight[:, part].t())
+    return total
+
+
 def mapped_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
     """``GELU(Wx + b)`` of ``(..., inputs)``.
 
@@ -183,7 +216,7 @@ def mapped_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
     """
     x = as_weights(linear, x)
     if not _in_half(linear, x):
-        return F.gelu(linear(x))
+        return F.gelu(mapped(linear, x))
     flat: Tensor = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True)
     return flat.view(*x.shape[:-1], flat.shape[1])
 
@@ -197,6 +230,8 @@ def mapped_exactly(linear: nn.Linear, x: Tensor) -> Tensor:
     x = as_weights(linear, x)
     outputs = linear.out_features
     weight, bias = whole_vectors(linear) if x.is_cuda else (linear.weight, linear.bias)
+    if _in_single(linear, x):
+        return mapped(linear, x)
     if x.dtype not in _HALF or weight.dtype not in _HALF or torch.is_grad_enabled():
         return F.linear(x, weight, bias)[..., :outputs]
     if not x.is_cuda:
@@ -224,11 +259,19 @@ def exact_sums(hidden: Tensor) -> Tensor:
     return hidden.float() if hidden.dtype in _HALF and not torch.is_grad_enabled() else hidden
 
 
+def _in_single(linear: nn.Linear, x: Tensor) -> bool:
+    """Return whether scores are computed in float32 on an NVIDIA device, of so many rows that time is no concern."""
+    single = x.is_cuda and x.dtype == linear.weight.dtype == torch.float32 and not torch.is_grad_enabled()
+    return single and x.numel() >= _MANY_ROWS * x.shape[-1] and linear.in_features > _CHAIN
+
+
 def _in_half(linear: nn.Linear, x: Tensor) -> bool:
     return x.is_cuda and linear.weight.dtype in _HALF and not torch.is_grad_enabled()
 
 
 _HALF = (torch.float16, torch.bfloat16)
+_CHAIN = 256  # inputs that are summed one after the other
+_MANY_ROWS = 1024  # fewer wait for the CPU to start products; theirs are divided over the device, in shorter chains
 _VECTOR = 8  # numbers in half precision, 16 bytes
 
 

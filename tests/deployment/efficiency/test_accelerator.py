@@ -52,7 +52,7 @@ def test_every_part_runs_on_a_processor_without_store_or_pillow(measured):
     found, _ = measured
     assert found["failures"] == {}
     parts = {record["part"].split()[0] for record in found["records"]}
-    assert parts == {"limits", "a", "b", "c", "d", "e", "f", "g"}
+    assert parts == {"limits", "a", "b", "c", "d", "e", "f", "g", "p"}
     assert any("Pillow is not installed" in record["name"] for record in found["records"])
     rates = [record["value"] for record in found["records"] if record["unit"].endswith("/s")]
     assert all(value is None or value > 0 for value in rates)
@@ -65,6 +65,34 @@ def test_search_and_scores_are_right_where_they_are_timed(measured):
     differences = [r["value"] for r in records if r["name"].startswith("largest difference") and "fp32" in r["name"]]
     assert len(differences) == 1
     assert differences[0] < 1e-5
+
+
+@pytest.mark.slow
+def test_what_the_commands_run_gives_the_results_of_a_processor_and_halves_batches(measured):
+    records = {r["name"]: r for r in measured[0]["records"] if r["part"] == "p product"}
+    met = {name: record["met"] for name, record in records.items()}
+    waits = [name for name in records if "waits for the device" in name]
+    assert len(waits) == 3
+    assert all(met[name] is None for name in waits), "a processor cannot tell"
+    assert all(met[name] for name in records if name not in waits)
+    assert (
+        "ran out of memory"
+        in records["scores of tokens pairs where memory ends: a smaller batch was used"]["details"]["last_note"]
+    )
+
+
+@pytest.mark.slow
+def test_a_missed_share_says_how_its_time_is_divided(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from on_chip import page
+
+    details = {"milliseconds": 12.0, "profile": {"milliseconds a call": 10.0, "norm": 0.25}}
+    lines = page._profiles([{"name": "a step", "ratio": 0.3, "goal": 0.45, "details": details}])
+    assert lines[3] == (
+        "a step: a call takes 12 ms, of which the device computes for 10 ms. The operations counted would take 3.6 ms "
+        "at the rate of the large product, and the goal allows 8 ms:"
+    )
+    assert lines[-1] == "| 25.0% | `norm` |"
 
 
 @pytest.mark.slow
