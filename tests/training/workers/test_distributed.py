@@ -149,6 +149,27 @@ def test_processes_that_somebody_else_started_meet_and_one_of_them_speaks(made, 
     assert "holds a run of one seed" in error
 
 
+LEAVING = """
+import weakref
+import torch
+from frevl.training.workers.distributed import Together
+from frevl.training.workers.team import Place
+team = Together(torch.distributed.HashStore(), Place(0, 1, 0, 1), "gloo")
+weight = torch.ones(3, requires_grad=True)
+weight.sum().backward()
+team.summed([weight], weight.sum(), {})
+torch.optim.AdamW([weight], fused=True).step()
+group = weakref.ref(torch.distributed.group.WORLD)
+team.leave(None)
+print("kept" if group() else "gone")
+"""
+
+
+def test_nothing_of_a_group_is_left_for_the_end_of_the_process():
+    said = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("gone\n", ""), "threads that are left may end the process with SIGABRT"
+
+
 def test_workers_with_other_data_are_named(made, tmp_path):
     with (
         pytest.raises(RunError, match=r"^Worker 1 of 2: expected the same 'number' as worker 0 has, 0, found 1; "),

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# The first step of an optimiser loads this module. Loaded while there is a group, it keeps the group as the default of
+# its functions for ever, and gloo's threads with it; one of them may then end a finished process with SIGABRT at exit.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
