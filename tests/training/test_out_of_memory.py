@@ -128,6 +128,14 @@ def test_tokens_stay_in_memory(made_tokens, nothing_fits):
     assert fit_in_memory([(10**9, towers)])
 
 
+def test_embeddings_take_an_eighth_of_what_the_process_may_use(made, monkeypatch):
+    towers = made.store.select_towers("image")
+    size = 1_000 * sum(tower.dim * np.dtype(tower.identity["dtype"]).itemsize for tower in towers)
+    for limit, fits in ((8 * size, True), (8 * size - 1, False), (float("inf"), True)):
+        monkeypatch.setattr("frevl.training.mapped_items.memory_limit", lambda limit=limit: limit)
+        assert fit_in_memory([(1_000, towers)]) is fits
+
+
 def test_a_full_disk_is_said_in_a_sentence(made, monkeypatch, tmp_path, nothing_fits):
     def full(**_):
         raise OSError(28, "No space left on device")

@@ -194,15 +194,18 @@ def bootstrap_statistic(
     if len(sizes) < 2:
         return Interval(whole, float("nan"), float("nan"))
     # Items are sorted by cluster, so a cluster is a range and a draw a sequence of ranges.
-    order = np.argsort(number_of, kind="stable")
+    small = np.int32 if len(number_of) < 2**31 else np.int64  # of ten million items, every array counts
+    order: NDArray[Any] = np.argsort(number_of, kind="stable").astype(small)
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    del number_of
     drawn = []
     for block in _draws(len(sizes), resamples, np.random.default_rng(seed)):
         for chosen in block:
             lengths = sizes[chosen]
             ends = np.cumsum(lengths)
-            within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
-            drawn.append(float(statistic(order[np.repeat(starts[chosen], lengths) + within])))
+            items = np.arange(ends[-1], dtype=small)
+            items += np.repeat((starts[chosen] - (ends - lengths)).astype(small), lengths)
+            drawn.append(float(statistic(order[items])))
     low, high = _quantiles(np.asarray(drawn), level)
     if overstated and np.isfinite(low):
         excess = max(0.0, float(np.mean(drawn, where=np.isfinite(drawn))) - whole)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from frevl.errors import TrainingError
 from frevl.files import user_cache
+from frevl.machine import memory_limit
 from frevl.runs.batches import EmbeddedPairs
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Deal", "Mapped", "deal_all", "deal_in_blocks", "fit_in_memory", "map_items", "read_items"]
 
-_MOST_IN_MEMORY = 3 << 29  # total bytes of a training's embeddings: 1.5 GiB
+_MOST_IN_MEMORY = 3 << 29  # total bytes of a training's embeddings: 1.5 GiB ...
+_SHARE_OF_MEMORY = 8  # ... and no more than one part in eight of what the process may use
 _AT_ONCE = 65_536  # items read and written at a time
 
 
@@ -33,7 +35,7 @@ def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
     if not all(tower.pooled for _, towers in found for tower in towers):
         return True
     size = sum(n * tower.dim * np.dtype(tower.identity["dtype"]).itemsize for n, towers in found for tower in towers)
-    return size <= _MOST_IN_MEMORY
+    return size <= min(_MOST_IN_MEMORY, memory_limit() / _SHARE_OF_MEMORY)
 
 
 @dataclass(frozen=True)

@@ -193,10 +193,8 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _enter(
-    path: str, entered: set[tuple[int, int]], outside: tuple[int, int] | None
-) -> tuple[list[tuple[str, str]], str]:
-    """Return the names and kinds of a folder's entries, and why it cannot be entered."""
+def _enter(path: str, entered: set[tuple[int, int]], outside: tuple[int, int] | None) -> tuple[list[str], str]:
+    """Return the sorted names of a folder's entries, each with a zero and its kind, and why it cannot be entered."""
     try:
         identity = _identity(path)
         if identity == outside:
@@ -205,8 +203,9 @@ def _enter(
             return [], "it is a folder that is read under another name"
         entered.add(identity)
         with os.scandir(path) as entries:
-            # Only names and kinds are kept: the entries of a folder with millions of files would be large.
-            found = sorted((entry.name, _kind(entry)) for entry in entries)
+            # One text for each: the entries of a folder with millions of files would be large, and so would pairs. No
+            # name holds a zero, which comes before every letter, so the order is that of the names.
+            found = sorted(f"{entry.name}\0{_kind(entry)}" for entry in entries)
     except OSError as error:
         return [], f"the folder cannot be read ({error.strerror})"
     if not found and path.lower().endswith(_PICTURE_SUFFIXES):
@@ -214,8 +213,8 @@ def _enter(
     return found, ""
 
 
-def _below(id_: str, path: str, names: list[tuple[str, str]], choice: Choice) -> Iterator[tuple[str, str, str]]:
-    for name, kind in names:
+def _below(id_: str, path: str, names: list[str], choice: Choice) -> Iterator[tuple[str, str, str]]:
+    for name, _, kind in (named.partition("\0") for named in names):
         hidden = name.startswith(".") and not (kind == "file" and name.lower().endswith(_PICTURE_SUFFIXES))
         if (hidden and name not in _MADE_BY_PROGRAMS) or name.startswith(_FORK):
             continue
