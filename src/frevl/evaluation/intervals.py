@@ -291,13 +291,9 @@ def _cluster_sums(values: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
 
 
 def drawn_together(clusters: int) -> NDArray[np.int64] | None:
-    """Put clusters into `MOST_DRAWN` random groups of equal size that are drawn as one; None if they are no more.
+    """Return the ``(clusters,)`` one of `MOST_DRAWN` random groups that each is drawn in; None if they are no more.
 
-    The standard error from so many groups is that from the clusters, give or take 0.2 % (ours); a thousand draws leave
-    2 % to chance.
-
-    Returns:
-        ``(clusters,)`` int64, the group of each; the same in every call.
+    The standard error is that of the clusters, give or take 0.2 % (ours); a thousand draws leave 2 % to chance.
     """
     return np.random.default_rng(0).permutation(clusters) % MOST_DRAWN if clusters > MOST_DRAWN else None
 
