@@ -8,7 +8,7 @@ import pytest
 
 import frevl
 from frevl.data.pairs import Pairs
-from frevl.diagnosis.curation import folds
+from frevl.diagnosis.curation.folds import answers
 from frevl.diagnosis.curation.labels import _contradicted, _shares
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.splits import deal_folds
@@ -172,8 +172,8 @@ def test_a_class_whose_two_groups_are_both_set_aside_is_not_judged():
     kept, aside, _ = set_aside(learnt, 0.1, task="classification", min_answer_count=1, seed=43)
     assert "rare" not in kept.targets
     assert aside.targets.count("rare") == 2
-    assert folds._learnt_classes(learnt, ["rare", "0"], 43).tolist() == [False, True]
-    assert folds._learnt_classes(learnt, ["rare", "0"], 0).tolist() == [True, True]
+    assert answers._learnt_classes(learnt, ["rare", "0"], 43).tolist() == [False, True]
+    assert answers._learnt_classes(learnt, ["rare", "0"], 0).tolist() == [True, True]
 
 
 def test_folds_keep_groups_whole_and_have_as_many():
@@ -199,7 +199,7 @@ def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tm
 
 def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher: the folds are trained here all the same
-    monkeypatch.setattr("frevl.diagnosis.curation.folds._LEAST_SECONDS", 1e-9)
+    monkeypatch.setattr("frevl.diagnosis.curation.folds.answers._LEAST_SECONDS", 1e-9)
     told = frevl.curate(*planted[:2], drop=["label"], time_limit=1e-9)
     assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were checked by models")
 

@@ -17,6 +17,7 @@ from frevl.cli.options import (
     ImageEncoderOption,
     JsonOption,
     QuietOption,
+    RayOption,
     RunOption,
     StoreOption,
     TextEncoderOption,
@@ -100,6 +101,7 @@ def curate(
         ),
     ] = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -112,7 +114,7 @@ def curate(
             "--dropped": dropped, "--task": task, "--drop": drop, "--below": below, "--images": images,
             "--html": html, "--encoder": encoder, "--image-encoder": image_encoder, "--text-encoder": text_encoder,
             "--group-by": group_by, "--groups": groups, "--find-groups": find_groups, "--folds": folds,
-            "--time-limit": time_limit, "--device": device,
+            "--time-limit": time_limit, "--device": device, "--ray": ray,
         }  # fmt: skip
         _refuse_beside_test([name for name, value in others.items() if value is not None])
         from frevl.diagnosis.curation.core_set.core_set import core_set
@@ -147,7 +149,7 @@ def curate(
         **typed(
             dropped=dropped, task=task, drop=drop, keep=keep, below=below, run=run[0] if run else None, images=images,
             groups=groups, encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by,
-            find_groups=find_groups, folds=folds, seed=seed, time_limit=time_limit, device=device,
+            find_groups=find_groups, folds=folds, seed=seed, time_limit=time_limit, device=device, ray=ray,
         ),
     )  # fmt: skip
     say(found.sentence())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from frevl.errors import PairsError, Reject, RunError, UsageError, nearest, reje
 from frevl.machine import memory_limit
 from frevl.provenance import provenance
 from frevl.store.grouping.groups import group_pairs
+from frevl.store.many_nodes.connection import connected
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.terminal import print_progress
@@ -127,6 +128,7 @@ def curate(
     seed: int = 0,
     time_limit: float | None = None,
     device: str = "cpu",
+    ray: str | None = None,
     progress: bool = False,
 ) -> Curation:
     """Check every line of a pairs file and keep those worth learning from.
@@ -158,6 +160,8 @@ def curate(
         seed: Random seed.
         time_limit: Total training time limit in seconds; label models get at least ten per fold.
         device: PyTorch device for training.
+        ray: Train the folds, and score with ``run``, on the nodes of a Ray cluster: ``local``, ``auto``, or the address
+            of its head node. Nodes must see store and run under the same paths.
         progress: Show progress.
 
     Returns:
@@ -169,6 +173,8 @@ def curate(
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
         RunError: Another process is curating here, or an interrupted call had other settings.
+        MissingExtraError: ``ray`` is given, and Ray is not installed.
+        FrevlError: There is no cluster, or a node sees another store or has another version of frevl.
     """
     pairs = in_memory(pairs)
     check_shares(keep, below)
@@ -209,12 +215,14 @@ def curate(
     with _states(out, settings) as checkpoint:
         lines = Lines(
             opened, grouped, chosen_task, towers["image"], towers["text"], session, folds,
-            None if run is None else Path(run), None if images is None else Path(images), checkpoint,
+            None if run is None else Path(run), None if images is None else Path(images), checkpoint, ray,
         )  # fmt: skip
         found: dict[str, Found] = {}
-        for name in names:
-            print_progress(f"{name}: checking {len(lines):,} lines", enabled=progress)
-            found[name] = FILTERS[name][0](lines, found)
+        with connected(ray) if ray is not None else nullcontext():  # one connection for all filters
+            for name in names:
+                print_progress(f"{name}: checking {len(lines):,} lines", enabled=progress)
+                found[name] = FILTERS[name][0](lines, found)
+        notes += dict.fromkeys(lines.notes)
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
         if "duplicate" in found:
             notes += _vanished(groups_without_a_line(usable.units, found["duplicate"], why))

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.folds import FOLDS, Answers, cut_short, out_of_fold
+from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
+from frevl.diagnosis.curation.folds.each_fold import cut_short
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors

@@ -52,6 +52,9 @@ class Lines:
         run: A run trained elsewhere that scores the lines instead of cross-validated models, or None.
         images: Folder of the images, if given; only then may a filter check pixels.
         checkpoint: Where a filter saves its progress, so that a killed call can continue.
+        ray: Address of the Ray cluster on which models are trained and runs score, as for
+            `frevl.store.many_nodes.connection.connected`; None trains in this process.
+        notes: Receives notes on how the work went.
     """
 
     store: Store
@@ -64,6 +67,8 @@ class Lines:
     run: Path | None = None
     images: Path | None = None
     checkpoint: Checkpoint = NOWHERE
+    ray: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pairs)

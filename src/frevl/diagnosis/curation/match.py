@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
-from frevl.diagnosis.curation.folds import cut_short, saved_fold
+from frevl.diagnosis.curation.folds.each_fold import cut_short, each_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
 from frevl.diagnosis.splits import deal_folds
@@ -27,10 +28,10 @@ from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import hubness
 from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.score_files import scoring_through
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes, match_truth
-from frevl.terminal import print_progress
-from frevl.training.options import TwoTowerOptions
+from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.prepare import embed_pairs
 from frevl.training.retrieval.fit import narrow_towers
 from frevl.training.retrieval.reranker import bank_of, centred, near_duplicate_bound
@@ -54,7 +55,8 @@ _ALIGNMENT_WEIGHT = 10.0  # scale of the logits used to measure hubness, as in m
 _ALIGNED = 4000  # training images for the alignment
 _TRIES = 16
 _FEATURES = 6
-_AT_ONCE = 8192
+_AT_ONCE, _PAIRS_AT_ONCE = 8192, 16_384
+_LEAST_SECONDS = 1.0  # of training per fold, whatever is left of the time limit
 # An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
 _CLEAR, _LEAST_TOLD = 0.95, 0.1
 
@@ -85,8 +87,7 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         TrainingError: The loss is not finite.
     """
     right = (match_truth(lines.pairs) > 0.5).numpy()
-    names = {name: number for number, name in enumerate(dict.fromkeys(lines.pairs.clusters))}
-    groups = torch.tensor([names[name] for name in lines.pairs.clusters])
+    groups = _groups(lines)
     known = len(torch.unique(groups[torch.from_numpy(right)]))
     texts = len({text for text, is_right in zip(lines.pairs.texts, right, strict=True) if is_right})
     if known < FEWEST_GROUPS:
@@ -99,14 +100,13 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     if texts < 2:
         return _silent(lines, "all lines have the same text, so no text is wrong for any image")
     doubts: list[str] = []
-    embedded = _embedded(lines)
     if lines.run is None:
-        told = _out_of_fold(lines, embedded, groups, torch.from_numpy(right), doubts)
+        told = _out_of_fold(lines, doubts)
         if isinstance(told, str):
             return _silent(lines, told, doubts)
         scores = told
     else:
-        scores = _of_run(lines, embedded, groups, torch.from_numpy(right), doubts)
+        scores = _of_run(lines, _embedded(lines), groups, torch.from_numpy(right), doubts)
     return _judged(lines, scores, groups.numpy(), right, doubts)
 
 
@@ -165,59 +165,71 @@ def _embedded(lines: Lines) -> EmbeddedPairs:
     return embed_pairs(lines.store, [lines.pairs], narrow_towers(lines.image_towers), lines.text_towers)[0]
 
 
-def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores | str:
+def _out_of_fold(lines: Lines, doubts: list[str]) -> _Scores | str:
     """Return the scores, or why there are none; folds cut short by the time limit become a doubt."""
-    session, clock, folds = lines.session, lines.checkpoint.clock, lines.folds or FOLDS
-    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
-    near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
-    meaning = centred(texts) if math.isfinite(near) else None
-    fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, folds, session.seed))
-    for fold in range(folds):
-        if len(torch.unique(groups[right & (fold_of == fold)])) < 2:
+    work = _ScoredFolds(lines)
+    for number in range(work.folds):
+        if len(torch.unique(work.groups[work.right & (work.fold_of == number)])) < 2:
             return (
-                f"fold {fold + 1} of {folds} has fewer than two groups with right lines, so no wrong ones can be "
-                "drawn from it; use fewer --folds"
+                f"fold {number + 1} of {work.folds} has fewer than two groups with right lines, so no wrong ones can "
+                "be drawn from it; use fewer --folds"
             )
-    given = torch.zeros(len(pairs), _FEATURES)
+    given = torch.zeros(len(lines), _FEATURES)
     drawn, drawn_groups, known, known_groups = [], [], [], []
-    started, cut = clock.seconds(), 0
-    for fold in range(folds):
-        place = lines.checkpoint.part(f"match fold {fold + 1}")
-        held = (fold_of == fold).nonzero()[:, 0]
-        saved = saved_fold(place, session.time_limit)
-        if saved is None:
-            left = None
-            if session.time_limit is not None:
-                left = max(1.0, session.time_limit - (clock.seconds() - started)) / (folds - fold)
-            print_progress(f"match: training without fold {fold + 1} of {folds}", enabled=session.progress)
-            begun = clock.seconds()
-            scores, ended = _one_fold(
-                replace(lines, session=replace(session, seed=session.seed + fold, time_limit=left)),
-                pairs, images, texts, groups, right, (fold_of != fold).nonzero()[:, 0], held, meaning, near, place,
-            )  # fmt: skip
-            record = {"seconds": clock.seconds() - begun, "cut": ended, "limit": session.time_limit}
-            place.save(vars(scores), record)
-            place.discard_parts()
-        else:
-            empty = {"learnt": saved[0]["drawn"][:0], "learnt_groups": groups[:0]}  # earlier versions lack them
-            scores, ended = _Scores(**{**empty, **saved[0]}), saved[1]["cut"]
-        cut += ended
+    cut = 0
+    for fold in each_fold(
+        lines, "match", work.folds, work, _ScoredFolds, limit=lines.session.time_limit, least=_LEAST_SECONDS
+    ):
+        empty = {"learnt": fold.tensors["drawn"][:0], "learnt_groups": work.groups[:0]}  # earlier versions lack them
+        scores = _Scores(**{**empty, **fold.tensors})
+        cut += fold.cut
         if len(scores.drawn) < 2:
-            doubts += cut_short(cut, folds)
-            return f"no text is wrong for any image of fold {fold + 1}, as every text is close to a right one"
+            doubts += cut_short(cut, work.folds)
+            return f"no text is wrong for any image of fold {fold.number + 1}, as every text is close to a right one"
         # Each fold has its own model, whose scores have their own scale.
         middle, width = scores.drawn.mean(dim=0), scores.drawn.std(dim=0).clamp(min=1e-6)
-        given[held] = (scores.given - middle) / width
+        given[work.fold_of == fold.number] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
         drawn_groups.append(scores.drawn_groups)
         known.append((scores.learnt - middle) / width)
         known_groups.append(scores.learnt_groups)
-    doubts += cut_short(cut, folds)
+    doubts += cut_short(cut, work.folds)
     return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups), torch.cat(known), torch.cat(known_groups))
 
 
+class _ScoredFolds:
+    """Scores the lines of one fold after the other; a `frevl.diagnosis.curation.folds.each_fold.FoldWork`."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines, self._pairs = lines, _embedded(lines)
+        pairs, self.folds = self._pairs, lines.folds or FOLDS
+        self.right = match_truth(lines.pairs) > 0.5
+        self.groups = _groups(lines)
+        self.fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, self.folds, lines.session.seed))
+        self._images = pooled_items(pairs.images, pairs.image_mask)
+        self._texts = pooled_items(pairs.texts, pairs.text_mask)
+        self._near = near_duplicate_bound(self._texts, pairs.image_rows[self.right], pairs.text_rows[self.right])
+        self._meaning = centred(self._texts) if math.isfinite(self._near) else None
+
+    def __call__(self, number: int, time_limit: float | None, place: Checkpoint) -> tuple[dict[str, Tensor], bool]:
+        session = self._lines.session
+        scores, cut = _one_fold(
+            replace(session, seed=session.seed + number, time_limit=time_limit, progress=False),
+            self._pairs, self._images, self._texts, self.groups, self.right,
+            (self.fold_of != number).nonzero()[:, 0], (self.fold_of == number).nonzero()[:, 0],
+            self._meaning, self._near, place,
+        )  # fmt: skip
+        return vars(scores), cut
+
+
+def _groups(lines: Lines) -> Tensor:
+    """Return ``(n,)`` int, the number of the group of every line."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(lines.pairs.clusters))}
+    return torch.tensor([names[name] for name in lines.pairs.clusters])
+
+
 def _one_fold(
-    lines: Lines,
+    session: Session,
     pairs: EmbeddedPairs,
     images: Tensor,
     texts: Tensor,
@@ -233,11 +245,10 @@ def _one_fold(
 
     Also return whether the time limit cut the training short.
     """
-    seed = lines.session.seed
+    seed = session.seed
     learnt = inside[right[inside]]
     network, report = fit_two_tower_ensemble(
-        pairs.select(learnt), options=TwoTowerOptions(members=1), session=replace(lines.session, progress=False),
-        checkpoint=place.part("dual"),
+        pairs.select(learnt), options=TwoTowerOptions(members=1), session=session, checkpoint=place.part("dual"),
     )  # fmt: skip
     seen = pairs.image_rows[learnt], pairs.text_rows[learnt]
     network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed, most=_ALIGNED), _ALIGNMENT_WEIGHT)
@@ -308,10 +319,17 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     everything = torch.arange(len(pairs))
     rows, columns = _draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
     images, words = lines.pairs.images, lines.pairs.texts
-    given = scorer.score(list(zip(images, words, strict=True)))
-    wrong = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    drawn = torch.from_numpy(scorer.score(wrong))[:, None]
-    return _Scores(torch.from_numpy(given)[:, None], drawn, groups[rows], drawn[:0], groups[:0])
+    asked = list(zip(images, words, strict=True))
+    asked += [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    blocks = (asked[start : start + _PAIRS_AT_ONCE] for start in range(0, len(asked), _PAIRS_AT_ONCE))
+    with scoring_through(lines.ray, scorer, _scored, notes=lines.notes) as through:
+        scores = torch.from_numpy(np.concatenate(list(through(blocks))))[:, None]
+    given, drawn = scores[: len(lines)], scores[len(lines) :]
+    return _Scores(given, drawn, groups[rows], drawn[:0], groups[:0])
+
+
+def _scored(scorer: Scorer, pairs: list[tuple[str, str]]) -> NDArray[np.float32]:
+    return scorer.score(pairs)
 
 
 def _draw_wrong(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation.folds.each_fold import each_fold
 from frevl.diagnosis.curation.lines import Lines
 from frevl.diagnosis.model_comparison import most_passes, quick_products
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.splits import answers_of, constant, deal_folds, few_enough
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import names_of
-from frevl.terminal import print_progress
 from frevl.training.examples import set_aside
 from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 
-__all__ = ["FOLDS", "Answers", "cut_short", "out_of_fold", "saved_fold"]
+__all__ = ["FOLDS", "Answers", "out_of_fold"]
 
 FOLDS = 5
 """Default number of folds for labels: models trained on 80 instead of 67 % of 9,700 lines of easy-VQA found exchanged
@@ -52,36 +52,6 @@ class Answers:
     cut: frozenset[int]
 
 
-def cut_short(cut: int, folds: int) -> list[str]:
-    """Return the doubt about folds cut short by the time limit; empty if none were."""
-    if not cut:
-        return []
-    return [
-        f"{cut} of {folds} folds {'was' if cut == 1 else 'were'} cut short by --time-limit: their lines were "
-        "checked by models with less training."
-    ]
-
-
-def saved_fold(place: Checkpoint, limit: float | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the saved state of a fold from an interrupted call.
-
-    Args:
-        place: Place of the fold; its record has ``cut``, and ``limit``, the time limit of that call.
-        limit: The time limit of this call in seconds, or None.
-
-    Returns:
-        Tensors and record; None if nothing is saved, or if it was cut short and there is now more time.
-    """
-    saved = place.load()
-    if saved is None or "cut" not in saved[1]:  # an earlier version did not record it
-        return None
-    record = saved[1]
-    if record["cut"] and (limit is None or limit > record["limit"]):
-        place.clock.add_earlier(-float(record["seconds"]))  # that time does not belong to this result
-        return None
-    return saved
-
-
 def out_of_fold(
     lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64], *, share: float
 ) -> Answers:
@@ -100,33 +70,43 @@ def out_of_fold(
     Raises:
         PairsError: A fold leaves fewer than two classes to learn from.
     """
-    known = lines.pairs.select(rows.tolist())
     folds = lines.folds or FOLDS
-    fold_of = deal_folds(known.clusters, folds, lines.session.seed)
-    said = np.zeros((len(known), len(classes)), np.float32)
+    work = _AnsweredFolds(lines, spec, classes, rows)
+    said = np.zeros((len(rows), len(classes)), np.float32)
     knows, cut = np.zeros(said.shape, bool), set()
     limit = lines.session.time_limit
-    for fold in range(folds):
-        held = np.flatnonzero(fold_of == fold)
-        place = lines.checkpoint.part(f"{spec.name} fold {fold + 1}")
-        saved = saved_fold(place, limit)
-        if saved is not None:
-            said[held], knows[held] = saved[0]["said"].numpy(), saved[0]["knows"].numpy()
-            cut |= {fold} if saved[1]["cut"] else set()
-            continue
-        print_progress(f"{spec.name}: training without fold {fold + 1} of {folds}", enabled=lines.session.progress)
-        begun = place.clock.seconds()
-        learnt = few_enough(known.select(np.flatnonzero(fold_of != fold).tolist()), seed=lines.session.seed)
-        left = None if limit is None else max(_LEAST_SECONDS, share * limit / folds)
-        said[held], ended = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
-        knows[held] = _learnt_classes(learnt, classes, lines.session.seed)
-        cut |= {fold} if ended else set()
-        place.save(
-            {"said": torch.from_numpy(said[held]), "knows": torch.from_numpy(knows[held])},
-            {"seconds": place.clock.seconds() - begun, "cut": ended, "limit": limit},
-        )
+    for fold in each_fold(
+        lines, spec.name, folds, work, partial(_AnsweredFolds, spec=spec, classes=classes, rows=rows),
+        limit=None if limit is None else share * limit, least=_LEAST_SECONDS,
+    ):  # fmt: skip
+        held = np.flatnonzero(work.fold_of == fold.number)
+        said[held], knows[held] = fold.tensors["said"].numpy(), fold.tensors["knows"].numpy()
+        cut |= {fold.number} if fold.cut else set()
     said = np.maximum(said, 1e-9)
     return Answers(said / said.sum(axis=1, keepdims=True), knows, frozenset(cut))
+
+
+class _AnsweredFolds:
+    """Answers the lines of one fold after the other; a `frevl.diagnosis.curation.folds.each_fold.FoldWork`."""
+
+    def __init__(self, lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64]) -> None:
+        self._lines, self._spec, self._classes = lines, spec, classes
+        self._known = lines.pairs.select(rows.tolist())
+        self.fold_of = deal_folds(self._known.clusters, lines.folds or FOLDS, lines.session.seed)
+
+    def __call__(
+        self,
+        number: int,
+        time_limit: float | None,
+        place: Checkpoint,  # noqa: ARG002 - a fold takes seconds, so nothing of it is kept
+    ) -> tuple[dict[str, Tensor], bool]:
+        seed = self._lines.session.seed
+        held, others = np.flatnonzero(self.fold_of == number), np.flatnonzero(self.fold_of != number)
+        learnt = few_enough(self._known.select(others.tolist()), seed=seed)
+        asked = self._known.select(held.tolist())
+        said, cut = _answers(self._lines, self._spec, learnt, asked, self._classes, time_limit)
+        knows = np.repeat(_learnt_classes(learnt, self._classes, seed)[None], len(held), axis=0)
+        return {"said": torch.from_numpy(said), "knows": torch.from_numpy(knows)}, cut
 
 
 def _learnt_classes(learnt: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
