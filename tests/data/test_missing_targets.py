@@ -33,7 +33,8 @@ def test_what_table_software_writes_for_no_value_is_no_class(tmp_path, word):
     assert labelled.targets == ["dog", "none"]
     assert [(one.kind, one.id, one.reason) for one in left_out] == [
         ("pair", f"{tmp_path / 'p.csv'}:3",
-         "field 'target': expected a target, as 2 other pairs of the file have one, found none"),
+         "field 'target': expected a target, as 2 other pairs of the file have one, found none or a mark of none, "
+         "such as 'NA'"),
     ]  # fmt: skip
 
 

@@ -289,7 +289,10 @@ def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
     count = int(judged.sum())
     if count in (0, len(pairs)):
         return pairs, []
-    reason = f"field 'target': expected a target, as {count:,} other pairs of the file have one, found none"
+    reason = (
+        f"field 'target': expected a target, as {count:,} other pairs of the file have one, found none or a mark of "
+        "none, such as 'NA'"
+    )
     rejects = [Reject("pair", pairs.places[int(i)], reason) for i in np.flatnonzero(~judged)]
     return pairs.select(np.flatnonzero(judged)), rejects
 

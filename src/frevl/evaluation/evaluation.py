@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from frevl.data.benchmarks.vqa_answers import vqa_accuracy
+from frevl.data.label_doubts import contradiction_note, unseen_note
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
@@ -251,9 +252,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
         measured["macro_f1"] = Measure(clusters, statistic=macro_f1_of(best, labels, alone), resamples=100)
-    known = set(labels)
-    unseen = sum(1 for answers in accepted if answers and known.isdisjoint(answers))
-    notes = [f"{unseen:,} pairs have only classes that were not in training; they count as wrong."] if unseen else []
+    notes = [*unseen_note(accepted, labels), *contradiction_note(pairs)]
     notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
     notes += _wups(measured, predicted, pairs)
     result = _result(scorer, len(pairs), measured, notes, first, clusters)

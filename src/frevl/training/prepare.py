@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from frevl.data.label_doubts import contradiction_note, look_alike_note
 from frevl.data.packed.columns import joined
 from frevl.data.pairs import CAPTIONED, Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
@@ -61,6 +62,7 @@ def prepare(
     towers = chosen["image"], chosen["text"]
     if task == "classification":
         notes[:0] = colour_advice(parts[0], towers[0])
+        doubts += [*look_alike_note(*(part.targets for part in parts)), *contradiction_note(parts[0])]
     note_unread(store, joined([part.texts for part in parts])[1], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found

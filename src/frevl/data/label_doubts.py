@@ -1,0 +1,97 @@
+"""Labels that are probably mistakes of spelling, and pairs that contradict each other."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+
+from frevl.data.packed.columns import different, joined
+from frevl.data.pairs import Pairs, Target
+
+__all__ = ["contradiction_note", "look_alike_note", "plain_label", "unseen_note"]
+
+_SHOWN = 3
+_WORTH_SAYING = 0.01  # share of contradicting pairs; a few are normal in large sets
+_MOST_COMPARED = 2_000_000  # pairs: comparing more takes memory that training needs
+
+
+def plain_label(label: str) -> str:
+    """Return a label without what people hardly see: case, surrounding or double blanks, the form of its accents."""
+    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+
+
+def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
+    """Return a note on classes in columns of targets that look alike: each counts as wrong for the other."""
+    labels = {label for column in columns for label in _labels(different(column))}
+    alike: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        alike.setdefault(plain_label(label), []).append(label)
+    groups = [names for names in alike.values() if len(names) > 1]
+    if not groups:
+        return []
+    shown = "; ".join(" and ".join(f"'{name:.40}'" for name in names[:_SHOWN]) for names in groups[:_SHOWN])
+    return [
+        f"Classes that look alike: {sum(map(len, groups)):,} of {len(labels):,} differ from another one only in case, "
+        f"blanks or accents ({shown}{' and others' if len(groups) > _SHOWN else ''}). Each counts as wrong for the "
+        "other; write them alike if they mean the same."
+    ]
+
+
+def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) -> list[str]:
+    """Return a note on pairs whose right answers are no classes of the run, and on classes that they may mean.
+
+    Args:
+        accepted: The right answers of every pair; none if it has none.
+        labels: The classes of the run.
+    """
+    known = set(labels)
+    unseen = [answers for answers in accepted if answers and known.isdisjoint(answers)]
+    if not unseen:
+        return []
+    meant = {plain_label(label): label for label in labels}
+    close = [(answer, meant[plain_label(answer)]) for answers in unseen for answer in answers
+             if plain_label(answer) in meant]  # fmt: skip
+    note = f"{len(unseen):,} pairs have only classes that were not in training; they count as wrong."
+    if close:
+        answer, label = close[0]
+        note += (
+            f" {len(close):,} of their answers differ from a class of the run only in case, blanks or accents "
+            f"('{answer:.40}' from '{label:.40}')."
+        )
+    return [note]
+
+
+def contradiction_note(pairs: Pairs) -> list[str]:
+    """Return a note if pairs with the same image and text have different classes, so that not all can be right.
+
+    Sets with lists of answers or weights are not compared, nor are those of more than two million pairs.
+    """
+    if len(pairs) > _MOST_COMPARED or not all(isinstance(one, str) for one in different(pairs.targets)):
+        return []
+    ((images,), _), ((texts,), words), ((classes,), names) = (
+        joined([column]) for column in (pairs.images, pairs.texts, pairs.targets)
+    )
+    inputs = np.unique(images * len(words) + texts, return_inverse=True)[1].reshape(-1)
+    each, counts = np.unique(inputs * len(names) + classes, return_counts=True)
+    of_input = each // len(names)
+    several = np.bincount(of_input)[inputs] > 1
+    if several.mean() < _WORTH_SAYING:
+        return []
+    most = np.zeros(int(inputs.max()) + 1, np.int64)
+    np.maximum.at(most, of_input, counts)
+    same = " and ".join(pairs.sides)
+    return [
+        f"Contradiction: {int(several.sum()):,} of {len(pairs):,} pairs have the same {same} as another pair, but "
+        f"another class, so at most {100 * most.sum() / len(pairs):.2f} % of all can be right; give several right "
+        "answers of a pair as a list, or decide for one."
+    ]
+
+
+def _labels(targets: Iterable[Target | None]) -> Iterable[str]:
+    for target in targets:
+        if isinstance(target, str):
+            yield target
+        elif target is not None:
+            yield from target

@@ -1,0 +1,60 @@
+"""Classes that look alike, and pairs that contradict each other."""
+
+import json
+
+import frevl
+from frevl.data.label_doubts import contradiction_note, look_alike_note, unseen_note
+from frevl.data.pairs import read_pairs
+
+
+def test_classes_that_differ_in_case_blanks_or_accents():
+    (note,) = look_alike_note(["red", "Red", "red ", "green", None], [["caf\u00e9", "cafe\u0301"], {"blue": 1.0}])
+    assert note.startswith("Classes that look alike: 5 of 7 differ from another one only in case, blanks or accents (")
+    assert "'caf\u00e9'" in note
+    assert look_alike_note(["red", "green", "1", "01", "1.0"]) == []
+
+
+def test_unseen_answers_that_look_like_a_class():
+    (note,) = unseen_note([["Red"], ["red"], ["violet"], []], ["red", "green"])
+    assert note.startswith("2 pairs have only classes that were not in training; they count as wrong. 1 of")
+    assert note.endswith("('Red' from 'red').")
+    assert unseen_note([["red"], []], ["red"]) == []
+
+
+def test_pairs_that_contradict_each_other(tmp_path):
+    rows = [("a", "q", "x"), ("a", "q", "y"), ("a", "q", "x"), ("b", "q", "x"), ("b", "q", "x"), ("a", "p", "y")]
+    (note,) = contradiction_note(read_pairs(rows))
+    assert note.startswith(
+        "Contradiction: 3 of 6 pairs have the same image and text as another pair, but another class"
+    )
+    assert "at most 83.33 % of all can be right" in note
+    assert contradiction_note(read_pairs(rows[3:])) == []
+    assert contradiction_note(read_pairs([(*row[:2], [row[2]]) for row in rows])) == []
+    assert contradiction_note(read_pairs([row[:2] for row in rows])) == []
+
+
+def test_training_and_evaluation_say_so(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    names = [f"{n}.png" for n in range(24)]
+    for n, name in enumerate(names):
+        Image.new("RGB", (8, 8), (n * 10, 200 * (n % 2), 0)).save(tmp_path / "images" / name)
+    frevl.extract(tmp_path / "S", images=tmp_path / "images", encoder=["toy"])
+
+    def written(file, labels):
+        rows = ({"image": name, "target": labels[n % len(labels)]} for n, name in enumerate(names))
+        (tmp_path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / file
+
+    odd = frevl.train(
+        tmp_path / "S", written("a", ["red", "Green"]).rename(tmp_path / "a.jsonl"), run=tmp_path / "R",
+        task="classification", model="linear",
+    )  # fmt: skip
+    assert not any("look alike" in note for note in odd.results["notes"])
+    other = written("b", ["red", "green"]).rename(tmp_path / "b.jsonl")
+    result = frevl.evaluate(frevl.Scorer.open(odd.path, store=frevl.Store.open(tmp_path / "S")), other)
+    assert any("'green' from 'Green'" in note for note in result.notes)
+    mixed = written("c", ["red", "Green", "red", "green"]).rename(tmp_path / "c.jsonl")
+    run = frevl.train(tmp_path / "S", mixed, run=tmp_path / "R2", task="classification", model="linear")
+    assert run.results["notes"][0].startswith("Classes that look alike: 2 of 3")
