@@ -59,7 +59,7 @@ def roads(chip: Chip) -> Iterator[Record]:
 def made_pairs(chip: Chip, kind: str) -> EmbeddedPairs:
     """Draw pairs of a few items, whose images and texts are pooled or tokens of different number."""
     random, dim = torch.Generator().manual_seed(0), 32 if chip.quick else DIM
-    count, items = (12, 4) if chip.quick else (4096, 64)
+    count, items = (12, 4) if chip.quick else (1024, 64)
     sides = []
     for most in (IMAGE_TOKENS, TEXT_TOKENS) if kind == "tokens" else (1, 1):
         values = nn.functional.normalize(torch.randn(items, most, dim, generator=random), dim=-1).half()

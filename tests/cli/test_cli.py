@@ -213,3 +213,23 @@ def test_memory_that_does_not_suffice_is_one_sentence(frevl, made, monkeypatch, 
         "or smaller embeddings\n"
     )
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("said_by_torch", "words"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total of 79 GiB.", "tried to allocate 2.50 GiB"),
+        ("CUDA error: out of memory", "no size is known"),
+    ],
+)
+def test_a_device_whose_memory_does_not_suffice_is_one_sentence(frevl, made, monkeypatch, said_by_torch, words):
+    def full(*_):
+        raise torch.OutOfMemoryError(said_by_torch)
+
+    monkeypatch.setattr("frevl.store.reader.Store.open", full)
+    said = frevl("store", "info", made.store.path)
+    assert (said.code, said.err) == (
+        1,
+        f"frevl: --device: out of memory ({words}), though batches were made smaller where that helps; committed work "
+        "is kept; stop other programs on the device, use a smaller model, or leave out --device\n",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, NoReturn
 
@@ -57,6 +58,8 @@ def main() -> None:
     except MemoryError as error:  # of Python, NumPy and Arrow
         _end_without_memory(error)
     except RuntimeError as error:  # PyTorch has no class of its own for the memory of the processor
+        if type(error).__name__ == "OutOfMemoryError":  # that of a device; this file loads no torch
+            _end_without_device_memory(error)
         if "can't allocate memory" not in str(error):
             raise
         _end_without_memory(error)
@@ -70,6 +73,17 @@ def _end_without_memory(error: Exception) -> NoReturn:
     typer.echo(
         f"frevl: out of memory ({said}); committed work is kept; give this process more memory, close others, or use "
         "fewer pairs or smaller embeddings",
+        err=True,
+    )
+    sys.exit(1)
+
+
+def _end_without_device_memory(error: Exception) -> NoReturn:
+    wanted = re.search(r"Tried to (allocate [\d.]+ \w+)", str(error))
+    typer.echo(
+        f"frevl: --device: out of memory ({f'tried to {wanted[1]}' if wanted else 'no size is known'}), "
+        "though batches were made smaller where that helps; committed work is kept; stop other programs on the device, "
+        "use a smaller model, or leave out --device",
         err=True,
     )
     sys.exit(1)

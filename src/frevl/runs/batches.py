@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frevl.data.names import as_list
-from frevl.devices import in_steps, is_accelerator
+from frevl.devices import Steps, in_steps, is_accelerator
 from frevl.encoders.interface import stack
 from frevl.models.interface import Items, PairLogits, PairNetwork
 
@@ -254,21 +254,22 @@ def vectors_of(
 def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
     network.eval()
-    pairs = pairs.on(device) if pairs.fits(device) else pairs
-
-    def logits(rows: slice) -> Tensor:
-        made: Tensor = network(*pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows], device))
-        return made
-
+    pairs, steps = pairs.on(device) if pairs.fits(device) else pairs, Steps(len(pairs), batch_size, device)
     found: list[Tensor] = []  # on the CPU
     there: list[Tensor] = []  # on the device; many batches are copied at once, since each copy waits for the device
-    here = 0
+    here = done = 0
     with torch.inference_mode():
-        for number, (_, part) in enumerate(in_steps(len(pairs), batch_size, device, logits), start=1):
-            there.append(part)
-            if number % _BATCHES_KEPT == 0:
+        while steps.left:  # not by `in_steps`: from a score to its network there are four frames at most
+            rows = steps.rows
+            try:
+                there.append(network(*pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows], device)))
+            except torch.OutOfMemoryError as error:
+                steps.halve(error)
+                continue
+            steps.done()
+            here, done = here + there[-1].numel(), done + 1
+            if done % _BATCHES_KEPT == 0:
                 pairs.release()
-            here += part.numel()
             if here > _MOST_THERE:
                 found.append(torch.cat(there).cpu())
                 there, here = [], 0
