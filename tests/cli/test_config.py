@@ -266,3 +266,13 @@ def test_toml_by_hand():
     assert math.isinf(tomllib.loads(toml_text({"x": math.inf}))["x"])
     with pytest.raises(TypeError, match="TOML is not written for bytes"):
         toml_text({"x": b""})
+
+
+def test_a_run_named_like_its_model_is_not_taken_for_an_input(made, tmp_path, frevl, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification")
+    (tmp_path / "majority").mkdir()  # as an interrupted training leaves it
+    done = frevl(*asked, "--model", "majority", "--run", "majority")
+    assert done.code == 0, done.err
+    done = frevl(*asked, "--model", "majority", "--run", "majority")
+    assert (done.code, "this folder holds a finished run" in done.err) == (1, True), done.err

@@ -175,7 +175,7 @@ class _Command(TyperCommand):
         if "settings" in ctx.params:
             ctx.params["settings"] = merged_settings(ctx, ctx.params["settings"])
         flags = {param.name: next((o for o in param.opts if o.startswith("-")), param.name) for param in self.params}
-        outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)}
+        outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)} | {"--model": None}  # no path
         inputs = {flags.get(name, name): value for name, value in ctx.params.items() if flags.get(name) not in outputs}
         from frevl.data.outputs import refuse_inputs
 
