@@ -9,6 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 import frevl
 from frevl.diagnosis.curation.copies.groups import LARGEST_CHAIN, group_copies
 from frevl.diagnosis.curation.copies.near import AGREES, TELLS, confirmed_links, embedding_links
+from frevl.diagnosis.curation.copies.picture_alignment import Picture, aligned_agreement
 from frevl.diagnosis.curation.copies.picture_match import SIDE, agreement, edges_of
 from frevl.errors import UsageError
 from planted import plant
@@ -97,6 +98,22 @@ def test_copies_agree_and_other_pictures_do_not(kind):
     assert agreement(edges[0], copies[0]) == agreement(copies[0], edges[0])
 
 
+@pytest.mark.parametrize(
+    "change", [Image.Image.copy, ImageOps.mirror, ImageOps.invert, lambda image: image.rotate(180)]
+)
+def test_a_part_from_any_place_agrees_and_other_pictures_do_not(change):
+    """Crops that lie between the fixed ones, which agree with neither."""
+    parts = [(0.08, 0.03, 0.9, 0.87), (0.13, 0.07, 0.96, 0.88), (0.03, 0.12, 0.97, 0.93), (0.05, 0.14, 0.87, 0.99)]
+    wholes = [Picture.of(grey(picture(seed))) for seed in range(4)]
+    copies = [Picture.of(grey(change(cut(picture(seed), *part)))) for seed, part in enumerate(parts)]
+    fixed = [agreement(one.edges, other.edges) for one, other in zip(wholes, copies, strict=True)]
+    found = np.array([[aligned_agreement(one, other, enough=1) for other in copies] for one in wholes])
+    assert min(fixed) < AGREES
+    assert found.diagonal().min() > AGREES + 0.1
+    assert found[~np.eye(4, dtype=bool)].max() < AGREES - 0.1
+    assert aligned_agreement(copies[0], wholes[0], enough=1) == found[0, 0]
+
+
 def test_a_part_of_two_pictures_that_shows_little_is_no_copy():
     """A pond and a field: the same plain part with one edge, and nothing else in common."""
     pond, field = np.full((2, SIDE, SIDE), 100, np.uint8)
@@ -104,7 +121,7 @@ def test_a_part_of_two_pictures_that_shows_little_is_no_copy():
     random = np.random.default_rng(0)
     pond[78:], field[78:] = random.integers(0, 256, (2, 18, SIDE))
     noise = random.integers(0, 40, (2, SIDE, SIDE)).astype(np.uint8)
-    found = agreement(edges_of(pond + noise[0]), edges_of(field + noise[1]))
+    found = aligned_agreement(Picture.of(pond + noise[0]), Picture.of(field + noise[1]), enough=1)
     assert found < AGREES
 
 
@@ -139,9 +156,10 @@ def test_the_pixels_are_asked_of_near_neighbours_only():
     vectors = sphere(23, 0)
     pictures = {row: grey(picture(row)) for row in range(22)}  # the last cannot be read
     pictures[7] = grey(ImageOps.mirror(picture(3)))
-    vectors[7] = vectors[3]
+    pictures[9] = grey(cut(picture(5), 0.05, 0.14, 0.87, 0.97))
+    vectors[7], vectors[9] = vectors[3], vectors[5]
     links, readable, enough = confirmed_links(vectors, pictures.get)
-    assert links.tolist() == [[3, 7]]
+    assert links.tolist() == [[3, 7], [5, 9]]
     assert readable.tolist() == [True] * 22 + [False]
     assert enough == AGREES
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.copies.picture_match import agreement, edges_of
+from frevl.diagnosis.curation.copies.picture_alignment import Picture, aligned_agreement
 from frevl.runs.search.graphs import AllNeighbours
 from frevl.store.grouping.copies import MOST_COMPARED, NEIGHBOURS, NearCopies, find_near_copies, neighbours_of
 from frevl.terminal import ProgressLine
@@ -16,7 +16,7 @@ from frevl.terminal import ProgressLine
 __all__ = ["AGREES", "TELLS", "confirmed_links", "embedding_links"]
 
 AGREES = 0.7
-"""Agreement (`frevl.diagnosis.curation.copies.picture_match.agreement`) from which two images may be the same."""
+"""Agreement (`frevl.diagnosis.curation.copies.picture_alignment`) from which two images may be the same."""
 
 TELLS = 0.97
 """If unrelated images reach this agreement, pixels cannot identify copies, which have 0.98 or more."""
@@ -27,7 +27,7 @@ _MEASURED = 1_000  # images used for this measurement
 
 _CANDIDATES = 8  # nearest neighbours by embedding with compared pixels
 _BLOCK = 1_024
-_EDGES_KEPT = 2_048  # images in memory; 76 kB each
+_KEPT = 2_048  # images in memory; 76 kB each
 
 Grey = Callable[[int], NDArray[np.uint8] | None]
 
@@ -78,9 +78,9 @@ def confirmed_links(
     """
     n = len(vectors)
     readable = np.ones(n, bool)
-    edges: Callable[[int], NDArray[np.float16] | None] = lru_cache(_EDGES_KEPT)(lambda row: _edges(grey, row))
+    pictures: Callable[[int], Picture | None] = lru_cache(_KEPT)(lambda row: _picture(grey, row))
     links: list[tuple[int, int]] = []
-    enough = _enough(vectors, edges, index, seed)
+    enough = _enough(vectors, pictures, index, seed)
     if enough > TELLS:
         return np.zeros((0, 2), np.int64), readable, enough
     pairs = _candidates(vectors, index)
@@ -88,9 +88,9 @@ def confirmed_links(
         for start in range(0, len(pairs), _BLOCK):
             block = pairs[start : start + _BLOCK].tolist()
             for one, other in block:
-                own, its = edges(one), edges(other)
+                own, its = pictures(one), pictures(other)
                 readable[one], readable[other] = own is not None, its is not None
-                if own is not None and its is not None and agreement(own, its) >= enough:
+                if own is not None and its is not None and aligned_agreement(own, its, enough=enough) >= enough:
                     links.append((one, other))
             line.advance(len(block))
     return np.array(links, np.int64).reshape(-1, 2), readable, enough
@@ -98,7 +98,7 @@ def confirmed_links(
 
 def _enough(
     vectors: NDArray[np.floating],
-    edges: Callable[[int], NDArray[np.float16] | None],
+    pictures: Callable[[int], Picture | None],
     index: AllNeighbours | None,
     seed: int,
 ) -> float:
@@ -110,9 +110,9 @@ def _enough(
     near = (index(rows) if index else neighbours_of(vectors, rows))[0][:, _FURTHER]
     reached = []
     for row, others in zip(rows.tolist(), near.tolist(), strict=True):
-        own = edges(row)
-        found = [edges(other) for other in others] if own is not None else []
-        agreed = [agreement(own, its) for its in found if own is not None and its is not None]
+        own = pictures(row)
+        found = [pictures(other) for other in others] if own is not None else []
+        agreed = [aligned_agreement(own, its, enough=1) for its in found if own is not None and its is not None]
         if agreed:
             reached.append(max(agreed))
     return max(AGREES, float(np.quantile(reached, 1 - _ORDINARY, method="higher"))) if reached else AGREES
@@ -134,6 +134,6 @@ def _candidates(vectors: NDArray[np.floating], index: AllNeighbours | None) -> N
     return np.stack([keys // n, keys % n], axis=1)
 
 
-def _edges(grey: Grey, row: int) -> NDArray[np.float16] | None:
+def _picture(grey: Grey, row: int) -> Picture | None:
     values = grey(row)
-    return None if values is None else edges_of(values)
+    return None if values is None else Picture.of(values)

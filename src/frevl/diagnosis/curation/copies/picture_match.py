@@ -13,7 +13,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIDE", "agreement", "edges_of"]
+__all__ = [
+    "CROPS",
+    "LOST_BY_SMALL_CROPS",
+    "SIDE",
+    "agreement",
+    "edges_of",
+    "edges_of_parts",
+    "is_small",
+    "ways_of",
+]
 
 SIDE = 96
 """Number of grey values per side with which an image is read."""
@@ -21,7 +30,9 @@ SIDE = 96
 _GRID = 24
 _FLAT = 24.0  # length of an image's edges below which it shows nothing: one grey value per cell
 _SMALL = 0.79  # of a side: crops smaller than this are small
-_STRICTER = 0.2  # taken off small crops and equal crops of both: with few edges left they agree by chance
+LOST_BY_SMALL_CROPS = 0.2
+"""Agreement taken off small crops and equal crops of both: with few edges left they agree by chance."""
+
 _BLUR = 2  # cells on each side of the local mean that is subtracted
 
 
@@ -34,13 +45,17 @@ def _cuts() -> list[tuple[float, float, float, float]]:
     return cuts
 
 
-def _resampling(start: float, end: float) -> NDArray[np.float32]:
-    """Return ``(24, 96)`` weights that average the grey values over each of 24 cells of a part of a side."""
-    bounds = np.linspace(start * SIDE, end * SIDE, _GRID + 1)
+CROPS = tuple(_cuts())
+"""Left, top, right and bottom of every crop as shares of the image; the whole image first."""
+
+
+def _resampling(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return ``(n, 24, 96)`` weights that average the grey values over each of 24 cells of parts of a side."""
+    bounds = SIDE * (starts[:, None] + (ends - starts)[:, None] * np.linspace(0, 1, _GRID + 1))
     pixels = np.arange(SIDE)
-    shared = np.minimum(bounds[1:, None], pixels + 1) - np.maximum(bounds[:-1, None], pixels)
+    shared = np.minimum(bounds[:, 1:, None], pixels + 1) - np.maximum(bounds[:, :-1, None], pixels)
     weights = np.maximum(shared, 0)
-    found: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    found: NDArray[np.float32] = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
     return found
 
 
@@ -50,11 +65,20 @@ def _local_mean() -> NDArray[np.float32]:
     return weights
 
 
-_LESS = np.array(
-    [_STRICTER if min(right - left, bottom - top) < _SMALL else 0.0 for left, top, right, bottom in _cuts()], np.float32
-)
-_ROWS = np.stack([_resampling(top, bottom) for _, top, _, bottom in _cuts()])
-_COLUMNS = np.stack([_resampling(left, right).T for left, _, right, _ in _cuts()])
+def is_small(part: NDArray[np.float64], *, slack: float = 0.0) -> bool:
+    """Return whether a part of an image is a small one.
+
+    Args:
+        part: Left, top, right and bottom, as shares of the image.
+        slack: By how much more of a side it may lack.
+    """
+    return bool((part[2:] - part[:2]).min() < _SMALL - slack)
+
+
+_PLACES = np.array(CROPS)
+_LESS = np.array([LOST_BY_SMALL_CROPS * is_small(crop) for crop in _PLACES], np.float32)
+_ROWS = _resampling(_PLACES[:, 1], _PLACES[:, 3])
+_COLUMNS = _resampling(_PLACES[:, 0], _PLACES[:, 2]).transpose(0, 2, 1)
 _MEAN = _local_mean()
 
 
@@ -67,12 +91,29 @@ def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
     Returns:
         ``(crops, 576)`` of unit length, the whole image first; zeros if flat.
     """
-    cells = _ROWS @ grey.astype(np.float32) @ _COLUMNS
+    return _edges(_ROWS @ grey.astype(np.float32) @ _COLUMNS).astype(np.float16)
+
+
+def edges_of_parts(grey: NDArray[np.uint8], parts: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the edges of any parts of an image.
+
+    Args:
+        grey: ``(96, 96)`` grey values.
+        parts: ``(n, 4)`` left, top, right and bottom, as shares of the image.
+
+    Returns:
+        ``(n, 576)`` of unit length; zeros if flat.
+    """
+    rows, columns = _resampling(parts[:, 1], parts[:, 3]), _resampling(parts[:, 0], parts[:, 2])
+    return _edges(rows @ grey.astype(np.float32) @ columns.transpose(0, 2, 1))
+
+
+def _edges(cells: NDArray[np.float32]) -> NDArray[np.float32]:
     edges = cells - _MEAN @ cells @ _MEAN.T
     edges -= edges.mean(axis=(1, 2), keepdims=True)
     flat = edges.reshape(len(edges), -1)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    unit: NDArray[np.float16] = np.where(lengths < _FLAT, 0, flat / np.maximum(lengths, _FLAT)).astype(np.float16)
+    unit: NDArray[np.float32] = np.where(lengths < _FLAT, 0, flat / np.maximum(lengths, _FLAT)).astype(np.float32)
     return unit
 
 
@@ -84,12 +125,12 @@ def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
         other: ``(crops, 576)``, the same for the other image.
     """
     a, b = one.astype(np.float32), other.astype(np.float32)
-    equal = float(np.abs(np.einsum("cd,cd->c", a, b)[1:]).max()) - _STRICTER
-    looks = (np.abs(cuts @ _ways(whole[0])) - _LESS[:, None] for whole, cuts in ((a, b), (b, a)))
+    equal = float(np.abs(np.einsum("cd,cd->c", a, b)[1:]).max()) - LOST_BY_SMALL_CROPS
+    looks = (np.abs(cuts @ ways_of(whole[0])) - _LESS[:, None] for whole, cuts in ((a, b), (b, a)))
     return max(equal, *(float(found.max()) for found in looks))
 
 
-def _ways(edges: NDArray[np.float32]) -> NDArray[np.float32]:
+def ways_of(edges: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ``(576, 8)``: the edges of an image upright, turned by quarters, and each of these mirrored."""
     square = edges.reshape(_GRID, _GRID)
     turned = [np.rot90(square, quarters) for quarters in range(4)]
