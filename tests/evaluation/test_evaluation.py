@@ -9,6 +9,7 @@ from frevl.data.pairs import Pairs
 from frevl.errors import Reject
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.metrics import macro_f1
+from frevl.runs.targets import prefixes_of
 
 
 def pairs_of(rows):
@@ -143,6 +144,21 @@ def test_the_p_value_of_a_difference():
     )
     assert result.difference["difference"] == 100
     assert result.difference["p"] == pytest.approx(2 / 256)
+
+
+def test_a_run_to_compare_with_that_learned_from_the_test_images_is_reported():
+    table = {(f"{n}", "q"): [1.0, 0.0] for n in range(4)}
+    rows = [(*pair, "a", {}) for pair in table]
+    scorer, other = (GivenScorer(table, "classification", ["a", "b"]) for _ in range(2))
+    content = other.store.content_column = lambda ids: np.array([f"{int(id_):032x}"[::-1].encode() for id_ in ids])
+    scorer.store.content_column = content
+    other.run.path, other.run.train_image_hashes = "leaky", prefixes_of(content(["1", "3", "7"]))
+    leaks = [note for note in evaluate(scorer, pairs_of(rows), versus=other).notes if note.startswith("Leak: ")]
+    assert leaks == [
+        "Leak: 2 of 4 different images were in training or development of leaky (same content): its result is too "
+        "good, and the difference misleading."
+    ]
+    assert not any(note.startswith("Leak: ") for note in evaluate(scorer, pairs_of(rows), versus=scorer).notes)
 
 
 def test_pairs_of_one_class_are_said_to_tell_nothing():

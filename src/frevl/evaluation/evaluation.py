@@ -38,7 +38,7 @@ from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
 
-__all__ = ["Result", "evaluate"]
+__all__ = ["Result", "evaluate", "leak_of_other"]
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -198,6 +198,7 @@ def evaluate(
         result.notes = [*said, *result.notes]
     if versus is not None:
         other = evaluate_task(versus, usable)
+        result.notes = [*leak_of_other(versus, usable), *result.notes]
         first = next(iter(result.metrics))
         if len(other.hits) == len(result.hits):
             gap = paired_difference(result.hits, other.hits, result.clusters)
@@ -377,15 +378,23 @@ def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
 
 
 def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
-    notes = []
     sentence = rejects_sentence(rejects)
-    if sentence:
-        notes.append(sentence)
-    contents = contents_of(scorer.store, pairs)[1]
-    seen = np.isin(prefixes_of(contents), scorer.run.train_image_hashes)
-    if seen.any():
-        notes.append(
-            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in training or "
-            "development (same content): these numbers are too optimistic."
-        )
-    return notes
+    return ([sentence] if sentence else []) + _leak(
+        scorer, pairs, "training or development", "these numbers are too optimistic"
+    )
+
+
+def leak_of_other(scorer: Scorer, pairs: Pairs) -> list[str]:
+    """Return a note if a run that another one is compared with learned from the test images."""
+    what = "its result is too good, and the difference misleading"
+    return _leak(scorer, pairs, f"training or development of {scorer.run.path}", what)
+
+
+def _leak(scorer: Scorer, pairs: Pairs, where: str, what: str) -> list[str]:
+    seen = np.isin(prefixes_of(contents_of(scorer.store, pairs)[1]), scorer.run.train_image_hashes)
+    if not seen.any():
+        return []
+    return [
+        f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in {where} (same content): "
+        f"{what}."
+    ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
-from frevl.evaluation.evaluation import Result, evaluate
+from frevl.evaluation.evaluation import Result, evaluate, leak_of_other
 from frevl.evaluation.intervals import against_majority, paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
@@ -140,7 +140,11 @@ def evaluate_seeds(
         chance=chance,
         seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
     )
-    others = [evaluate(scorer, first.evaluated or read, find_groups=False) for scorer in versus]
+    others = []
+    for scorer in versus:
+        others.append(evaluate(scorer, first.evaluated or read, find_groups=False))
+        if len(others) == 1:  # all seeds learned from the same pairs
+            done.notes[:0] = leak_of_other(scorer, first.evaluated or read)
     if others and len(others[0].hits) == len(hits):
         other_hits = np.mean([other.hits for other in others], axis=0)
         gap = paired_difference(hits, other_hits, first.clusters)
