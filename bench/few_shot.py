@@ -3,9 +3,8 @@
     python bench/few_shot.py [FOLDER ...] [--rows 100 10000 100000] [--dim 512] [--classes 10] [--quick]
 
 A folder holds ``images.npy`` (row i is ``image_ids.json[i]``), ``examples-K.jsonl`` with K examples per class,
-``dev.jsonl`` to test on, and if images and texts share a space ``texts.npy`` with ``text_ids.json``, the names of
-the classes. Prints a table per folder: accuracy and calibration of every method, of the choice among them, of
-logistic
+``dev.jsonl`` to test on, and if images and texts share a space ``texts.npy`` with ``text_ids.json``, the names of the
+classes. Prints a table per folder: accuracy and calibration of every method, of the choice among them, of logistic
 regression on unit vectors with C chosen by stratified folds of the examples, and of the nearest class mean.
 
 Then, on synthetic vectors, one JSON record per measurement: one fit of every method over scikit-learn's logistic

@@ -1,6 +1,7 @@
 """Merging parts and removing rows in stores with many synthetic rows: seconds, peak memory, growth on disk.
 
-Run with: python bench/many_rows.py 1000000 FOLDER
+    python bench/many_rows.py 1000000 FOLDER
+
 The rows have 64 float16 dimensions and valid checksums. Each step runs in a process of its own. Elapsed seconds
 depend on the machine and its load; docs/many-machines.md gives CPU seconds, memory and bytes.
 """

@@ -60,7 +60,7 @@ def test_a_run_is_trained_on_the_labels_over_a_reload_and_words_stand_where_it_i
     expect(chosen.get_by_text("The folder of this run was deleted")).to_be_visible(timeout=TIMEOUT)
     for file in (world.store.path / "runs").glob("colours.*"):
         file.unlink()
-    expect(chosen.get_by_role("alert")).to_contain_text("There is no run 'colours' here (any more)", timeout=TIMEOUT)
+    expect(chosen.get_by_role("alert")).to_contain_text("There is no run 'colours' here", timeout=TIMEOUT)
     page.go_back()  # to the runs without a chosen one
     expect(page.get_by_text("No runs yet.")).to_be_visible(timeout=TIMEOUT)
     expect(chosen).to_have_count(0)

@@ -128,7 +128,7 @@ def test_a_hit_says_why(url, visit):
 
 def test_captions_that_are_too_many_to_look_among_are_not_said_to_be_missing(url, visit):
     page = visit(f"{url}/explore/#/pictures?picture=3.png").page
-    note = "Nearest captions are not searched among more than 200,000 texts."
+    note = "The nearest captions are shown only for stores of up to 200,000 texts."
     said = {"by": "encoder", "of": "toy", "captions": [], "words": [], "notes": [note]}
     page.route("**/explore/why", lambda route: route.fulfill(json=said))
     page.get_by_role("button", name="What does it look like?").click(timeout=TIMEOUT)

@@ -124,7 +124,7 @@ def test_a_store_in_a_bucket_is_explored_and_labelled_and_what_needs_a_folder_sa
             assert ask("/explore/trainings")["trainings"] == ask("/explore/curations")["judges"] == []
             for path, body in (("train", {"by": "ada"}), ("curation/start", {"judge": "labels"})):
                 refused = ask(f"/explore/{path}", **body)
-                assert (refused["code"], "only where the store is in a folder" in refused["message"]) == (
+                assert (refused["code"], "requires a store in a local folder" in refused["message"]) == (
                     "store_in_bucket",
                     True,
                 )

@@ -43,7 +43,7 @@ def content(store):
 def told(report):
     """Return what a report says, without its time and what it says of workers."""
     record = {key: value for key, value in report.record().items() if key not in ("store", "seconds")}
-    return {**record, "notes": [note for note in record["notes"] if "Workers that were lost" not in note]}
+    return {**record, "notes": [note for note in record["notes"] if "Lost workers" not in note]}
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(nodes, source, plain, tmp_
     assert len(killed) == 1
     assert content(tmp_path / "store") == content(plain[0])
     assert verify(tmp_path / "store") == []
-    assert "Workers that were lost: 1 on " in " ".join(report.notes)
+    assert "Lost workers: 1 on " in " ".join(report.notes)
 
 
 def test_a_shard_and_no_cluster(source, tmp_path):

@@ -43,7 +43,7 @@ def test_a_worker_that_is_killed_is_replaced(ray, tmp_path, no_second_try):
     (tmp_path / "kill-3").touch()
     results, (note,) = done(ray, tmp_path)
     assert results == SQUARES
-    assert note.startswith("Workers that were lost: 1 on ")
+    assert note.startswith("Lost workers: 1 on ")
 
 
 def test_a_worker_that_is_killed_while_it_loads_is_named(ray, tmp_path):

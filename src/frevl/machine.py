@@ -48,8 +48,8 @@ def give_memory_back() -> None:
 def processors() -> int:
     """Return how many CPU cores this process may use, by its affinity and the quota of its control groups.
 
-    A quota of 1.5 counts as two: waiting threads do not use it up. One of several workers on a machine has the cores
-        that it was granted.
+    A quota of 1.5 counts as two, because waiting threads do not use it up. One of several workers on a machine has the
+    cores that it was granted.
     """
     granted = int(os.environ.get(_GRANTED, "0"))
     return min(_cores_by_affinity(), max(1, math.ceil(min(cores_by_quota(), 1e6))), granted or sys.maxsize)

@@ -298,7 +298,7 @@ def test_the_card_of_one_side_speaks_of_that_side(one_side, tmp_path):
     card = model_card(json.loads((tmp_path / "run" / "run.json").read_text()), name="somebody/leaves")
     side, other = one_side.side, one_side.other
     assert f"they embed {side}s first, and this network" in card
-    assert f"did not keep of {'an image' if side == 'image' else 'a text'} cannot" in card
+    assert f"the frozen encoders lose about {'an image' if side == 'image' else 'a text'} cannot" in card
     assert f"split by {side}" in card
     assert ("--images images" in card) == (side == "image")
     assert f"{other} `" not in card

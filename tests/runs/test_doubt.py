@@ -88,7 +88,7 @@ def test_who_has_it(name, runs, made, named):
 def test_who_has_none_says_so_and_writes_nothing(name, runs, made, named, tmp_path):
     assert not (runs / name / "posterior.safetensors").exists()
     scorer = opened(runs, name, made, named)
-    with pytest.raises(UsageError, match="the run cannot give doubt: classifiers from names only"):
+    with pytest.raises(UsageError, match="the run cannot measure doubt: that needs training examples"):
         score_file(scorer, as_file(tmp_path / "p.jsonl", name, made, named), tmp_path / "out.jsonl", doubt=True)
     assert not (tmp_path / "out.jsonl").exists()
 
@@ -158,7 +158,7 @@ def test_a_run_that_is_saved_again_keeps_it_and_other_weights_lose_it(runs, made
         run.network.linear.weight += 1
     run.save()
     assert not (tmp_path / "run" / "posterior.safetensors").exists()
-    with pytest.raises(UsageError, match="the run cannot give doubt"):
+    with pytest.raises(UsageError, match="the run cannot measure doubt"):
         frevl.Scorer.open(tmp_path / "run", store=made.store).doubt([("0.png", "x")])
 
 

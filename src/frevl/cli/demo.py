@@ -1,6 +1,6 @@
-"""A whole example on real data: easy-VQA from the package registry, embedded, trained and evaluated.
+"""A complete example on real data: easy-VQA is embedded, and models are trained on it and evaluated.
 
-Nothing is fetched at run time; images, questions and encoders come with the packages of the extra `packaged`.
+Nothing is downloaded at run time; images, questions and encoders come with the packages of the extra `packaged`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class DemoRow:
 
 @dataclass
 class DemoReport:
-    """What the demo found.
+    """Results of the demo.
 
     Attributes:
         folder: Where everything was saved.
-        rows: One per model.
+        rows: One row per model.
         examples: Six test questions with the fusion's answers: image, text, target, label, probability.
-        gain: Paired difference of the fusion against the linear probe, in points, with its interval.
-        gain_over_best: The same against the best baseline.
+        gain: Paired difference between the fusion and the linear probe, in points, with its interval.
+        gain_over_best: The same for the best baseline.
     """
 
     folder: Path
@@ -99,7 +99,7 @@ def demo(
         say: Called with a sentence before every step; by default nothing is printed.
 
     Returns:
-        What was found.
+        The results.
 
     Raises:
         MissingExtraError: The extra `packaged` is not installed.

@@ -1,7 +1,7 @@
-"""A second example: handwritten digits classified from examples, next to scikit-learn's logistic regression.
+"""A second example: classify handwritten digits from examples, compared with scikit-learn's logistic regression.
 
-The images come with scikit-learn (UCI "Optical recognition of handwritten digits", 1,797 of 8 x 8 points); nothing is
-fetched at run time.
+The images come with scikit-learn (UCI "Optical recognition of handwritten digits", 1,797 of 8 x 8 pixels); nothing is
+downloaded at run time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FOLDS = 3
 
 @dataclass(frozen=True)
 class ClassifyDemoReport:
-    """What the demo found, in percent of the held-out digits.
+    """Results of the demo, in percent of the held-out digits.
 
     Attributes:
         folder: Folder of the images, store, run and labels.
@@ -98,7 +98,7 @@ def demo_classify(
     progress: bool = False,
     say: Callable[[str], object] = str,
 ) -> ClassifyDemoReport:
-    """Write digits as images, embed them, and classify half of them from the other half.
+    """Write digits as images, embed them, and classify one half with the other half as examples.
 
     Args:
         folder: Everything goes below its subfolder ``digits``. A second call reuses the store.

@@ -1,4 +1,4 @@
-"""The command line: its entry point, and what a failure looks like."""
+"""The entry point of the command line, and how failures are reported."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def main() -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except MemoryError as error:  # of Python, NumPy and Arrow
         _end_without_memory(error)
-    except RuntimeError as error:  # PyTorch has no class of its own for the memory of the processor
-        if type(error).__name__ == "OutOfMemoryError":  # that of a device; this file loads no torch
+    except RuntimeError as error:  # PyTorch has no error class of its own for main memory
+        if type(error).__name__ == "OutOfMemoryError":  # of a device; this file does not import torch
             _end_without_device_memory(error)
         if "can't allocate memory" not in str(error):
             raise

@@ -1,8 +1,8 @@
-"""What the commands share: the app, ``--config``, flags that several of them have, and how results are written.
+"""Shared by all commands: the app, ``--config``, flags of several commands, and writing of results.
 
 A flag that was not typed is not passed on: defaults live in the signature of the called function.
-``--config FILE.toml`` is a whole command in a file, and what is typed wins over it: its keys are the long names of the
-command's flags (``time-limit = 600``), or the name of an argument; the table ``set`` holds the options of the model.
+``--config FILE.toml`` holds the options of a command; the command line takes precedence. Its keys are the long names of
+flags (``time-limit = 600``) or the names of arguments; its table ``set`` holds the options of the model.
 """
 
 from __future__ import annotations
@@ -161,13 +161,13 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {option for parameter in self.params for option in parameter.opts}
         whole: list[str] = []
-        for word, following in zip(args, [*args[1:], "-"], strict=False):  # none without words
+        for word, following in zip(args, [*args[1:], "-"], strict=False):
             whole.append(word)
             if word in _ALONE and word in own and following.startswith("-"):
                 whole.append(_ALONE[word])
         for one in (order := self.make_parser(ctx).parse_args(list(whole))[2]):
             kind = getattr(getattr(one, "type_descriptor", None), "annotation", None)
-            if kind is Path and order.count(one) > 1 and not one.multiple:  # the last would win, and the others be lost
+            if kind is Path and order.count(one) > 1 and not one.multiple:  # otherwise, the last would silently win
                 raise UsageError(f"--{key_of(one)} takes one path and is given {order.count(one)} times; give it once")
         return super().parse_args(ctx, whole)
 
@@ -209,7 +209,7 @@ class Commands(typer.Typer):
 
 
 def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the parameter ``--config``, already read by `apply_config`, to the function of a command."""
+    """Add the parameter ``--config``, which `apply_config` reads, to the function of a command."""
 
     @functools.wraps(function)
     def command(*arguments: Any, config: Path | None = None, **named: Any) -> Any:  # noqa: ARG001
@@ -218,7 +218,7 @@ def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function, eval_str=True)
     config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])  # type: ignore[attr-defined]
-    # Already evaluated: Typer would compile every annotation twice more, a seventh of the time of ``frevl --help``.
+    # Evaluated here, as Typer would compile every annotation twice more: a seventh of the time of ``frevl --help``.
     evaluated = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     command.__annotations__ = {**evaluated, "config": ConfigOption, "return": signature.return_annotation}
     return command
@@ -284,7 +284,7 @@ ConfigOption = Annotated[
         readable=False,
         is_eager=True,
         callback=apply_config,
-        help="Read options from this TOML file; the command line wins.",
+        help="Read options from this TOML file; the command line takes precedence.",
     ),
 ]
 DeviceOption = Annotated[
@@ -302,7 +302,7 @@ RayOption = Annotated[
 ]
 GroupByOption = Annotated[
     str | None,
-    typer.Option(help="Key whose equal values keep pairs together in splits and intervals."),
+    typer.Option(help="Key of the pairs; equal values stay together in splits and intervals."),
 ]
 GroupsOption = Annotated[
     bool | None,

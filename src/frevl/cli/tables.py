@@ -30,7 +30,7 @@ __all__ = [
 
 
 def demo_table(report: DemoReport) -> str:
-    """Describe what the demo found, where it is, and how to do the same with other files."""
+    """Describe the results of the demo, where its files are, and how to do the same with other files."""
     rows = [
         [
             row.model,
@@ -42,7 +42,7 @@ def demo_table(report: DemoReport) -> str:
     ]
     examples = [
         f"  {e['image']}: {e['text']} -> {e['label']} ({100 * e['probability']:.0f} %)"
-        + ("" if e["label"] == e["target"] else f"  WRONG, it is {e['target']}")
+        + ("" if e["label"] == e["target"] else f"  WRONG: it is {e['target']}")
         for e in report.examples
     ]
     verdict = " ".join(
@@ -248,7 +248,7 @@ def store_table(description: dict[str, Any]) -> str:
         [
             f"{description['path']}: {description['images']:,} images, {description['texts']:,} texts, "
             f"{description['bytes'] / 1e6:,.1f} MB, encoders: {', '.join(description['encoders']) or 'none'}",
-            table(["tower", "of", "width", "tokens", "type", "lacking", "fingerprint"], rows),
+            table(["tower", "of", "width", "tokens", "type", "missing", "fingerprint"], rows),
             f"rejects: {rejects}; fingerprint of the store: {description['fingerprint']}",
             *_shard(description),
         ]

@@ -1,8 +1,8 @@
 """Cross-validate the compared models over the training images, because few development pairs choose badly.
 
-In a small set, a tenth of it decides little: on 425 development pairs, the worst of several models was chosen.
-    Out-of-fold answers for all training pairs are a far larger sample, at the cost of a few more trainings. The same
-    models are later used to find wrong labels.
+A tenth of a small set decides little: on 425 development pairs, the worst of several models was chosen. Out-of-fold
+answers for all training pairs are a far larger sample, at the cost of a few more trainings. The same models are later
+used to find wrong labels.
 """
 
 from __future__ import annotations

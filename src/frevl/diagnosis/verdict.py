@@ -176,8 +176,7 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
 
     Returns:
         The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings. If the pairs
-        have one
-            side only there is no fusion, and the differences are those of the best model.
+        have only one side, there is no fusion, and the differences are those of the best model.
     """
     fusion, clusters = choice.both if choice.one_side else choice.best("fusion"), choice.clusters
     scores = {model.name: _score(model, clusters) for model in choice.models}

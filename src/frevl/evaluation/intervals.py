@@ -61,12 +61,12 @@ def bootstrap_interval(
 ) -> Interval:
     """Return the mean of per-item values with its percentile interval by cluster bootstrap.
 
-    Clusters are drawn with replacement; the mean of a draw is the ratio of the drawn sums to the drawn
-    counts, so clusters of different sizes keep their weight (Davison and Hinkley 1997, section 3.8).
+    Clusters are drawn with replacement; the mean of a draw is the ratio of the drawn sums to the drawn counts, so
+    clusters of different sizes keep their weight (Davison and Hinkley 1997, section 3.8).
 
-    With one cluster there is nothing to resample: low and high are NaN ("unknown"). If every item has the same value,
-        the interval has zero width: the bootstrap knows only the sample. With fewer than about 20 clusters the interval
-        is too narrow, as for every percentile bootstrap.
+    With one cluster there is nothing to resample, so low and high are NaN ("unknown"). If every item has the same
+    value, the interval has zero width, because the bootstrap knows only the sample. With fewer than about 20 clusters
+    the interval is too narrow, as for every percentile bootstrap.
 
     Args:
         values: ``(n,)`` finite numbers, for example hits.

@@ -1,8 +1,8 @@
 """Metrics in plain numpy: hits, macro-F1, calibration, recall and choice scores.
 
-Results are fractions, not percent: the caller multiplies. Per-item functions (`correct`, `brier` and the like) return
-    one number per item, which `frevl.evaluation.intervals` can resample; the others return one number. Wrong shapes
-    raise `UsageError`.
+Results are fractions, not percentages: the caller multiplies. Per-item functions (`correct`, `brier` and the like)
+return one number per item, which `frevl.evaluation.intervals` can resample; the others return one number. Wrong shapes
+raise `UsageError`.
 """
 
 from __future__ import annotations

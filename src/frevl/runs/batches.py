@@ -39,7 +39,7 @@ __all__ = [
     "vectors_of",
 ]
 
-_BATCHES_KEPT = 64  # bytes after which the mapped pages of items are released
+_BATCHES_KEPT = 64  # batches after which the mapped pages of items are released
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -126,7 +126,7 @@ class EmbeddedPairs:
         return self if images is self.images and texts is self.texts else replace(self, **items, files=None)
 
     def fits(self, device: torch.device | str) -> bool:
-        """Return whether a device is an accelerator without these items, which fit in a quarter of its free memory.
+        """Return whether these items should be copied to a device: an accelerator with four times that memory free.
 
         Batches are then better gathered there than gathered on the CPU and copied.
         """
@@ -205,7 +205,7 @@ def read_side(
 
 
 def moved(values: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor to a device; to an NVIDIA device from pinned memory, so that the CPU need not wait."""
+    """Copy a tensor to a device; to an NVIDIA device from pinned memory, so that the CPU does not wait."""
     if torch.device(device).type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
@@ -297,7 +297,7 @@ def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, dev
 
 
 def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """Do the work on single items.
+    """Do the work on single items once, and return a function that scores any pairs of them.
 
     Args:
         network: Network on the device, in evaluation mode.
@@ -335,7 +335,7 @@ def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
     def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
         found = torch.empty(0, 0)
         for own, part in in_steps(len(rows), batch_size, device, lambda own: logits(rows[own], columns[own])):
-            # Into one tensor: small pieces kept between large ones would fragment the heap.
+            # Results go into one tensor, because small pieces kept between large ones would fragment the heap.
             found = part.new_empty(len(rows), part.shape[1]) if own.start == 0 else found
             found[own] = part
         return found
@@ -351,7 +351,7 @@ def _items(
 
     whole: list[Tensor] = []
     for rows, part in in_steps(len(values), batch_size, device, made) if len(values) else ():
-        # In place: joining pieces at the end would take twice the memory.
+        # Filled in place, because joining pieces at the end would take twice the memory.
         whole = whole or [piece.new_empty((len(values), *piece.shape[1:])) for piece in part]
         for kept, piece in zip(whole, part, strict=True):
             kept[rows] = piece

@@ -1,8 +1,8 @@
 """Calibration on held-out data: turning logits into probabilities, and prediction sets.
 
 Probabilities need one scale, and for matching one offset. Temperature scaling is Guo et al. 2017, "On Calibration of
-Modern Neural Networks"; with an offset it is Platt 1999, who also smooths the targets so that few pairs cannot prove
-certainty. We smooth them by Laplace's rule of succession.
+Modern Neural Networks"; with an offset it is Platt 1999, who also smooths the targets so that a few pairs cannot lead
+to certainty. We smooth them by Laplace's rule of succession.
 
 A prediction set contains the classes that cannot be ruled out, with a given coverage: split conformal prediction
 (Papadopoulos et al. 2002; Angelopoulos and Bates 2023). The scores of held-out pairs determine the threshold. Pairs of
@@ -34,12 +34,12 @@ __all__ = ["FEWEST_PAIRS", "ConformalScores", "calibrated", "calibration_notes",
 FEWEST_PAIRS = 50
 """Development pairs below which a run is reported as hardly calibrated."""
 
-# Minimum gain of a fit, in twice the log-likelihood, for it to be kept: 4 is about what chance gives one temperature in
-# one of twenty sets. Scale and offset together are also stabilised by the smoothed targets. Measured on simulated
-# networks that are already calibrated, with 20 pairs: without this, a third of the fits made the ECE worse by at least
-# 5 points; with it, one in fifty with several classes and one in twenty with two outcomes.
+# Minimum gain of a fit, in twice the log-likelihood, for it to be kept. By chance alone, one temperature gains about 4
+# in one of twenty data sets; scale and offset together are also stabilised by the smoothed targets. Measured on
+# simulated networks that are already calibrated, with 20 pairs: without this, a third of the fits made the ECE worse by
+# at least 5 points; with it, one in fifty with several classes and one in twenty with two outcomes.
 _CHANCE = {"binary": 2.0, "classes": 4.0}
-_MOST_PAIRS = 20_000  # only two numbers are fitted: more pairs just cost memory
+_MOST_PAIRS = 20_000  # only two numbers are fitted, so more pairs would just cost memory
 # Pairs of unknown truth, assumed in addition to the real ones: after 18 right decisions of 18, the next one has the
 # probability (18 + 1) / (18 + 2), not 1.
 _UNKNOWN_PAIRS = 2
@@ -65,18 +65,18 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
     """Fit scale (and offset, for matching and soft targets) on development data by maximum likelihood.
 
     The truth is softened to ``(n truth + 1) / (n + 2)`` for two outcomes, ``(n truth + 2 / classes) / (n + 2)`` for
-    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. It matters where few or
-    separable pairs would lead to certainty, and vanishes as n grows.
+    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. This matters where few
+    or separable pairs would lead to certainty, and vanishes as n grows.
 
-    Of the fit, the share ``1 - c / gain`` is kept (none if that is negative), where gain is twice the log-likelihood
-    that it adds and c is what chance adds: few pairs change nothing unless they are very clear. This is shrinkage as in
-    James and Stein 1961, with our own constants.
+    The share ``1 - c / gain`` of the fit is kept (none if that is negative), where gain is twice the increase in
+    log-likelihood and c is the increase expected by chance, so that few pairs change nothing unless they are very
+    clear. This is shrinkage as in James and Stein 1961, with our own constants.
 
     Args:
         logits: ``(n, outputs)`` logits of pairs not used in training.
         target: ``(n,)`` 0 or 1 for matching, or the answers of a classification.
-        shrink: Whether to keep only that share. False keeps all: to weight networks against each other, where nobody
-            reads a probability, a noisy scale is better than one by which a network overrates itself.
+        shrink: Whether to keep only that share. False suits weighting networks against each other: nobody reads those
+            probabilities, and a noisy scale is better than one that leaves a network overconfident.
 
     Returns:
         ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data do not determine them (no pair has a
@@ -168,7 +168,7 @@ class ConformalScores:
         for kind in ("probability", "adaptive"):
             scores = np.where(right, _scores(probabilities, kind), np.inf).min(axis=1)[rows]
             found[kind] = cls(kind, np.sort(scores))
-        # The first in case of ties: a set of all classes above a probability is easier to explain.
+        # In case of ties, the first: a set of all classes above a probability is easier to explain.
         return min(found.values(), key=lambda one: float(one.sets(probabilities, _COMPARED_AT).sum(axis=1).mean()))
 
     def threshold(self, level: float) -> float:
@@ -186,7 +186,13 @@ class ConformalScores:
         return mask
 
     def note(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
-        """Return a note if there are too few scores for this level; what the items are called, and what to do."""
+        """Return a note if there are too few scores for this level.
+
+        Args:
+            level: Share of sets that shall contain the right class.
+            items: What the held-out items are called.
+            remedy: What the user can do.
+        """
         if math.isfinite(self.threshold(level)):
             return []
         return [
@@ -195,7 +201,7 @@ class ConformalScores:
         ]
 
     def notes(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
-        """Return `note`; if there are enough scores, state how far the coverage of these sets may be from the level.
+        """Return `note`, or if there are enough scores, how far the coverage of these sets may be from the level.
 
         Over repeated measurements of ``m`` scores the coverage is ``level`` on average (or slightly more); that of a
         single one has the distribution Beta(k, m + 1 - k) with ``k = ceil((m + 1) level)`` (Vovk 2012, proposition 2b).

@@ -1,7 +1,7 @@
-"""The scores of all pairs of some images and some texts, and their dot products.
+"""Scores, or dot products, of all pairs of some images and some texts.
 
-All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. `ScoreRows` provides a tile of
-them, or a few rows, at a time, without ever holding them all.
+The scores of all pairs of ``n`` images and ``m`` texts take ``4 n m`` bytes. `ScoreRows` provides a tile of them, or a
+few rows, at a time, without ever holding them all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-# Pairs of a tile, scored, and multiplied: what is done with the scores finds them in the processor's caches.
+# Pairs per tile when scoring and when multiplying: few enough that the scores are still in the CPU's caches when used.
 _PAIRS, _PRODUCTS = 1_048_576, 1_048_576
 _WHOLE = 16_777_216  # scores of whole rows at once: 64 MB
 _ROWS, _ALIGNED = 512, 32  # rows at once; a matrix product takes less time for a multiple of 32
@@ -37,16 +37,16 @@ PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """The scores of all pairs, computed a tile at a time, and again whenever they are asked for.
+    """The scores of all pairs, computed a tile at a time, and recomputed in every pass.
 
-    Tiles always begin at the same rows and columns, so the scores are identical each time, in tiles or in whole rows.
+    Tiles always begin at the same rows and columns, so the scores are identical in every pass, by tiles or whole rows.
 
     Attributes:
         shape: Number of images and of texts.
         step: Rows of a tile.
         across: Columns of a tile.
-        of: From the first row, the row after the last, the first column and the column after the last of a tile to its
-            ``(rows, columns)`` float32 scores.
+        of: Function from the first row, the row after the last, the first column and the column after the last of a
+            tile to its ``(rows, columns)`` float32 scores.
     """
 
     shape: tuple[int, int]
@@ -71,7 +71,7 @@ class ScoreRows:
         """Yield every tile with its first row and column: row by row, from left to right.
 
         Args:
-            chosen: ``(rows of tiles, columns of tiles)``, False for tiles that need not be computed; None wants all.
+            chosen: ``(rows of tiles, columns of tiles)``, False for tiles to skip; None computes all.
         """
         for down, start in enumerate(range(0, self.shape[0], self.step)):
             for right, first in enumerate(range(0, self.shape[1], self.across)):
@@ -123,7 +123,7 @@ def dot_rows(images: NDArray[np.float32], texts: NDArray[np.float32]) -> ScoreRo
 
 
 def _tile(texts: int, most: int) -> tuple[int, int]:
-    """Return the rows and columns of a tile: few enough rows that whole ones fit into memory too."""
+    """Return the rows and columns of a tile, with few enough rows that whole ones fit into memory too."""
     rows = min(_ROWS, max(1, _WHOLE // max(texts, 1)))
     rows -= rows % _ALIGNED if rows > _ALIGNED else 0
     return rows, max(1, most // rows)

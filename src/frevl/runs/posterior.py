@@ -32,7 +32,7 @@ _SLACK = 1e-4  # tolerance for the length of a direction, which is below 1
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the last layer of a network has seen in training, by side.
+    """The directions in which the inputs of a network's last layer are known from training, by side.
 
     Attributes:
         directions: ``(r, width)`` float32 from `frevl.models.classification.posterior.known_directions`, by the names
@@ -75,7 +75,6 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs, *, stand_for: floa
     Args:
         network: A trained network on the CPU.
         pairs: Its training pairs; for the image side each image counts once, for the text side each text.
-
         stand_for: Number of pairs that each of these represents, if they are a sample.
 
     Returns:
@@ -162,8 +161,8 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     file = folder / POSTERIOR_FILE
     if not file.is_file():
         raise UsageError(
-            f"{folder}: the run cannot give doubt: classifiers from names only, majority runs and runs of earlier "
-            "versions cannot; train again, or leave it out"
+            f"{folder}: the run cannot measure doubt: that needs training examples, more than one answer, and a run of "
+            "this version or later; train again, or leave out the doubt"
         )
     try:
         with safe_open(file, framework="pt") as opened:

@@ -86,8 +86,8 @@ class Run:
         train_image_hashes: ``(n,)`` uint64 hashes of the content of images seen in training or development; of texts if
             the run reads only texts.
         network: The network with its weights, on the CPU, in evaluation mode.
-        space_image_hashes: Those of ``train_image_hashes`` on which only the run of ``--space`` was trained, so without
-            a class.
+        space_image_hashes: The part of ``train_image_hashes`` on which only the run of ``--space`` was trained, so that
+            these images have no class.
         posterior: Posterior of the last layer of a network just trained; that of a saved run is read only when doubt is
             requested (`frevl.runs.posterior.load_posterior`).
     """

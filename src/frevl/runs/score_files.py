@@ -146,7 +146,7 @@ def score_file(
     Args:
         scorer: The run with its store.
         pairs: Pairs, or a pairs file.
-        out: File to write; appears complete or not at all.
+        out: File to write, completely or not at all.
         notes: Receives notes for the user: on texts that the encoder cannot read, on sets that contain every class.
         sets: Add ``"set"``, the labels that cannot be ruled out, likeliest first, so that the right one is among them
             with this frequency, between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
@@ -161,7 +161,7 @@ def score_file(
     Raises:
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
-        UsageError: The output is also an input, or the run cannot give doubt.
+        UsageError: The output is also an input, or the run cannot measure doubt.
     """
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
@@ -225,7 +225,7 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     Args:
         scorer: A matching run with its store.
         pairs: Pairs, or a pairs file.
-        out: File to write, ``.npz``; appears complete or not at all.
+        out: File to write, ``.npz``, completely or not at all.
 
     Returns:
         The numbers of scored images and texts, and what was left out.

@@ -114,7 +114,7 @@ class Scorer:
         return logits[:, 0] if self.run.task == "matching" else logits
 
     def score_stored(self, image_ids: list[str]) -> Iterator[np.ndarray]:
-        """Score stored images batch by batch with a run for images only: for a whole store.
+        """Score stored images batch by batch with a run for images only, as needed for a whole store.
 
         Yields:
             ``(n, classes)`` float32, the logits of `score`.
@@ -160,7 +160,7 @@ class Scorer:
                 the posterior of the last layer (`frevl.runs.posterior.Posterior.doubt`). It does not indicate which
                 answer is right, and is not a probability.
 
-        Raises the errors of `score`, UsageError if the run cannot give doubt, and RunError if it is damaged.
+        Raises the errors of `score`, UsageError if the run cannot measure doubt, and RunError if it is damaged.
         """
         if self._posterior is None:
             image_dim, text_dim = (sum(tower.dim for tower in self._towers[side]) for side in MODALITIES)

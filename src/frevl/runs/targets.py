@@ -88,7 +88,7 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
 
     Args:
         targets: Training targets only: a vocabulary that includes test answers is a leak.
-        min_count: Leave out answers of fewer pairs than this.
+        min_count: Leave out answers with fewer pairs than this.
 
     Raises:
         PairsError: No class is frequent enough.
@@ -106,7 +106,7 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
 
 def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> Answers:
     """Convert targets to class indices and weights."""
-    if isinstance(targets, Coded):  # each distinct one once
+    if isinstance(targets, Coded):  # encode each distinct target once
         codes, different = coded_values(targets)
         return encode_answers(list(different), labels).select(torch.from_numpy(codes.astype(np.int64)))
     index = {label: i for i, label in enumerate(labels)}
@@ -227,8 +227,8 @@ class Prediction:
         label: The most probable class.
         probability: Its calibrated probability.
         top: The most probable classes with their probabilities, best first.
-        unknown: Whether the pair probably belongs to none of them; False if the run has no threshold (``classify
-        --unknown``).
+        unknown: Whether the pair probably belongs to no class; False if the run has no threshold
+            (``classify --unknown``).
     """
 
     label: str
@@ -293,7 +293,7 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _sorted_candidates(scores: np.ndarray, k: int) -> np.ndarray:
-    """Do the same as `_best` for many rows: sorting a thousand classes would cost more than scoring them."""
+    """Do the same as `_best` for a larger ``k``, where sorting a thousand classes would cost more than scoring them."""
     values, columns = (part.numpy() for part in torch.from_numpy(scores).topk(max(k, 2), dim=1))
     tied = np.flatnonzero(values[:, 0] == values[:, 1])  # the first of several largest may not be among those
     columns = columns[:, :k]

@@ -233,7 +233,7 @@ def test_every_form_is_timed_and_agrees_with_pytorch(small, monkeypatch):
         assert ("share_of_attainable" in record.details) == (record.details["form"] == "fused")
         assert record.details["largest_difference"] < (0.1 if record.details["form"] == "int8" else 1e-5)
     monkeypatch.setattr(Fusion, "for_inference", lambda self: lambda *inputs: self(*inputs) + 1)
-    with pytest.raises(RunError, match="The tiny fusion as fused differs from PyTorch by 1 in a logit"):
+    with pytest.raises(RunError, match="The logits of the tiny fusion as fused differ from PyTorch.s by up to 1"):
         fusion_records(["tiny"], Limits(1e9, 1e9), batches=(1,), kinds=("pooled",), forms=("fused",), rounds=1)
 
 
@@ -280,7 +280,7 @@ def test_scaling_covers_pairs_items_tokens_and_width(small, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_three_roads_of_a_clip(small, tmp_path):
+def test_the_three_ways_of_scoring_with_a_clip(small, tmp_path):
     seconds = {"decode": 0.25, "write": 0.0, "read": 0.0}
     records, roads = clip_records(
         "CLIP ViT-B/32", open_meter(tmp_path, accelerator=False), batch=2, rounds=1, held=True, stage_seconds=seconds
@@ -309,7 +309,7 @@ def test_the_three_roads_of_a_clip(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_joint_encoder_stands_beside_the_roads(monkeypatch):
+def test_a_joint_encoder_is_compared_with_all_ways(monkeypatch):
     network = torch.nn.Linear(5, 3)
     joint = architectures.Joint("Joint", network, lambda pairs: {"input": torch.randn(pairs, 5)})
     monkeypatch.setitem(architectures.JOINT, "ViLT", lambda _: joint)

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from frevl.deployment.export import exporting
 from frevl.deployment.export.exporting import export
-from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, remembers
+from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, has_input_statistics
 from frevl.deployment.export.onnx_graph import traced as graph_of
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.evaluation import evaluate
@@ -187,8 +187,8 @@ def test_every_kind_of_network_is_exported(made, answering, tmp_path):
 
 def test_random_embeddings_have_the_statistics_of_training(made, answering, tmp_path):
     run = train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="linear")
-    assert remembers(run)
-    assert not remembers(Run.load(answering))
+    assert has_input_statistics(run)
+    assert not has_input_statistics(Run.load(answering))
     image, text, image_mask, text_mask = drawn_inputs(run, 5000, text_tokens=3)
     assert image_mask is None
     assert text_mask is None

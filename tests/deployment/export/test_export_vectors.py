@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_nothing(store, dual, tmp_path, name):
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(InputError, match=f"{name}: the vectors cannot be written .*; make room"):
+        with pytest.raises(InputError, match=f"{name}: the vectors cannot be written .*; free some disk space"):
             export_vectors(dual, tmp_path / "o" / name, store=store)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -126,13 +126,13 @@ def test_items_of_one_client_leave_room_in_the_queue():
         greedy = asyncio.create_task(ask("greedy", 4))
         await asyncio.sleep(0)
         with pytest.raises(
-            RefusedError, match="4 items of this client are waiting for the model, at most 5 may"
+            RefusedError, match="4 of at most 5 items of this client are waiting for the model"
         ) as caught:
             await ask("greedy", 2)
         assert (caught.value.status, caught.value.retry_after) == (429, 1)
         modest = asyncio.create_task(ask("modest", 5))
         await asyncio.sleep(0)
-        with pytest.raises(RefusedError, match="9 items are waiting for the model, at most 10 may") as caught:
+        with pytest.raises(RefusedError, match="9 of at most 10 items are waiting for the model") as caught:
             await ask("third", 2)
         assert caught.value.status == 503
         greedy.cancel()

@@ -100,7 +100,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(work):
     async def run(queue):
         _, tasks = await behind_a_door(work, queue, [queue.submit(work.double, 2, items=7)])
         with pytest.raises(
-            RefusedError, match="7 items are waiting for the model, at most 8 may; try again later"
+            RefusedError, match="7 of at most 8 items are waiting for the model; try again later"
         ) as refusal:
             await queue.submit(work.double, 3, items=2)
         assert (refusal.value.status, refusal.value.code, refusal.value.retry_after) == (503, "overloaded", 1)

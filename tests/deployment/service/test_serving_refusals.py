@@ -138,8 +138,8 @@ BODIES = {
         "wrong_task",
         "needs a matching run with a first",
     ),
-    "no query": ("/v1/search", "{}", 422, "invalid", "a search needs one of 'text', 'image'"),
-    "two queries": ("/v1/search", '{"text": "x", "image": "0.png"}', 422, "invalid", "a search needs one of"),
+    "no query": ("/v1/search", "{}", 422, "invalid", "a search needs exactly one of 'text', 'image'"),
+    "two queries": ("/v1/search", '{"text": "x", "image": "0.png"}', 422, "invalid", "a search needs exactly one of"),
     "texts for a text": ("/v1/search", '{"text": "x", "find": "texts"}', 422, "invalid", "a text finds images"),
     "a file": ("/v1/search", '{"image": "/etc/hostname"}', 404, "unknown_image", "'/etc/hostname'"),
     "no upload": ("/v1/search", '{"upload": "u"}', 404, "unknown_upload", "is not in the request"),
@@ -257,7 +257,7 @@ def test_bodies_that_are_too_large_are_refused_before_they_are_read(made, runs):
 def test_a_full_service_says_when_to_come_back(made, runs):
     with client_of(made, runs, names=["ask"], limits=Limits(waiting_items=1)) as client:
         response = client.http.post("/v1/score", json={"pairs": RIGHT["pairs"] * 2})
-        refused(response, 503, "overloaded", "0 items are waiting for the model, at most 1 may; try again later")
+        refused(response, 503, "overloaded", "0 of at most 1 items are waiting for the model; try again later")
         assert response.headers["retry-after"] == "1"
         assert client.http.post("/v1/score", json=RIGHT).status_code == 200
     with client_of(made, runs, names=["ask"], limits=Limits(requests=0)) as client:

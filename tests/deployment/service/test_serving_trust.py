@@ -76,7 +76,7 @@ def test_who_has_none_says_so(served):
     assert all(one["sets"] for one in listed.values())
     refused = ask(served, "answer", "ask", QUESTIONS[:1], doubt=True)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_doubt")
-    assert "'ask' cannot give doubt" in refused.json()["error"]["message"]
+    assert "'ask' cannot measure doubt" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("level", [0, 1, -1, 2, "0.9", True, [], float("1e400")])

@@ -161,13 +161,13 @@ def test_what_is_gone_is_counted_and_stays_until_it_is_pruned(images, store, mon
     (images / "7.png").unlink()
     report = extract(store, images=images, encoder=["toy"])
     assert (report.images_gone, report.images_pruned, len(vectors(store))) == (2, 0, 8)
-    assert f"2 images of the store have no file in {images}, the first is '0.png': searches still find them." in (
+    assert f"2 images in the store have no file in {images} (the first is '0.png'); searches still find them." in (
         report.sentence()
     )
     assert named == [1]  # only the first is named: it may be every image of a large store
     report = extract(store, images=images, encoder=["toy"], prune=True)
     assert (report.images_gone, report.images_pruned) == (2, 2)
-    assert f"Removed 2 images that have no file in {images}, the first is '0.png'." in report.sentence()
+    assert f"Removed 2 images that have no file in {images} (the first is '0.png')." in report.sentence()
     assert sorted(vectors(store)) == [f"{number}.png" for number in range(1, 7)]
     assert verify(store, images=images) == []
     assert extract(store, images=images, encoder=["toy"], prune=True).notes == []
@@ -259,8 +259,8 @@ def test_a_change_in_silence_is_found_when_contents_are_compared(images, store, 
     report = extract(store, images=images, encoder=["toy"], check_content=True)
     assert (report.images, report.images_kept) == (1, 7)
     assert (
-        f"1 images of {images} had changed with the same size and time, the first is '4.png'; they were embedded"
-        in (report.sentence())
+        f"1 images in {images} had changed although size and modification time are the same (the first is '4.png'); "
+        "they were embedded" in (report.sentence())
     )
     after = vectors(store)
     assert {id_ for id_ in before if before[id_] != after[id_]} == {"4.png"}
@@ -356,7 +356,7 @@ def test_pictures_that_do_not_say_what_white_is_are_counted(tmp_path, draw):
     dark.save(images / "declared.tif", tiffinfo={281: 1023})
     report = extract(tmp_path / "s", images=images, encoder=["toy"])
     assert report.notes == [
-        "1 grey images use only some of their bits without saying which: the largest value was taken as white; "
+        "1 grey images use only some of their bits without stating which, so the largest value was taken as white; "
         "the first is 'detector.tif'."
     ]
     store = Store.open(tmp_path / "s")

@@ -137,11 +137,11 @@ def offsets(path):
 @pytest.mark.parametrize(
     ("where", "left", "reason"),
     [
-        ("in a picture", 1, "cut, and what followed is lost; 4 members before that were read"),
-        ("in a header", 1, "cut, and what followed is lost; 3 members before that were read"),
-        ("between members", 1, "the tar ends without its end mark: it was cut"),
-        ("everywhere", 0, "nothing of it was read"),
-        ("in the middle", 2, "the tar is damaged in its middle, and what follows was not read"),
+        ("in a picture", 1, "truncated, and the rest is lost; 4 members before that were read"),
+        ("in a header", 1, "truncated, and the rest is lost; 3 members before that were read"),
+        ("between members", 1, "the tar has no end marker: it was truncated"),
+        ("everywhere", 0, "none of it was read"),
+        ("in the middle", 2, "the tar is damaged in the middle, and the rest was not read"),
         ("not a tar", 0, "expected a tar, found something else"),
     ],
 )
@@ -172,7 +172,7 @@ def test_joined_tars_say_that_there_is_more(tmp_path, tars):
     path = tars / "00001.tar"
     path.write_bytes(path.read_bytes() + (tars / "00002.tar").read_bytes())
     report = extract(tmp_path / "s", images=tars, encoder="toy")
-    assert "more behind the end mark" in report.sentence()
+    assert "more data after the tar's end marker" in report.sentence()
     assert report.images == 12
 
 
@@ -193,7 +193,7 @@ def test_keys_that_stand_twice(tmp_path):
         "image": "the tar has two different images of this name; the first is used",
         "pair": "the tar has two different members of this name; the first is used",
     }
-    assert "with the same content count once: 1, the first is 'x.tar/000000001.png'" in report.sentence()
+    assert "with the same content count once: 1 (the first is 'x.tar/000000001.png')" in report.sentence()
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [(line["image"], line["text"]) for line in lines] == [
         ("x.tar/000000001.png", "a picture of 1"), ("x.tar/000000001.jpg", "a picture of 1")
@@ -235,7 +235,7 @@ def test_members_of_every_kind(tmp_path):
     assert set(reasons) == {
         "broken.jpg", "bad.txt", "j.json", "e.txt", "../out.png", "empty.png", "link.png", "pipe.jpg"
     }  # fmt: skip
-    assert reasons["../out.png"] == "its name leads out of the tar"
+    assert reasons["../out.png"] == "its path leads outside the tar"
     assert "Images without a caption: 5." in report.sentence()
     assert set(Store.open(tmp_path / "s").texts) == {"ein Hund", "before its picture", "of a broken one", "of k"}
 
@@ -371,4 +371,4 @@ def test_a_compressed_tar_that_was_cut_in_its_first_bytes_is_said(tmp_path, leng
     (tmp_path / "x.tar").write_bytes(gzip.compress(bytes(600))[:length])
     (member,) = read_members(Tar("x.tar", str(tmp_path / "x.tar")), bool)
     assert member.id == "x.tar"
-    assert "nothing of it was read" in member.problem
+    assert "none of it was read" in member.problem

@@ -174,12 +174,12 @@ def select(
         Path, typer.Option(readable=False, help="File to write: the chosen pairs, most useful first."), OUTPUT
     ],
     columns: ColumnsOption = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many pairs to choose.", show_default="100")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of pairs to choose.", show_default="100")] = None,
     by: Annotated[
         str | None,
         typer.Option(
-            help="mixed (margin times distance), margin (the least sure), cover (the farthest from what is known) or "
-            "doubt (the largest posterior variance).",
+            help="mixed (margin times distance), margin (least certain), cover (farthest from the known pairs) or "
+            "doubt (largest posterior variance).",
             show_default="mixed",
         ),
     ] = None,

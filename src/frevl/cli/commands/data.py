@@ -121,7 +121,7 @@ def extract(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Embed images and texts once and keep the embeddings in a store. Run again, it embeds only what is new."""
+    """Embed images and texts once and keep the embeddings in a store. If run again, it embeds only new items."""
     given = dict(locals())
     from frevl.store.extraction import extract as run_extract
 

@@ -55,7 +55,7 @@ def serve(
     API keys are read from the environment variable FREVL_API_KEYS.
     """
     try:
-        gc.disable()  # off until ready: what is loaded stays, and scanning it takes a fifth of the start-up time
+        gc.disable()  # until ready: loaded objects stay, and scanning them takes a fifth of the start-up time
         options = typed(host=host, port=port, images=images, report=report, page=page, labels=labels, device=device)
         _serve(store, run, options, json)
     finally:
@@ -85,7 +85,7 @@ def explore(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Encoder to search with and to learn from.", show_default="one that also embeds texts, or the first"
+            help="Encoder used for search and teaching.", show_default="one that also embeds texts, or the first"
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
@@ -140,7 +140,7 @@ def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | N
         say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
 
     def fit(*given: Any, **options: Any) -> Any:
-        # The service does not import training: it is handed the function that fits the classifier, loaded on first use.
+        # The service does not import the room `training`, so it receives this function, which imports it on first use.
         from frevl.training.classification.teaching import teach
 
         return teach(*given, **options)

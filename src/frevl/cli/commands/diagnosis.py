@@ -1,4 +1,4 @@
-"""`frevl diagnose`: are frozen embeddings enough for a task, which model to use, and what is wrong with the data."""
+"""`frevl diagnose`: whether frozen embeddings are enough for a task, and what is wrong with model and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a finished run: debiased, exported, published."""
+"""Commands that export, publish and debias a finished run."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def debias(
     """Debias a run: remove the prior of one side, or neutralise its texts.
 
     --without subtracts the run's answer without images (or texts), measured on its own training pairs. --neutral
-    projects the text vectors so that they no longer differ in what should not matter.
+    projects the text vectors so that they no longer differ in aspects that should not matter.
     """
     from frevl.cli.tables import run_record
     from frevl.training.debiasing.debias import debias as run_debias

@@ -1,4 +1,4 @@
-"""Commands that evaluate a run, and score and search with it."""
+"""Commands that evaluate a run, and that score and search with it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OnnxOption = Annotated[
 
 SetsOption = Annotated[
     float | None,
-    typer.Option(help="Prediction sets that contain the right class this often, such as 0.9.", show_default="none"),
+    typer.Option(help="Share of prediction sets to contain the right class, such as 0.9.", show_default="none"),
 ]
 CalibrateOption = Annotated[
     Path | None,
@@ -210,11 +210,11 @@ def score(
     scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx, device=device))
     given = by_columns(columns, pairs)
     if grid and (sets is not None or calibrate is not None):
-        raise UsageError("--sets belongs to pairs, and --grid scores all images with all texts; leave one of them out")
+        raise UsageError("--sets applies to pairs, but --grid scores all images with all texts; leave one of them out")
     if grid and doubt:
-        raise UsageError("--doubt belongs to pairs, and --grid scores all images with all texts; leave one of them out")
+        raise UsageError("--doubt applies to pairs, but --grid scores all images with all texts; leave one of them out")
     if ray is not None and (grid or backend is not None):
-        raise UsageError("--ray shares out a list of pairs, and --grid and --backend work here; leave one of them out")
+        raise UsageError("--ray distributes pairs, but --grid and --backend run on this machine; leave one of them out")
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
         say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())

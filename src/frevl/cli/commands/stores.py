@@ -94,7 +94,7 @@ def merge(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Merge the parts of a sharded extraction into one store. Run again after an interruption, it continues."""
+    """Merge the parts of a sharded extraction into one store. After an interruption, run it again to continue."""
     from frevl.store.sharding.merging import merge as run_merge
 
     report = run_merge(parts, into=into, progress=not quiet)
@@ -125,7 +125,7 @@ def copy(
 def repair(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Recover what is left of a store that lost files or was only partly copied."""
+    """Recover what is left of a store that has lost files or was only partly copied."""
     from frevl.errors import StoreError
     from frevl.store.upkeep.repair import repair as run_repair
     from frevl.store.upkeep.verification import verify as run_verify

@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""`frevl train`, `frevl ablate` and `frevl demo`."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def train(
         typer.Option(readable=False, help="Classification: run to fine-tune the fusion from.", show_default="none"),
     ] = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="1")
+        int | None, typer.Option(min=1, help="Leave out answers with fewer pairs than this.", show_default="1")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     seeds: Annotated[
         int | None,
         typer.Option(min=1, help="Number of seeds to train, in RUN/seed0, RUN/seed1 ...", show_default="1, in RUN"),
@@ -125,7 +125,7 @@ def train(
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store.
 
-    Run again after an interruption, it continues.
+    After an interruption, run it again to continue.
     """
     given = dict(locals())
     chosen = settings_of(settings)
@@ -176,7 +176,7 @@ def ablate(
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="as train")
+        int | None, typer.Option(min=1, help="Leave out answers with fewer pairs than this.", show_default="as train")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds per variant.", show_default="3")] = None,
     seed: Annotated[int | None, typer.Option(help="First random seed.", show_default="0")] = None,

@@ -1,4 +1,4 @@
-"""`frevl bench`: measure what embeddings, fusion and joint encoders cost on this machine, and when caching pays off."""
+"""`frevl bench`: measure the cost of embeddings, fusion and joint encoders on this machine, and when caching pays."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Benchmark:
     """All measurements of one run of `bench`.
 
     Attributes:
-        records: One per measurement.
+        records: One record per measurement.
         quick: Whether this was the short benchmark.
         date: Date of the benchmark, in UTC.
         seconds: How long it took.
@@ -58,7 +58,7 @@ def bench(*, quick: bool = False, out: str | Path | None = None, show: Show = st
     """Measure stages, fusion, the paper's comparison and its goals, all with random weights.
 
     Args:
-        quick: Under a minute: fewer rounds, presets, sizes and encoders.
+        quick: Take less than a minute, with fewer rounds, presets, sizes and encoders.
         out: Write the results as a Markdown page with a roofline plot next to it.
         show: Called with a sentence before every part.
 

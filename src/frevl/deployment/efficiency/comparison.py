@@ -1,7 +1,7 @@
 """The paper's comparison: cost per pair end to end, with cached images, fully cached, and in a joint encoder.
 
-All networks have random weights and their published sizes; images are tensors in memory, so no side includes decoding
-and resizing (`frevl.deployment.efficiency.stages` measures them). The fusion is the same everywhere.
+All networks have random weights and their published sizes. Images are tensors in memory, so that decoding and resizing
+are never included (`frevl.deployment.efficiency.stages` measures them). The fusion is the same everywhere.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class Work:
 
 
 def break_even(encode: float, write: float, read: float) -> int | None:
-    """Return after how many uses of an item keeping its embedding is cheaper.
+    """Return the number of uses of an item from which keeping its embedding is cheaper.
 
     Without a store, every use costs ``encode``; with one, ``encode + write`` is paid in advance, and ``read`` for each
-    use. All in the same unit.
+    use. All costs are in the same unit.
 
     Returns:
         The smallest whole number ``n`` with ``encode + write + n * read < n * encode``; None if there is none.
@@ -113,11 +113,11 @@ def clip_records(
         meter: Measures the energy.
         preset: The fusion's size.
         batch: Pairs per call, end to end and half cached.
-        rounds: Rounds.
+        rounds: Number of rounds.
         held: Compare the speed-ups with `LIMITS`.
         stage_seconds: ``decode``, ``write`` and ``read`` of an image in seconds, from
-        `frevl.deployment.efficiency.stages`.
-        show: Called before it begins.
+            `frevl.deployment.efficiency.stages`.
+        show: Called with a sentence before the measurement.
 
     Returns:
         Records, and the measurements of each way by name.
@@ -132,7 +132,7 @@ def clip_records(
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         store = write_drawn(Path(folder) / "store", drawn, images=_STORED, texts=_STORED)
         scorer = Scorer(drawn_run(network, drawn, model=preset), store)
-        calls = _roads(towers, scorer, batch)
+        calls = _calls(towers, scorer, batch)
         found = take_turns(calls, rounds=rounds, warm_up=rounds > 1)
         joules = {way: meter.joules(call) for way, call in calls.items()}
         flops = _flops(towers, network)
@@ -184,8 +184,8 @@ def joint_records(
         ways: From `clip_records`.
         versus: The name of that CLIP.
         batch: Pairs per call.
-        rounds: Rounds.
-        show: Called before it begins.
+        rounds: Number of rounds.
+        show: Called with a sentence before the measurement.
     """
     joint = open_joint(name)
     show(joint.name)
@@ -209,7 +209,7 @@ def joint_records(
     return records
 
 
-def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable[[], object]]:
+def _calls(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable[[], object]]:
     """Return the calls to time; ``images`` runs only the image tower."""
     pixels, ids = towers.draw(batch)
     store, fusion = scorer.store, scorer.network
@@ -247,7 +247,7 @@ def _energy(name: str, work: Work, meter: Meter) -> Record:
 
 
 def _savings(before: Work, after: Work) -> dict[str, float]:
-    """Return the percentage saved per pair, for everything that was measured."""
+    """Return the percentages saved per pair, for every measured quantity."""
     savings = {
         "percent_less_cpu_seconds": saved(
             before.timing.cpu_median / before.pairs, after.timing.cpu_median / after.pairs
@@ -275,7 +275,7 @@ def _uses(name: str, images: Timing, batch: int, stage_seconds: dict[str, float]
 
 _DEVICE_PAIRS = {"end to end": 128, "half cached": 512, "fully cached": 65_536}
 _DEVICE_STORED = 100_000
-_DEVICE_SECONDS = 2.0  # seconds per window; a GPU's energy counter moves in steps
+_DEVICE_SECONDS = 2.0  # seconds per window; a GPU's energy counter is updated in steps
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ class DeviceWay:
     """One way to score pairs, with everything on a device.
 
     Attributes:
-        name: Description of the method.
+        name: Description.
         call: Scores the pairs.
         pairs: Pairs per call.
         flops: Operations per pair.
@@ -352,7 +352,7 @@ def device_records(
         meter: Meter of the device.
         ways: From `device_ways` and `joint_on_device`.
         seconds: Length of each of the three windows.
-        show: Called before it begins.
+        show: Called with a sentence before the measurement.
     """
     show(f"Time and energy per pair on {meter.device}")
     idle = meter.rest(seconds)

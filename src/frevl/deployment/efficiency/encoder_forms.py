@@ -49,11 +49,11 @@ def encoder_records(
         sizes: As in `frevl.deployment.efficiency.stand_ins.CLIPS`.
         name: Name of the CLIP, used in the records.
         images: Images per call.
-        rounds: Rounds.
-        show: Called before it begins.
+        rounds: Number of rounds.
+        show: Called with a sentence before the measurement.
 
     Raises:
-        EncoderError: A form gives embeddings that differ from those of transformers.
+        EncoderError: The embeddings of a form differ from those of transformers.
     """
     show(f"{name}, image tower: eager transformers, {', '.join(FORMS)}")
     torch.manual_seed(0)
@@ -74,8 +74,7 @@ def encoder_records(
             calls = {"product": product(), "eager": lambda: _pooled(eager, pixels)}
             found = take_turns(calls | {form: _bound(tower, prepared) for form, tower in towers.items()}, rounds=rounds)
             flops = counted_flops(eager.vision_model, pixels[:1])
-        # The operations of the large product divided by those of the images turn a ratio of times into a share of the
-        # limit.
+        # Dividing by this ratio of operations turns a ratio of times into a share of the matrix-product limit.
         work = 2 * PRODUCT_SIDE**3 / (flops * images)
         reached = {form: ratio(found["product"], found[form]) / work for form in ("eager", *FORMS)}
         part = f"{name}, image tower"
@@ -123,7 +122,7 @@ def _bound(tower: ImageTower, prepared: list[np.ndarray]) -> Any:
 
 
 def _cosine(tower: ImageTower, prepared: list[np.ndarray], exact: np.ndarray, form: str) -> float:
-    """Return the lowest cosine to transformers; this also settles the tower's batch size."""
+    """Return the lowest cosine to transformers; the calls also settle the tower's batch size."""
     for _ in range(_SETTLING_CALLS):
         found = tower.embed(prepared).values[:, 0]
     cosine = float(((found / np.linalg.norm(found, axis=1, keepdims=True)) * exact).sum(axis=1).min())
@@ -135,7 +134,7 @@ def _cosine(tower: ImageTower, prepared: list[np.ndarray], exact: np.ndarray, fo
 
 @contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Export to a temporary folder: networks with random weights are not needed again."""
+    """Export to a temporary folder, as networks with random weights are not needed again."""
     before = os.environ.get("FREVL_CACHE")
     os.environ["FREVL_CACHE"] = str(folder)
     try:

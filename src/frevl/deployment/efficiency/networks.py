@@ -93,8 +93,7 @@ def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
         found = take_turns(calls, rounds=rounds)
     goals, fastest = [], {}
     for preset, run in runs.items():
-        # The operations of the large product divided by those of the batch turn a ratio of times into a share of the
-        # limit.
+        # Dividing by this ratio of operations turns a ratio of times into a share of the matrix-product limit.
         work = 2 * PRODUCT_SIDE**3 / (_flops(run) * batch)
         shares = {form: ratio(found["product"], found[f"{preset}, {form}"]) / work for form in _FLOAT32}
         form = max(shares, key=lambda name: shares[name])
@@ -181,7 +180,7 @@ def _bound(side: Callable[..., object], inputs: Inputs) -> Callable[[], object]:
 
 
 def _differences(run: Run, sides: Mapping[str, torch.nn.Module]) -> dict[str, float]:
-    """Return the largest logit difference of every form from plain PyTorch: what is timed must be correct."""
+    """Return the largest logit difference of every form from plain PyTorch, because timed code must be correct."""
     inputs = drawn_inputs(run, 16, text_tokens=_TEXT_TOKENS)
     with torch.inference_mode():
         exact = run.network(*inputs)
@@ -189,8 +188,8 @@ def _differences(run: Run, sides: Mapping[str, torch.nn.Module]) -> dict[str, fl
     wrong = [form for form, difference in found.items() if form != "int8" and not difference <= TOLERANCE]
     if wrong:
         raise RunError(
-            f"The {run.model} fusion as {wrong[0]} differs from PyTorch by {found[wrong[0]]:.2g} in a logit, expected "
-            f"at most {TOLERANCE:g}; install the versions in constraints.txt"
+            f"The logits of the {run.model} fusion as {wrong[0]} differ from PyTorch's by up to "
+            f"{found[wrong[0]]:.2g}, expected at most {TOLERANCE:g}; install the versions in constraints.txt"
         )
     return found
 
@@ -232,7 +231,7 @@ def _scaled(
 
 
 def _grids(run: Run, items: Sequence[int], rounds: int) -> list[Record]:
-    """Score every image with every text through `Scorer.grid`: items are read and projected once, pairs are fused."""
+    """Score every image with every text through `Scorer.grid`, which reads and projects each item only once."""
     records = []
     with tempfile.TemporaryDirectory() as folder:
         store = write_drawn(Path(folder) / "store", drawn_towers(DIM, DIM), images=max(items), texts=max(items))

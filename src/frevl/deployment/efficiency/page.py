@@ -105,7 +105,7 @@ def page(record: dict[str, Any], plot: str) -> str:
         f"{machine['processor']} with {machine['memory_gib']} GiB; {versions}. Values are medians, the spread is "
         "the minimum and maximum over rounds; ratios compare calls in the same rounds.",
         *_goals(record),
-        *_roads(record),
+        *_savings(record),
         *_profiles(record),
         f"## Roofline\n\nThe fusion, fused for inference, on pooled pairs, batches of {_batches(record)}, compared "
         "with the limits of this machine. A batch of one pair reads every weight for a single pair and is "
@@ -134,8 +134,8 @@ def _goals(record: dict[str, Any]) -> list[str]:
     return [f"## Goals\n\n{_markdown(['goal', 'reached', 'required', 'met'], rows)}\n\n{sentence}"]
 
 
-def _roads(record: dict[str, Any]) -> list[str]:
-    """Return the paper's claim next to our measurements."""
+def _savings(record: dict[str, Any]) -> list[str]:
+    """Return the section that compares our measurements with the paper's claim."""
     savings = [one for one in record["records"] if "percent_less_cpu_seconds" in one]
     if not savings:
         return []
@@ -217,7 +217,7 @@ def _draw_roofline(record: dict[str, Any], path: Path) -> None:
     figure_module = library("matplotlib.figure", "plots")
     flops, moved = (float(one["value"]) for one in _of(record, "machine")[:2])
     points = [one for one in _of(record, "fusion") if "attainable" in one]
-    # Equal numbers give an identical file; text stays text.
+    # Equal numbers give an identical file; text stays text rather than outlines.
     with matplotlib.rc_context({"svg.hashsalt": "frevl", "svg.fonttype": "none", "font.size": 9}):
         figure = figure_module.Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()

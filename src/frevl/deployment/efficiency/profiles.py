@@ -1,4 +1,4 @@
-"""Profile calls operation by operation; the page shows these profiles when a limit is missed."""
+"""Profile calls operation by operation; the page shows these profiles if a goal is missed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PRODUCTS = {
 
 
 def torch_profile(name: str, call: Callable[[], object], *, calls: int = _CALLS) -> Record:
-    """Profile PyTorch on one core: on several, waiting would be attributed to some operation.
+    """Profile PyTorch on one core; on several, waiting times would be attributed to some operation.
 
     Args:
         name: Description of the call.
@@ -87,7 +87,7 @@ def fusion_flops(sizes: Mapping[str, Any], *, image_tokens: int = 1, text_tokens
 
     Args:
         sizes: The network's settings (`Fusion.settings`).
-        image_tokens: Tokens of the image; 1 if pooled. Both 1: ``W_q`` and ``W_k`` are never used.
+        image_tokens: Tokens of the image; 1 if pooled. If both are 1, ``W_q`` and ``W_k`` are never used.
         text_tokens: Tokens of the text.
     """
     d, ffn, head = int(sizes["width"]), int(sizes["ffn_width"]), int(sizes["head_width"])
@@ -100,7 +100,7 @@ def fusion_flops(sizes: Mapping[str, Any], *, image_tokens: int = 1, text_tokens
 
 
 def _attention(queries: int, keys: int, d: int) -> int:
-    """Return the multiplications of one direction: one projection for a single key, else four and two products."""
+    """Return the multiplications of one direction: one projection for a single key, else four plus two products."""
     return d * d if keys == 1 else 2 * queries * d * d + 2 * keys * d * d + 2 * queries * keys * d
 
 
@@ -119,7 +119,7 @@ def fusion_bytes(network: nn.Module, flops_a_pair: int, sizes: Mapping[str, Any]
 
 
 def transformer_flops(*, tokens: int, width: int, ffn_width: int, layers: int) -> int:
-    """Return an encoder's operations on one item, per layer four projections, two attention products, two MLP maps."""
+    """Return an encoder's operations per item: each layer has four projections, two attention products and an MLP."""
     return 2 * layers * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * ffn_width)
 
 

@@ -1,7 +1,4 @@
-"""Measurements of what a pair costs on this machine: time, CPU time, operations, energy.
-
-`frevl.deployment.efficiency.bench.bench` runs them in turn and collects their records.
-"""
+"""Records of what a pair costs on this machine (time, CPU time, operations, energy), and energy meters."""
 
 from __future__ import annotations
 
@@ -72,7 +69,7 @@ class Meter:
         self.counters = counters
 
     def joules(self, call: Callable[[], object]) -> float | None:
-        """Return the joules of one call, for CPU, memory and accelerators together; None without a counter."""
+        """Return the joules of one call, CPU, memory and accelerators together; None without a counter."""
         if self._monitor is None:
             return None
         self._monitor.begin_window("frevl")
@@ -104,8 +101,7 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
         return Meter(reason="reading this machine's counters needs the library 'zeus': pip install 'frevl[energy]'")
     try:
         monitor = ZeusMonitor()
-    # Zeus raises several unrelated errors (no permission, no device, no daemon); each means that there is no counter to
-    # use.
+    # Zeus raises several unrelated errors (no permission, no device, no daemon), all of which mean: no usable counter.
     except Exception as error:
         return Meter(reason=f"the energy counters cannot be read ({' '.join(str(error).split())[:160]})")
     counters = " and ".join(name for name, there in (("RAPL", processor), ("NVML", accelerator)) if there)
@@ -155,7 +151,7 @@ class CardMeter:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
                 self._read = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
                 self._read()
-            # The library has an error class for each of its codes; each means that there is no counter to use.
+            # The library has an error class for each of its codes, all of which mean: no usable counter.
             except Exception as error:
                 self._read, self.reason = None, f"NVML: {error}"
 

@@ -26,7 +26,7 @@ _WORDS = ["a", "the", "red", "blue", "small", "dog", "cat", "child", "woman", "b
 
 
 def photo(width: int, height: int, seed: int) -> Image.Image:
-    """Draw smooth areas, edges and noise, so that JPEG has about as much work as with a photo."""
+    """Draw smooth areas, edges and noise, so that a JPEG of it takes about as long to decode as a photo."""
     random = np.random.default_rng(seed)
     blocks = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height))
     noise = random.normal(0, 12, (height, width, 3))
@@ -43,7 +43,7 @@ def stage_records(
         items: Images and texts per call.
         rows: Size of the store to read from; 4,096 random rows are read, or all if there are fewer.
         rounds: Rounds per stage.
-        show: Called before it begins.
+        show: Called with a sentence before the measurement.
 
     Returns:
         Records, and the seconds per image of ``decode``, ``write`` and ``read``.
@@ -92,7 +92,7 @@ def _encoding(loaded: Encoder, items: int, rounds: int) -> tuple[list[Record], f
 
 
 def _extraction(folder: Path, encoder: str, items: int) -> Record:
-    """Time the whole command, with decoding and writing in parallel with the networks."""
+    """Time the whole extraction, with decoding and writing in parallel with the networks."""
     images = folder / "images"
     images.mkdir()
     for number in range(items):

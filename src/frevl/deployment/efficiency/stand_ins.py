@@ -1,8 +1,8 @@
 """The networks of the paper's comparison, with random weights, which do not affect speed.
 
-Sizes are those of the published configurations. Separate towers: CLIP (Radford et al. 2021). Joint encoders, which read
-an image and a text together and so must run for every pair: ViLT (Kim et al. 2021) and the image-text matching head of
-BLIP (Li et al. 2022).
+Sizes are those of the published configurations. CLIP (Radford et al. 2021) has separate towers. ViLT (Kim et al. 2021)
+and the image-text matching head of BLIP (Li et al. 2022) are joint encoders, which read an image and a text together
+and so must run for every pair.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from frevl.errors import library
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 
-if TYPE_CHECKING:  # the networks are also timed where no store can be written
+if TYPE_CHECKING:  # the networks are also timed on machines that cannot write a store
     from frevl.store.reader import Store
     from frevl.store.towers import Modality, Tower
     from frevl.store.writer import Item
@@ -131,7 +131,7 @@ def open_clip_towers(name: str, *, device: str = "cpu") -> ClipTowers:
 
     Args:
         name: Key in the table.
-        device: ``meta`` for a network without numbers, to count operations.
+        device: Device of the weights; ``meta`` allocates none, which is enough to count operations.
 
     Raises:
         MissingExtraError: transformers is not installed.

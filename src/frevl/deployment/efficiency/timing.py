@@ -1,4 +1,4 @@
-"""Time calls in turns, so that drift in the machine's speed affects all sides equally."""
+"""Time calls in turns, so that drift in the machine's speed affects all of them equally."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def take_turns(
         calls: Calls to time, by name.
         rounds: Number of rounds that count.
         warm_up: Call each once first, which also determines how often a short call is repeated.
-        most_seconds: No further round starts after this long, but one is always measured.
+        most_seconds: No further round starts after this time; the first is always measured.
 
     Returns:
         The timing of every call; round ``i`` took place at nearly the same time for all.

@@ -1,8 +1,8 @@
 """Export a run as one ONNX file that needs neither PyTorch nor this package (docs/export.md).
 
-The graph is the network fused for inference; it takes any number of pairs and, for token embeddings, of tokens.
-The file is written under a temporary name, compared with PyTorch, and only then renamed: an existing file agrees with
-its run.
+The graph is the network fused for inference; it takes any number of pairs and, for token embeddings, any number of
+tokens. The file is written under a temporary name, compared with PyTorch, and only then renamed, so an existing file
+agrees with its run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ import torch
 
 from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, has_own_probabilities, remembers, traced
+from frevl.deployment.export.onnx_graph import (
+    drawn_inputs,
+    exportable,
+    has_input_statistics,
+    has_own_probabilities,
+    traced,
+)
 from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
@@ -34,8 +40,8 @@ from frevl.store.usable_pairs import usable_pairs
 __all__ = ["TOLERANCE", "Exported", "export"]
 
 TOLERANCE = 1e-4  # largest allowed difference of a float32 logit
-INT8_POINTS = 0.3  # points of the first metric that 8-bit integers may cost
-_MOST_PAIRS = 16_384  # pairs taken from a pairs file to compare single scores
+INT8_POINTS = 0.3  # largest allowed loss from 8-bit integers, in points of the first metric
+_MOST_PAIRS = 16_384  # pairs of a pairs file whose scores are compared one by one
 _DRAWN_PAIRS = 256
 _SPEED_BATCHES = (1, 32, 1024)
 _SPEED_SECONDS = 0.4
@@ -53,7 +59,7 @@ class Exported:
         bytes: Size of the file.
         parity: ``pairs`` compared, ``on`` what, ``largest_difference`` of a logit; for int8 also ``metric``,
             ``float32`` and ``int8`` (percent), ``points`` and ``ci95`` of the difference.
-        speed: By batch size: milliseconds of both (median), and how many times faster ONNX Runtime is.
+        speed: For each batch size, the median milliseconds of both, and how many times as fast ONNX Runtime is.
     """
 
     path: Path
@@ -148,7 +154,7 @@ def export(
 
 
 def _describe(model: Any, run: Run, precision: str) -> None:
-    """Store in the file what users need to run it, and which embeddings it expects."""
+    """Describe in the file's metadata how to run it and which embeddings it expects."""
     towers = {
         modality: [
             {"name": name, "fingerprint": fingerprint_of(identity), "identity": identity}
@@ -183,7 +189,11 @@ def _compare(
         inputs = drawn_inputs(run, _DRAWN_PAIRS, text_tokens=11)
         with torch.inference_mode():
             gap = (exported(*inputs) - run.network(*inputs)).abs().max().item()
-        kind = "with the mean and standard deviation of the training data" if remembers(run) else "of unit length"
+        kind = (
+            "with the mean and standard deviation of the training data"
+            if has_input_statistics(run)
+            else "of unit length"
+        )
         parity: dict[str, Any] = {"pairs": _DRAWN_PAIRS, "on": f"pairs of random embeddings {kind}"}
     else:
         run.check_pairs(pairs)
@@ -226,7 +236,7 @@ def _cost(result: Any, place: Path) -> dict[str, Any]:
 
 
 def _speed(run: Run, exported: ExportedNetwork) -> list[dict[str, float]]:
-    """Time both sides in turns, in milliseconds per batch."""
+    """Time ONNX Runtime and PyTorch in turns, in milliseconds per batch."""
     network = run.network.for_inference()
     rows = []
     for batch in _SPEED_BATCHES:

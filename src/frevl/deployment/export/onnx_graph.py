@@ -16,7 +16,7 @@ from frevl.runs.batches import Inputs
 from frevl.runs.calibration import calibrated
 from frevl.runs.run import Run, settings_named
 
-__all__ = ["drawn_inputs", "exportable", "has_own_probabilities", "remembers", "traced"]
+__all__ = ["drawn_inputs", "exportable", "has_input_statistics", "has_own_probabilities", "traced"]
 
 
 def exportable(network: PairNetwork, place: Path, *, int8: bool) -> nn.Module:
@@ -113,7 +113,7 @@ def traced(network: nn.Module, run: Run) -> Any:
                 external_data=False,
                 verbose=False,
             )
-    # Tracing runs the network symbolically, so anything may fail in it.
+    # Tracing runs the network symbolically, so any kind of error may occur.
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise RunError(
@@ -134,8 +134,8 @@ def has_own_probabilities(run: Run) -> bool:
 def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
     """Draw random embeddings for the towers of a run.
 
-    They have the mean and standard deviation of the training embeddings if the network stores them (see `remembers`),
-    else unit length, as encoders return them.
+    They have the mean and standard deviation of the training embeddings if the network stores them
+    (`has_input_statistics`), else unit length, as encoders return them.
 
     Args:
         run: The run that will read them.
@@ -170,7 +170,7 @@ def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
     return values["image"], values["text"], masks["image"], masks["text"]
 
 
-def remembers(run: Run) -> bool:
+def has_input_statistics(run: Run) -> bool:
     """Return whether the network stores the mean and standard deviation of its training embeddings."""
     return run.network.input_statistics() is not None
 

@@ -1,7 +1,7 @@
 """Write a run's search vectors as a table for vector databases: LanceDB reads it directly, others in batches.
 
-A row has ``id``, ``vector`` (float16 of unit length: dot product and cosine rank alike) and the metadata columns of the
-store. Memory use does not grow with the number of rows.
+A row has ``id``, ``vector`` (float16 of unit length, so dot product and cosine give the same ranking) and the metadata
+columns of the store. Memory use does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def export_vectors(
         The number of rows and their width.
 
     Raises:
-        UsageError: Another suffix, a run that cannot search, nothing to write, or a Lance table that already exists.
+        UsageError: An unknown suffix, a run that cannot search, nothing to write, or a Lance table that already exists.
         InputError: The table cannot be written.
     """
     out = Path(out)
@@ -104,7 +104,9 @@ def export_vectors(
         (_write_lance if out.suffix == ".lance" else _write_parquet)(out, schema, _batches(shortlist, schema))
     except (OSError, RuntimeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{out}: the vectors cannot be written ({reason}); make room, and try again") from error
+        raise InputError(
+            f"{out}: the vectors cannot be written ({reason}); free some disk space and try again"
+        ) from error
     return ExportedVectors(out, find, shortlist.usable, width, schema.names, list(shortlist.notes))
 
 

@@ -21,8 +21,7 @@ __all__ = ["ERRORS", "Posts", "Sent", "body_of", "document_bodies", "errors", "j
 ERRORS = {
     400: "The body is not JSON or not a multipart form.",
     401: "API key missing or wrong.",
-    403: "This service does not accept labels, or not from another site; or the request names a host other than "
-    "this machine.",
+    403: "This service does not accept labels, the request comes from another site, or its host is not this machine.",
     404: "Unknown model, image or upload.",
     408: "The request took too long to arrive.",
     409: "The model does another task, or a conflict prevents the request, such as a training in progress.",
@@ -36,7 +35,7 @@ ERRORS = {
 
 
 async def respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    """Wait for an answer as long as the client does."""
+    """Wait for an answer for as long as the client stays connected."""
     record = await unless_gone(request.receive, answer)
     return Response(status_code=499) if record is None else json_answer(record)
 
@@ -52,7 +51,7 @@ def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def body_of(body: type[BaseModel]) -> dict[str, Any]:
-    """Describe, in both forms, a body that `read_body` reads."""
+    """Describe a request body in the two forms that `read_body` accepts: JSON and multipart."""
     reference = {"$ref": f"#/components/schemas/{body.__name__}"}
     form = {
         "type": "object",

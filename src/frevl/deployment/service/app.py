@@ -1,4 +1,4 @@
-"""The HTTP service and its routes, run by `frevl.deployment.service.start`."""
+"""The HTTP application and its routes; `frevl.deployment.service.start` runs it."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from frevl.version import __version__
 __all__ = ["Application"]
 
 _DESCRIPTION = """
-Scores, answers, searches and embeds with trained runs on frozen embeddings. Images are named by their id in the store,
-or sent along: in base64 as `uploads` of the JSON, or as files of a multipart form whose field `request` holds the JSON.
-Every error is `{"error": {"code", "message", "request_id"}}` with one sentence that says what to do.
+Scores, answers, searches and embeds with trained runs on frozen embeddings. An image is given by its id in the store,
+or uploaded: as base64 text in `uploads`, or as a file of a multipart form whose field `request` holds the JSON.
+Every error has the form `{"error": {"code", "message", "request_id"}}`; its message says what to do.
 """
 
 
 class Application:
-    """The whole service as an ASGI application: the routes and the page.
+    """The complete service as an ASGI application: the routes and the page.
 
     Args:
         service: The models; closed when the application is shut down.
@@ -125,7 +125,7 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
-        # Active requests have been answered by now; nobody waits for what is left in the queue.
+        # Active requests have been answered by now; nobody is waiting for what is left in the queue.
         await asyncio.to_thread(self._service.close)
         if self._explorer is not None:
             await asyncio.to_thread(self._explorer.close)
@@ -148,7 +148,7 @@ def _api(
         docs_url="/docs",
         redoc_url=None,
         static_url="/docs/assets",
-        # By default the page would send the document to a validator elsewhere.
+        # By default, the page would send the document to an external validator.
         swagger_ui_parameters={"validatorUrl": None},
         lifespan=lifespan,
     )
@@ -242,7 +242,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @post("/v1/answer", AnswerRequest, AnswerResponse)
     async def answer(request: Request) -> Response:
-        """Answer questions about images or abstain."""
+        """Answer questions about images, or abstain."""
         asked, uploads = await read_body(request, AnswerRequest, service.limits)
         model = service.model(asked.model, task="classification")
         return await respond(request, handlers.answer(service, model, asked, uploads))

@@ -1,4 +1,4 @@
-"""Handlers of checked requests, one function per route, independent of HTTP."""
+"""Handlers of validated requests, one function per route, independent of HTTP."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def score(
 async def answer(
     service: Service, model: ServedModel, asked: AnswerRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Answer questions or abstain."""
+    """Answer questions, or abstain."""
     pairs = await _pairs(service, model, asked, uploads)
     results = await service.score(model, pairs, top=asked.top)
     answers = [
@@ -142,16 +142,16 @@ async def _pairs(
         raise RefusedError(
             422,
             "no_sets",
-            f"The model {model.name!r} cannot give sets: no pairs were held out, or its targets are soft.",
+            f"The model {model.name!r} cannot return sets: no pairs were held out, or its targets are soft.",
         )
     if asked.doubt and not model.has_doubt:
         raise RefusedError(
             422,
             "no_doubt",
-            f"The model {model.name!r} cannot give doubt: names without examples, runs that always give one answer and "
-            "runs of earlier versions have none.",
+            f"The model {model.name!r} cannot measure doubt: that needs training examples, more than one answer, and "
+            "a run of this version or later.",
         )
-    # As little as possible for each pair: a request may have a thousand of them.
+    # Keep the work per pair small: a request may have a thousand pairs.
     texts, images = [pair.text for pair in pairs], [pair.image for pair in pairs]
     given = [text for text in texts if text is not None]
     service.check_size(given, len(pairs))
@@ -160,7 +160,7 @@ async def _pairs(
     if "text" not in sides:
         read = [""] * len(pairs)
     else:
-        read = given  # every pair has one
+        read = given  # every pair has a text
         service.check_texts(model, read)
     if "image" not in sides:
         return [("", text) for text in read]
@@ -207,7 +207,7 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _check_sides(model: ServedModel, pairs: Sequence[Pair], *, has_texts: bool, has_images: bool) -> None:
-    """Refuse pairs that lack what the model reads; ``has_images`` is about ids, since a pair may name an upload."""
+    """Refuse pairs that lack a side that the model reads; ``has_images`` counts ids only, as pairs may name uploads."""
     sides = model.scorer.run.sides
     image_lacks = (
         "image" in sides and not has_images and any(pair.image is None and pair.upload is None for pair in pairs)

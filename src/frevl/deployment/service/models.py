@@ -1,4 +1,4 @@
-"""All served models behind one queue; HTTP and the page use only this."""
+"""All served models behind one queue; the routes and the page use only this class."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Service:
 
     @property
     def images(self) -> Mapping[str, int]:
-        """Return the row of every image; read afresh each time, because another process may delete its source."""
+        """Map every image to its row; read anew each time, because another process may delete the source."""
         return self.store.positions("image")
 
     def record(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Service:
         return searching[0]
 
     async def check_images(self, ids: Sequence[str]) -> None:
-        """Refuse ids that are not in the store, not even in its newest version.
+        """Refuse ids that are missing even from the newest version of the store.
 
         Raises:
             RefusedError: An id is unknown.
@@ -153,7 +153,7 @@ class Service:
                 409,
                 "cannot_embed",
                 f"The text vectors were imported, so a text outside the store ({unknown[:80]!r}) cannot be "
-                "embedded in the same way; use texts of the store.",
+                "embedded in the same way; use texts in the store.",
             )
 
     async def notes_on(self, model: ServedModel, texts: Sequence[str]) -> list[str]:
@@ -217,10 +217,10 @@ class Service:
         return [None] * len(stores)
 
     def check_size(self, texts: Sequence[str], items: int) -> None:
-        """Refuse texts that are too long, and too many items.
+        """Refuse requests with too many items or a text that is too long.
 
         Raises:
-            RefusedError: One limit is exceeded.
+            RefusedError: A limit is exceeded.
         """
         if items > self.limits.items:
             raise RefusedError(
@@ -233,12 +233,12 @@ class Service:
             raise RefusedError(
                 422,
                 "text_too_long",
-                f"A text may have at most {self.limits.text_characters} characters, found one of {longest}; "
+                f"A text may have at most {self.limits.text_characters} characters, found one with {longest}; "
                 "shorten it.",
             )
 
     async def score(self, model: ServedModel, pairs: Sequence[ImagePair], *, top: int = 5) -> Any:
-        """Score pairs with known images, giving a `Match` or a `Prediction` for each."""
+        """Score pairs with known images; return a `Match` or a `Prediction` for each."""
         return await self._of_pairs(model.score, (pairs, top), pairs)
 
     async def sets(self, model: ServedModel, pairs: Sequence[ImagePair], level: float) -> list[Any]:
@@ -255,9 +255,8 @@ class Service:
         try:
             return await self.queue.submit(work, payload, items=len(pairs))
         except StoreError:
-            await self.check_images(
-                [image for image, _ in pairs if isinstance(image, str) and image]
-            )  # removed in the meantime
+            # An image may have been removed in the meantime.
+            await self.check_images([image for image, _ in pairs if isinstance(image, str) and image])
             raise
 
     async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
@@ -367,5 +366,5 @@ def _check_embeds_images(model: ServedModel) -> None:
             409,
             "cannot_embed",
             "The image vectors were imported, so uploaded images cannot be embedded in the same way; name "
-            "images of the store.",
+            "images in the store.",
         )

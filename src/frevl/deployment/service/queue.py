@@ -33,16 +33,16 @@ class _Job:
 
 
 class ModelQueue:
-    """Runs all models in one thread; items waiting for the same work are run together.
+    """Runs all models in one thread, in batches of items that wait for the same work.
 
     There is no pause to collect a batch: while one batch runs, the next one accumulates. An idle service answers at
     once, a busy one in batches. Jobs are served in order, except that a batch also takes later jobs of the same kind.
 
     Args:
-        waiting_items: Maximum number of waiting items; more are refused at once.
-        client_share: Share of them that one client may have, 0 to 1.
-        batch_items: Maximum items in a batch; a single larger job runs alone.
-        observe: Called after every batch with the name of the work, its items and seconds. Runs in the thread.
+        waiting_items: Maximum number of waiting items; further ones are refused immediately.
+        client_share: Share of ``waiting_items`` that one client may have, 0 to 1.
+        batch_items: Maximum number of items in a batch; a single larger job runs alone.
+        observe: Called in the thread after every batch with the name of the work, the number of items, and seconds.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ModelQueue:
         self._thread.start()
 
     async def submit(self, work: Work[P, R], payload: P, *, items: int) -> R:
-        """Have the worker answer one payload; if the caller is cancelled, it leaves the queue.
+        """Have the worker answer one payload; it leaves the queue if the caller is cancelled.
 
         Args:
             work: The function; jobs of equal work share batches.
@@ -75,7 +75,7 @@ class ModelQueue:
             items: Number of items, at least 1.
 
         Raises:
-            RefusedError: Too many items are waiting, of all clients (503) or of this one (429), or the service is
+            RefusedError: Too many items of all clients (503) or of this one (429) are waiting, or the service is
                 stopping.
             Exception: Whatever the work raised for this payload.
         """
@@ -88,8 +88,7 @@ class ModelQueue:
                 raise RefusedError(
                     503,
                     "overloaded",
-                    f"{self.waiting} items are waiting for the model, at most {self._most_waiting} may; try again "
-                    "later.",
+                    f"{self.waiting} of at most {self._most_waiting} items are waiting for the model; try again later.",
                     retry_after=self._seconds_for(self.waiting),
                 )
             own = self._waiting_of.get(client, 0)
@@ -97,8 +96,8 @@ class ModelQueue:
                 raise RefusedError(
                     429,
                     "client_limit",
-                    f"{own} items of this client are waiting for the model, at most {self._client_most:.0f} may; "
-                    "try again later.",
+                    f"{own} of at most {self._client_most:.0f} items of this client are waiting for the model; try "
+                    "again later.",
                     retry_after=self._seconds_for(own),
                 )
             self._jobs.append(job)
@@ -115,7 +114,7 @@ class ModelQueue:
         return answer
 
     def close(self) -> None:
-        """Accept nothing more, finish accepted jobs and stop the thread. Blocks: do not call it on the event loop."""
+        """Accept no more jobs, finish accepted ones and stop the thread. Blocks: do not call it on the event loop."""
         with self._changed:
             self.closed = True
             self._changed.notify()
@@ -166,7 +165,7 @@ def _answered(batch: Sequence[_Job]) -> list[tuple[_Job, Any]]:
     """Run a batch; if it fails, run each job alone, so that only the faulty one fails."""
     try:
         return list(zip(batch, batch[0].work([job.payload for job in batch]), strict=True))
-    except BaseException as error:  # whatever happens (Rust panics are not Exceptions), the thread must go on
+    except BaseException as error:  # whatever happens (Rust panics are not Exceptions), the thread must keep running
         return [(batch[0], error)] if len(batch) == 1 else [_answered([job])[0] for job in batch]
 
 

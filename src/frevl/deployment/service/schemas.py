@@ -42,7 +42,7 @@ _BASE64 = {
 Uploads = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=100)], Annotated[str, Field(min_length=1)]],
     Field(
-        description="Uploaded images in base64, by names of your choice (in a multipart request: additional fields).",
+        description="Uploaded images in base64, under names of your choice; in a multipart request, additional fields.",
         json_schema_extra={"additionalProperties": _BASE64},
     ),
 ]
@@ -118,7 +118,8 @@ class _PairsRequest(Body):
             gt=0,
             lt=1,
             allow_inf_nan=False,
-            description="Return the answers that cannot be ruled out; the right one is among them this often.",
+            description="Return prediction sets: the answers that cannot be ruled out, with the right one among them "
+            "for at least this share of images.",
         ),
     ] = None
     doubt: Annotated[bool, Field(description="Return how unlike the training data each pair is, from 0 to 1.")] = False
@@ -193,7 +194,7 @@ class SearchRequest(Body):
     @model_validator(mode="after")
     def _one_query(self) -> SearchRequest:
         if sum(query is not None for query in (self.text, self.image, self.upload)) != 1:
-            raise ValueError("a search needs one of 'text', 'image' (an id in the store) and 'upload'")
+            raise ValueError("a search needs exactly one of 'text', 'image' (an id in the store) and 'upload'")
         if self.text is not None and self.find == "texts":
             raise ValueError("a text finds images; to find texts, give an image")
         return self
@@ -322,14 +323,14 @@ class ModelRecord(Body):
     searches: bool = Field(description="Whether /v1/search can use it.")
     reads: list[Literal["image", "text"]] = Field(description="The sides of a pair that it needs.")
     embeds: list[Literal["image", "text"]] = Field(
-        description="The sides that may be new; anything else must be in the store."
+        description="The sides that the service can embed; anything else must be in the store."
     )
     sets: bool = Field(description="Whether a request may ask for sets.")
     doubt: bool = Field(description="Whether a request may ask for doubt.")
 
 
 class ModelsResponse(Body):
-    """All models; the first is the default. ``limits`` are those on a request."""
+    """All models, the first of which is the default, and the limits on a request."""
 
     models: list[ModelRecord]
     images: int = Field(description="Images in the store.")

@@ -1,4 +1,4 @@
-"""A served run, which scores, embeds and searches for several requests at once through `Scorer` and `Searcher`."""
+"""A served run: scores, embeds and searches for several requests at once through `Scorer` and `Searcher`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ServedModel:
 
     @property
     def has_sets(self) -> bool:
-        """Return whether the run holds what prediction sets need."""
+        """Return whether the run has the held-out scores that prediction sets need."""
         return self._conformal is not None
 
     def switch_to(self, store: Store) -> None:
@@ -104,22 +104,22 @@ class ServedModel:
         return searcher
 
     def score(self, jobs: Sequence[tuple[Sequence[ImagePair], int]]) -> list[list[Any]]:
-        """Score the pairs of several requests, each giving a `Match`, or a `Prediction` with the requested classes."""
+        """Score the pairs of several requests: a `Match` each, or a `Prediction` with the requested classes."""
         pairs, given = _together([job for job, _ in jobs])
         most = max(k for _, k in jobs)
-        said: list[Any]
+        results: list[Any]
         if self.scorer.run.task == "matching":
             scores, probabilities = self.scorer.match_probabilities(pairs, images=given)
-            said = [Match(s, p) for s, p in zip(scores.tolist(), probabilities.tolist(), strict=True)]
+            results = [Match(s, p) for s, p in zip(scores.tolist(), probabilities.tolist(), strict=True)]
         else:
-            said = self.scorer.name_classes(self.scorer.score(pairs, images=given), k=most)
-        parts = _split(said, [job for job, _ in jobs])
+            results = self.scorer.name_classes(self.scorer.score(pairs, images=given), k=most)
+        parts = _split(results, [job for job, _ in jobs])
         return [
             [_with_top(one, k) for one in part] if k < most else part for part, (_, k) in zip(parts, jobs, strict=True)
         ]
 
     def sets(self, jobs: Sequence[tuple[Sequence[ImagePair], float]]) -> list[list[Any]]:
-        """Return the prediction sets of several requests at their levels: labels, or whether it is a match."""
+        """Return the prediction sets of several requests at their levels: labels, or whether a pair matches."""
         if self._conformal is None:
             raise RefusedError(422, "no_sets", f"The model {self.name!r} has no data for prediction sets.")
         pairs, given = _together([job for job, _ in jobs])
@@ -177,7 +177,7 @@ class ServedModel:
 
     @property
     def searches(self) -> bool:
-        """Return whether it can search, which requires a first stage."""
+        """Return whether the run can search, which requires a first stage."""
         return self.scorer.run.task == "matching" and self.scorer.has_first_stage
 
     def search(self, jobs: Sequence[dict[str, Any]]) -> list[Found]:
@@ -188,14 +188,14 @@ class ServedModel:
         for job in jobs:
             k: int = job["k"]
             # Request all candidates, because both orders are built from them.
-            said = self._searcher.search(**{**job, "k": max(k, self.scorer.rerank_depth)})
-            by_similarity = sorted(said.hits, key=lambda hit: -hit.similarity)[:k]
-            notes = [self.scrubbed(note) for note in said.notes if "fewer than the" not in note or said.searched < k]
-            found.append(Found(said.hits[:k], by_similarity, said.searched, said.reranked, said.exact, notes))
+            all_ = self._searcher.search(**{**job, "k": max(k, self.scorer.rerank_depth)})
+            by_similarity = sorted(all_.hits, key=lambda hit: -hit.similarity)[:k]
+            notes = [self.scrubbed(note) for note in all_.notes if "fewer than the" not in note or all_.searched < k]
+            found.append(Found(all_.hits[:k], by_similarity, all_.searched, all_.reranked, all_.exact, notes))
         return found
 
     def notes_on(self, texts: Sequence[str]) -> list[str]:
-        """Return a note if most letters of some texts cannot be read; thread-safe."""
+        """Return a note if the encoder cannot read most letters of some texts; thread-safe."""
         notes: list[str] = []
         load = (lambda: self.scorer.encoders("text")) if self.embeds["text"] else None
         note_unread(self.scorer.store, texts, self.towers["text"], notes, load)
@@ -209,7 +209,7 @@ class ServedModel:
         return sentence
 
     def record(self) -> dict[str, Any]:
-        """Return its entry in ``GET /v1/models``."""
+        """Return this run's entry in ``GET /v1/models``."""
         run = self.scorer.run
         return {
             "name": self.name,
@@ -248,8 +248,8 @@ def _unless_refused(ask: Callable[[], R]) -> R | None:
         return None
 
 
-def _with_top(said: Any, k: int) -> Any:
-    return Prediction(said.label, said.probability, said.top[:k]) if isinstance(said, Prediction) else said
+def _with_top(one: Any, k: int) -> Any:
+    return Prediction(one.label, one.probability, one.top[:k]) if isinstance(one, Prediction) else one
 
 
 def _rows(embedded: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:

@@ -59,15 +59,15 @@ def serve(
 ) -> None:
     """Serve runs until the process receives SIGTERM or SIGINT; accepted requests are finished first.
 
-    API keys come from the environment variable ``FREVL_API_KEYS``; without it, anyone who can reach the port is served.
-    Logs are JSON lines on standard error.
+    API keys are read from the environment variable ``FREVL_API_KEYS``; without it, anyone who can reach the port is
+    served. Logs are JSON lines on standard error.
 
     Args:
         store: Folder of the store.
         runs: Folders of runs by name; the first is the default.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which is logged.
-        images: Folder of the images, so that the page can show them; without it the page names their ids.
+        images: Folder of the images, so that the page can show them; without it, the page shows their ids.
         report: Pages to show before those in the run folders.
         page: Serve the web page as well.
         labels: Let clients label the store, curate data, and train and serve runs.
@@ -76,7 +76,7 @@ def serve(
         fit: Fits the classifier taught in the explorer.
         curation: Result of ``frevl curate --json`` to review in the explorer.
         pairs: A pairs file that may be curated from the explorer.
-        command: Command that runs ``frevl`` for this; empty disables it.
+        command: Command that runs ``frevl`` for a curation; empty disables curating from the page.
         removal: Compares what a curation removes after all decisions with random removal.
         device: Device for PyTorch.
         limits: Limits on requests and clients; None takes the defaults.
@@ -99,7 +99,7 @@ def serve(
     started = time.monotonic()
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
     with _bound(host, port) as address:  # bound first, so that an address in use fails fast
-        # Messages leave out the paths of the server; a relative one, such as `store`, would be a word of theirs.
+        # Messages omit the server's paths; a relative one such as `store` could not be told from the word.
         opened = Store.open(place_of(store).absolute())
         runs = {name: Path(run).absolute() if Path(run).is_dir() else run for name, run in runs.items()}
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}

@@ -1,9 +1,9 @@
 """Probe an encoder: embed drawn images, and let small models read the truth from the embeddings.
 
-Four probes, weaker ones first: logistic regression on the pooled embedding, the fusion ``tiny`` on it, logistic
-    regression on all tokens by position, and ``tiny`` on the tokens. Linear probes are fitted per skill; ``tiny`` is
-    fitted once on all skills and has to read the question, as a fusion does. All choose among the skill's answers.
-    Questions stay pooled, so only the image differs between probes.
+The four probes, weaker ones first, are logistic regression on the pooled embedding, the fusion ``tiny`` on it, logistic
+regression on all tokens by position, and ``tiny`` on the tokens. Linear probes are fitted per skill; ``tiny`` is fitted
+once on all skills and has to read the question, as a fusion does. All choose among the skill's answers. Questions stay
+pooled, so only the image differs between probes.
 """
 
 from __future__ import annotations

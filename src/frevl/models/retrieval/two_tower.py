@@ -215,8 +215,7 @@ class Cosine(FirstStage):
 
         Args:
             spaces: ``[image start, image stop, text start, text stop]`` of each common space: its columns in the
-            concatenated
-                embeddings.
+                concatenated embeddings.
             scale: Logit scale of the encoder.
             bias: Logit bias of the encoder (SigLIP).
             alignment: Arguments of the additional `Alignment`, or None.

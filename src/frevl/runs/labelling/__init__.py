@@ -1,1 +1,1 @@
-"""Labelling: a run for images labels a whole store, or chooses what people should label next; as files and as pages."""
+"""Labelling: labels for a whole store from a run for images, and what people should label next; files and pages."""

@@ -31,7 +31,7 @@ from frevl.terminal import print_progress
 __all__ = ["Labelling", "check_label_file", "label_store"]
 
 _AT_ONCE = 4_096  # images read and written at once; they are scored in the scorer's batches, which fit in the CPU cache
-_APART = 65_536  # images whose most certain are selected together
+_APART = 65_536  # images whose most certain ones are selected together
 _OTHER_FORMATS = {".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx", ".npz", ".html"}
 _SHOWN = 8  # most certain images per class on the page, and as many least certain ones
 
@@ -106,7 +106,7 @@ class Labelling:
                 _keep(kept.setdefault(self._labels[best[row]], []), (float(scores[row]), images[known[row]]))
 
     def sorted(self) -> Labelling:
-        """Return a copy with the kept images sorted."""
+        """Sort the kept images in place, and return this object."""
         self._settle()
         self.surest = {label: sorted(kept, reverse=True) for label, kept in self.surest.items()}
         self.least_sure = {
@@ -130,7 +130,7 @@ def label_store(
     Args:
         scorer: A run for images only, with its store.
         out: File with one JSON object per line: ``{"image", "label", "probability", "top": [[label, p], ...]}`` and, if
-            the run has a threshold, ``"unknown"``. It appears complete or not at all; repeating an interrupted call
+            the run has a threshold, ``"unknown"``; written completely or not at all. Repeating an interrupted call
             continues it. None writes nothing.
         where: SQL condition on the metadata of images to label; None labels all.
         k: Number of classes to list in ``top``.
@@ -258,7 +258,7 @@ def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryvi
 
 
 def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
-    """Return what determines the lines: another run, store or condition starts over."""
+    """Return what determines the lines; with another run, store or condition, the labelling starts over."""
     weights = weights_digest(scorer.run.path)[:16]
     record = hashlib.sha256((scorer.run.path / "run.json").read_bytes()).hexdigest()[:16]
     version = scorer.store.version("image")
@@ -267,7 +267,7 @@ def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
 
 
 def _written(part: Path, state: Path, identity: dict[str, Any], found: Labelling) -> int:
-    """Count the complete lines of an interrupted identical labelling, and cut off a broken last one."""
+    """Count the complete lines of an interrupted identical labelling, and cut off an incomplete last one."""
     try:
         same = json.loads(state.read_text(encoding="utf-8")) == identity
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""``frevl select``: choose the pairs of an unlabelled pool that are worth labelling next."""
+"""``frevl select``: choose the pairs of an unlabelled pool that are most worth labelling next."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def select_pairs(
         scorer: The run with its store.
         pairs: The pool; lines without a target.
         out: File to write, one pair per line, most useful first, with ``"select": {"rank", "value", "margin"}`` and the
-            run's ``label`` (classification) and ``probability``. It appears complete or not at all. None writes
+            run's ``label`` (classification) and ``probability``; written completely or not at all. None writes
             nothing.
         k: Number of pairs to choose.
         by: One of `STRATEGIES`; see `frevl.runs.labelling.strategies.choose`.

@@ -1,8 +1,7 @@
 """Greedy selection of items: by margin, by doubt, by coverage, or by margin times distance.
 
-Every strategy is greedy and deterministic: ties go to the first item. Work and memory grow with items times chosen
-items,
-never with items squared.
+Every strategy is deterministic: ties go to the first item. Work and memory grow with the number of items times the
+number of chosen items, never with the number of items squared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The graphs of an index, each over a limited number of rows: saved one by one, and searched together memory-mapped.
+"""The graphs of an index, each over a limited number of rows: saved one at a time, and searched together.
 
 ``index-parts.json`` names the finished graphs, including those of an interrupted build, which the next build continues.
 The last graph grows until it is full; the others do not change.
@@ -59,8 +59,8 @@ class Graphs:
 
     Attributes:
         parts: The graphs, in row order.
-        scale: Factor that brings vectors to 8 bits in `to_bytes`; the same for all, so that their distances are
-        comparable.
+        scale: Factor that brings vectors to 8 bits in `to_bytes`; the same for all graphs, so that their distances are
+            comparable.
     """
 
     parts: tuple[GraphPart, ...]
@@ -80,11 +80,9 @@ class Graphs:
         graphs, end = [], 0
         for part in parts:
             path = folder / part.file
-            if part.bytes not in (
-                None,
-                path.stat().st_size,
-            ):  # checked before reading a page beyond the end of the file
-                raise ValueError(f"{path}: the file was cut")
+            # Checked first, because reading a page beyond the end of a mapped file would crash the process.
+            if part.bytes not in (None, path.stat().st_size):
+                raise ValueError(f"{path}: the file is truncated")
             graph = _graphs().restore(str(path), view=True)
             if graph is None or len(graph) != part.rows or part.start != end:
                 raise ValueError(f"{path}: a graph of other rows")
@@ -266,11 +264,11 @@ _EXPANSION = 48
 
 
 class AllNeighbours:
-    """A graph over all rows of a set, queried for the nearest others of some rows.
+    """A graph over all rows of a set, queried for the nearest neighbours of some of them.
 
     Args:
         vectors: ``(n, d)`` float16 of unit length; kept, not copied.
-        k: Number of others to find.
+        k: Number of neighbours to find.
         threads: Number of threads.
         progress: Show progress.
     """
@@ -286,7 +284,7 @@ class AllNeighbours:
         self._graph.expansion_search = max(_EXPANSION, _REFINED * k)
 
     def __call__(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return ``(r, k)`` rows of nearly always the nearest others, and ``1 - cosine`` of them, ascending."""
+        """Return ``(r, k)`` rows of the nearest neighbours, few of them missed, and their ``1 - cosine``, ascending."""
         near = np.empty((len(rows), self._k), np.int64)
         distances = np.empty((len(rows), self._k), np.float32)
         for start in range(0, len(rows), _COMPARED_AT_ONCE):

@@ -26,8 +26,8 @@ __all__ = ["IndexReport", "NeighbourIndex", "build_index"]
 FORMAT = 2  # 1, which named a single file, is still read
 _EXPANSIONS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _REFINED = 4  # candidates per requested row at least, compared by their float16 vectors
-# One in so many of what a graph keeps is compared too: among very many rows, more are nearer to each other than 8 bits
-# can tell, and comparing them takes a thirtieth of the time that finding them took.
+# At least one candidate in three that a graph keeps is compared: among very many rows, more are nearer to each other
+# than 8 bits can tell, and comparing them takes a thirtieth of the time that finding them took.
 _ALSO_REFINED = 3
 _MARGIN = 0.02  # the search effort is chosen on half of the queries; the other half must also reach the recall
 
@@ -97,7 +97,7 @@ class NeighbourIndex:
         return cls(shortlist, graphs, expansion) if 0 < graphs.rows <= len(shortlist) else None
 
     def nearest(self, query: np.ndarray, k: int, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Find rows with the largest dot products: nearly all of the best among indexed rows, exactly among others.
+        """Find the rows with the largest dot products: approximately among indexed rows, exactly among later ones.
 
         Args:
             query: ``(d,)`` float32 of unit length.

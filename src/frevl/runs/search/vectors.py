@@ -1,8 +1,8 @@
 """The first stage's vectors of all items in a store, cached there and memory-mapped: nothing is projected twice.
 
 ``STORE/vectors/KEY/images`` holds parts of up to 65,536 rows (``.npy``, float16, and ``.arrow`` with ids and content
-hashes) and ``state.json``, which is written last and names the valid parts: a killed process leaves what was committed.
-KEY is a hash of the run's network and towers. Rows are only appended, so row numbers stay valid.
+hashes) and ``state.json``, which is written last and names the valid parts, so that a killed process loses no committed
+part. KEY is a hash of the run's network and towers. Rows are only appended, so row numbers stay valid.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Shortlist:
             self._add_missing(store, keep=False, progress=progress)
             return
         try:
-            self._load()  # another process may have done so meanwhile
+            self._load()  # another process may have done so in the meantime
             if self._version != store.version(self.modality):
                 self._add_missing(store, keep=True, progress=progress)
         except OSError as error:

@@ -150,9 +150,9 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
     lines = [
         "## Limits",
         "",
-        f"- What the frozen encoders did not keep of {' or '.join(WITH_ARTICLE[side] for side in _sides(run))} cannot "
-        "be recovered here: counting, spatial",
-        "  relations and reading are weak in most encoders.",
+        f"- Information that the frozen encoders lose about {' or '.join(WITH_ARTICLE[side] for side in _sides(run))} "
+        "cannot be recovered: counting,",
+        "  spatial relations and reading are weak in most encoders.",
         "- It inherits the biases of its encoders and of the pairs above, and was tested only on the data named here.",
     ]
     unknown = run["results"].get("unknown")

@@ -1,1 +1,1 @@
-"""Distributing work over the nodes of a Ray cluster: the connection, the workers, and extraction."""
+"""Distribute work over the nodes of a Ray cluster: the connection, the workers, and extraction."""

@@ -113,7 +113,7 @@ class Done:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the store knew about the items of one block, except whose embeddings could be taken over."""
+    """The store's records of the items of one block; other items' embeddings cannot be reused through it."""
 
     items: dict[str, KnownItem]
 

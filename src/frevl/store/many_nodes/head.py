@@ -44,7 +44,7 @@ class Head:
         now = time.monotonic()
         if now - self._asked < _BETWEEN:
             return
-        if now - self._asked > _PATIENCE:  # no check was made meanwhile, so its silence cannot be longer than this
+        if now - self._asked > _PATIENCE:  # without checks in between, it cannot be said to have been silent
             self._answered = now
         host, _, port = self.address.rpartition(":")
         try:
@@ -57,8 +57,8 @@ class Head:
         if self.is_gone:
             raise FrevlError(
                 f"--ray: the head of the cluster, {self.address}, has not answered for "
-                f"{self._asked - self._answered:.0f} s; everything done so far is kept: start a cluster again, and run "
-                "the same command to continue"
+                f"{self._asked - self._answered:.0f} s; completed work is kept: start a cluster again, and run the "
+                "same command to continue"
             )
 
     def wait(self, ones: Sequence[Any], timeout: float | None = None, count: int = 1) -> tuple[list[Any], list[Any]]:

@@ -190,16 +190,19 @@ def _differences(greeting: Greeting, here: dict[str, Tower]) -> list[str]:
     notes = []
     mine: dict[str, Any] = versions_here()
     other = [
-        f"{name} {greeting.versions.get(name, 'none')} for {mine.get(name, 'none')}"
+        f"{name} {greeting.versions.get(name, 'none')} instead of {mine.get(name, 'none')}"
         for name in sorted({*mine, *greeting.versions})
         if mine.get(name) != greeting.versions.get(name)
     ]
     if other:
         notes.append(
-            f"The node {greeting.node} has other libraries ({', '.join(other)}): its embeddings may differ in the last "
-            "digit."
+            f"The node {greeting.node} has other versions of libraries ({', '.join(other)}), so its embeddings may "
+            "differ in the last digit."
         )
     unlike = [one.name for one in greeting.about if not np.array_equal(one.canaries, here[one.name].canaries)]
     if unlike:
-        notes.append(f"The node {greeting.node} computes {', '.join(unlike)} with other last digits than this process.")
+        notes.append(
+            f"The embeddings by {', '.join(unlike)} on the node {greeting.node} differ from this process's in the last "
+            "digits."
+        )
     return notes

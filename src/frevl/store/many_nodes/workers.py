@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 _AHEAD = 2  # blocks held by a worker: the current one, and the next
 _PATIENCE = 120.0  # seconds without any worker, because a new process must load its networks
-_MOST_DEATHS = 16  # workers lost with the same block; fewer may be bad luck when many die
+_MOST_DEATHS = 16  # workers lost with the same block; fewer may be chance when many die
 _DONE_AHEAD = 16  # finished blocks per worker that have to wait for an earlier one
 _SLOW = 3.0  # times a block's usual duration, after which an idle worker starts it, too
 _LOOK_AGAIN = 1.0  # seconds between checks
@@ -99,9 +99,9 @@ class _Held(Generic[B]):
     """An unfinished block and the workers that have it.
 
     Attributes:
-        alone: Whether a worker was lost while holding it, so that it is processed with no other block next to it: if a
-            worker is lost then, the cause is known. A worker's last answer can be lost with it, so any of several
-            blocks may be the cause.
+        alone: Whether a worker was lost while holding it. It is then processed by a worker without other blocks, so
+            that a further loss has a known cause: a worker's last answer can be lost with it, so any of several blocks
+            may have been the cause.
     """
 
     of: _Numbered[B]
@@ -186,9 +186,7 @@ class Workers(Generic[B, R]):
                 self._ray.kill(worker.actor)
         if self._lost:
             named = ", ".join(f"{count} {where}" for where, count in sorted(self._lost.items()))
-            self.notes.append(
-                f"Workers that were lost: {named} ({self._reason:.200}). What they held was done by others."
-            )
+            self.notes.append(f"Lost workers: {named} ({self._reason:.200}). Other workers did their blocks.")
 
     def start(self, greeted: Callable[[Greeting], None]) -> None:
         """Start the workers, and wait for them.
@@ -197,7 +195,7 @@ class Workers(Generic[B, R]):
             greeted: Checks each worker's first message; raises an error to reject it.
 
         Raises:
-            FrevlError: A node runs another frevl, cannot do the work, or no worker starts.
+            FrevlError: A node runs another frevl or cannot do the work, or no worker starts.
         """
         self._greeted = greeted
         for _ in range(self.count):
@@ -207,7 +205,7 @@ class Workers(Generic[B, R]):
         while self._coming and time.monotonic() < until:
             nobody = not self._ready
             self._welcome(self._head.wait(list(self._coming), max(until - time.monotonic(), 0))[0])
-            if nobody and self._ready:  # the others get twice as long; later ones are accepted, too
+            if nobody and self._ready:  # the others get twice the time of the first; later ones are still accepted
                 until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
     def in_order(self, blocks: Iterable[B]) -> Iterator[R]:
@@ -301,13 +299,13 @@ class Workers(Generic[B, R]):
         self, flying: dict[Any, tuple[_Held[B], _Hired]], again: deque[_Held[B]]
     ) -> Iterator[tuple[_Numbered[B], R]]:
         if not flying and not self._coming:
-            raise FrevlError(f"--ray: no worker is left ({self._reason:.300}); everything done so far is kept")
+            raise FrevlError(f"--ray: no worker is left ({self._reason:.300}); completed work is kept")
         idle = flying and any(not worker.load for worker in self._ready)
         found, _ = self._head.wait([*flying, *self._coming], _LOOK_AGAIN if idle else _PATIENCE)
         if not found and not flying:
             raise FrevlError(
-                f"--ray: no worker came within {_PATIENCE:.0f} s ({self._reason or 'no processor is free'}); what was "
-                "done so far is kept"
+                f"--ray: no worker started within {_PATIENCE:.0f} s ({self._reason or 'no processor is free'}); "
+                "completed work is kept"
             )
         self._welcome([one for one in found if one in self._coming])
         for one in found:
@@ -345,7 +343,7 @@ class Workers(Generic[B, R]):
         if block.deaths >= _MOST_DEATHS:
             raise FrevlError(
                 f"--ray: {block.deaths} workers were lost with the same block, {block.of.block!s:.200} ({self._reason})"
-                "; all that was done before is kept"
+                "; completed work is kept"
             ) from error
         self._note_loss(f"on {worker.node}")
         self._ray.kill(worker.actor)

@@ -106,7 +106,7 @@ def embed_images(
 
     Args:
         place: Source of the images, for messages.
-        what: What a single one is called, for messages.
+        what: Word for one of them, for messages.
         pictures: Prepares single images.
         sources: The images.
         stored: The items known to the store.
@@ -154,8 +154,8 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
     silent = sorted(prepared.remarks[IN_SILENCE])
     if silent:
         report.notes.append(
-            f"{len(silent):,} images of {folder} had changed with the same size and time, the first is "
-            f"'{silent[0]:.200}'; they were embedded again."
+            f"{len(silent):,} images in {folder} had changed although size and modification time are the same (the "
+            f"first is '{silent[0]:.200}'); they were embedded again."
         )
 
 
@@ -167,7 +167,7 @@ def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
     """Return a note on how many grey images needed a guess of the white level."""
     if guessed:
         report.notes.append(
-            f"{len(guessed):,} grey images use only some of their bits without saying which: the largest value "
+            f"{len(guessed):,} grey images use only some of their bits without stating which, so the largest value "
             f"was taken as white; the first is '{min(guessed):.200}'."
         )
 
@@ -182,14 +182,14 @@ def _gone(
     first = f"the first is '{stored.ids(gone[:1])[0]:.200}'"
     if not prune:
         report.notes.append(
-            f"{len(gone):,} images of the store have no file in {folder}, {first}: searches still find them. --prune "
-            "removes them; leave it out if the store also holds images of other folders."
+            f"{len(gone):,} images in the store have no file in {folder} ({first}); searches still find them. --prune "
+            "removes them; leave it out if the store also holds images from other folders."
         )
         return
     if len(gone) == stored.with_file:
         raise UsageError(
-            f"{folder}: --prune would remove all {len(gone):,} images that the store had before, {first}: that looks "
-            "like another folder. Nothing was removed; to remove them all the same use frevl store remove"
+            f"{folder}: --prune would remove all {len(gone):,} images that the store had before ({first}), so this "
+            "looks like another folder. Nothing was removed; to remove them anyway, use frevl store remove"
         )
     report.images_pruned = writer.remove("image", stored.ids(gone))
-    report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder}, {first}.")
+    report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder} ({first}).")

@@ -64,8 +64,8 @@ def extract_tars(
     report.notes += choice.sentences()
     if inside.repeated:
         report.notes.append(
-            f"Images that occur twice in their tar with the same content count once: {len(inside.repeated):,}, "
-            f"the first is '{inside.repeated[0]:.200}'."
+            f"Images that occur twice in their tar with the same content count once: {len(inside.repeated):,} (the "
+            f"first is '{inside.repeated[0]:.200}')."
         )
     tell_guessed(inside.remarks[GUESSED], report)
     return seen.outside | inside.read

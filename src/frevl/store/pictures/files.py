@@ -120,7 +120,8 @@ def _count(number: int, kind: str) -> str:
     return f"{number:,} {kind if number != 1 else kind.removesuffix('s')}"
 
 
-# Here and below plain strings and calls of `os`: for millions of files a `Path` each costs more than the work.
+# From here on, plain strings and functions of `os`: for millions of files, making a `Path` each takes longer than the
+# work itself.
 def list_folder(
     folder: str | Path, *, leave_out: str | Path | None = None, choice: Choice | None = None
 ) -> Iterator[FolderFile]:
@@ -178,7 +179,7 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
         ImageError: It is not a regular file, or it is too large.
         OSError: The file cannot be read.
     """
-    # Opening a named pipe would block for ever, and reading a device might never end.
+    # Opening a named pipe would block forever, and reading a device might never end.
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("it is not a regular file but a pipe, a device or the like")
     if status.st_size > MAX_BYTES:

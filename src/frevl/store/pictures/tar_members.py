@@ -161,15 +161,15 @@ def read_members(tar: Tar, wanted: Callable[[str], bool]) -> Iterator[Member]:
     except _FAILURES as error:
         problem = _reason(error)
     if problem:
-        before = f"{count:,} members before that were read" if count else "nothing of it was read"
+        before = f"{count:,} members before that were read" if count else "none of it was read"
         yield Member(tar.name, problem=f"{problem}; {before}")
 
 
 def _member(id_: str, stream: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
     if not info.isreg():
-        return Member(id_, problem="it is a link, a device or the like in its tar, and no file")
+        return Member(id_, problem="it is a link, a device or the like in its tar, not a file")
     if ".." in PurePosixPath(info.name).parts or info.name.startswith("/"):
-        return Member(id_, problem="its name leads out of the tar")
+        return Member(id_, problem="its path leads outside the tar")
     if info.size > MAX_BYTES:
         return Member(id_, problem=f"it has {info.size:,} bytes, more than the limit of {MAX_BYTES:,}")
     content = stream.extractfile(info)
@@ -188,19 +188,17 @@ def _end(stream: tarfile.TarFile) -> str:
             if not more:
                 break
             behind += len(more) if more.strip(b"\0") else 0
-        return "there is more behind the end mark of the tar, as after tars are joined; join them with tar -A" * bool(
-            behind
-        )
+        return "there is more data after the tar's end marker, as in joined tars; join them with tar -A" * bool(behind)
     if ended_by == "InvalidHeaderError":
-        return "the tar is damaged in its middle, and what follows was not read"
-    return "the tar ends without its end mark: it was cut, and what followed is lost"
+        return "the tar is damaged in the middle, and the rest was not read"
+    return "the tar has no end marker: it was truncated, and the rest is lost"
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"the tar cannot be read ({error.strerror})"
     if "unexpected end" in str(error) or isinstance(error, EOFError | TypeError):
-        return "the tar ends in the middle of a member: it was cut, and what followed is lost"
+        return "the tar ends in the middle of a member: it was truncated, and the rest is lost"
     return f"expected a tar, found something else or a damaged one ({' '.join(str(error).split()):.100})"
 
 

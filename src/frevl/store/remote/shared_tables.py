@@ -1,9 +1,8 @@
 """Write to the tables of a store in an object store, concurrently with other writers: every call is one Lance commit.
 
 A bucket cannot be locked. Instead, a commit states the version on which it was based, and Lance refuses or repeats it
-if
-another writer has since changed the same rows. Rows are identified by their table's primary key, named in the schema,
-so if two writers add the same id, the second one finds it present.
+if another writer has since changed the same rows. Rows are identified by their table's primary key, named in the
+schema, so if two writers add the same id, the second one finds it present.
 """
 
 from __future__ import annotations

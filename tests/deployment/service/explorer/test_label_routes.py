@@ -185,7 +185,7 @@ def test_an_import_says_what_it_leaves_out(http):
     files = {"file": ("x", "\n".join(lines))}
     taken = http.post("/explore/labels/import", data={"request": '{"by": "ada"}'}, files=files).json()
     assert (taken["written"], taken["left_out"]) == (1, 4)
-    assert taken["notes"][0] == "1 of the lines name an image that is not in the store, the first is line 2."
+    assert taken["notes"][0] == "1 of the lines name an image that is not in the store; the first is line 2."
     for body, sentence in (
         ("", "file"),
         ("no json", "file"),

@@ -197,7 +197,7 @@ def test_an_encoder_of_one_space_searches_by_texts_of_the_store(tmp_path):
         likeness = store.read_images(store.image_ids) @ store.read_texts(["caption 3"])[0]
         found = find(looked, text="caption 3", k=1).json()["images"]
         assert found[0]["id"] == store.image_ids[int(likeness.argmax())]
-        refused(find(looked, text="never seen"), 409, "cannot_embed", "its vectors were imported")
+        refused(find(looked, text="never seen"), 409, "cannot_embed", "the vectors were imported")
         upload = {"x": based(b"any")}
         refused(
             find(looked, upload="x", uploads=upload), 409, "cannot_embed", "The vectors of this store were imported"
@@ -233,7 +233,7 @@ def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_pa
         (note,) = [one for one in looked.http.get("/explore/overview").json()["notes"] if "Text search" in one]
         assert "the store had no texts of this encoder when" in note
         assert "common space" not in note
-        refused(find(looked, text="a"), 409, "cannot_embed", "the store has no texts of it")
+        refused(find(looked, text="a"), 409, "cannot_embed", "the store has none of its texts")
 
 
 def test_copies_are_one_hit(made, tmp_path):

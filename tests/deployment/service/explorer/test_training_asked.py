@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_refused_in_words(place, runs, made):
     finished(place, runs, "ask", "look")
     scorers = {"ask": Scorer.open(runs / "ask", store=made.store)}
     with explored(place.store, place.images, scorers=scorers) as here:
-        refused(use(here.http, "away"), 404, "no_run", "There is no run 'away' here (any more)")
+        refused(use(here.http, "away"), 404, "no_run", "There is no run 'away' here")
         refused(use(here.http, "gone"), 409, "not_done", "its training is deleted")
         refused(use(here.http, "ask"), 409, "name_taken", "Another run is served as 'ask'")
         broken = use(here.http, "broken")

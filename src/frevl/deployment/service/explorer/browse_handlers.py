@@ -85,7 +85,7 @@ def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
         "pictures": explorer.thumbnails.pictures is not None,
         "writable": explorer.writable,
         "searches_text": encoder.text is not None or bool(models),
-        "searches_pictures": encoder.embeds_pictures,
+        "searches_pictures": encoder.embeds_images,
         "searching_models": models,
         "notes": _notes(explorer, rows),
     }
@@ -148,8 +148,8 @@ async def images(
     order: Order = "store",
     of: str | None = None,
 ) -> dict[str, Any]:
-    """Return a page of images, in store order or in an order given by the classifier."""
-    if of is not None:  # a link from before the class was renamed
+    """Return a page of images, in store order or as ranked by the classifier."""
+    if of is not None:  # the link may date from before the class was renamed
         given = of
         of = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.name_of(given))) or of
     rows = await explorer.rows()
@@ -186,7 +186,7 @@ def _chosen(
     if where is not None:
         chosen = explorer.once((rows.key, "where", where), lambda: _where(rows, where))
     if label is not None or shown != "all":
-        label = label if label is None else book.name_of(label) or label  # a link from before it was renamed
+        label = label if label is None else book.name_of(label) or label  # the link may have a former name
         key = (rows.key, "labels", book.version, shown, label)
         by_label = explorer.once(key, lambda: _labelled(rows, book, shown, label))
         chosen = by_label if chosen is None else np.intersect1d(chosen, by_label, assume_unique=True)
@@ -194,7 +194,7 @@ def _chosen(
 
 
 async def _lesson(explorer: Explorer, rows: Rows, order: Order, of: str | None) -> Lesson | None:
-    """Return the classifier's predictions; without an order by them, only if it has any."""
+    """Return the classifier's predictions; in store order, only if there are any yet."""
     if order == "store":
         return None if explorer.teacher is None else explorer.teacher.lesson
     lesson = await explorer.lesson(rows, "This order")
@@ -221,7 +221,7 @@ def _ordered(
     chosen: np.ndarray | None,
     filters: tuple[object, ...],
 ) -> np.ndarray:
-    """Return the rows in an order given by the classifier; `chosen` are those that pass the filters."""
+    """Return the rows as ranked by the classifier; `chosen` are those that pass the filters."""
 
     def make() -> np.ndarray:
         if order == "next":
@@ -279,7 +279,7 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
     rows = await explorer.rows()
     text = asked.text
     if text is not None and any(model.searches for model in service.models.values()):
-        reads = await explorer.ask(lambda: encoder.reads_text(rows.store, text))
+        reads = await explorer.ask(lambda: encoder.can_embed_text(rows.store, text))
         if not reads:
             return await _by_run(explorer, rows, asked)
     content = None if asked.upload is None else decoded(asked.upload, uploads[asked.upload])
@@ -310,17 +310,17 @@ def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | 
         stored: np.ndarray = rows.vectors[row].astype(np.float32)
         return stored
     if content is not None:
-        if not encoder.embeds_pictures:
+        if not encoder.embeds_images:
             raise RefusedError(
                 409, "cannot_embed", "The vectors of this store were imported, so other images cannot be embedded; "
-                    "search with one of its own.",
+                    "search with an image in the store.",
             )  # fmt: skip
-        return encoder.of_picture(content, max_pixels=explorer.service.limits.pixels)
-    found = encoder.of_text(rows.store, asked.text or "")
+        return encoder.embed_image(content, max_pixels=explorer.service.limits.pixels)
+    found = encoder.embed_text(rows.store, asked.text or "")
     if found is None:
         raise RefusedError(
-            409, "cannot_embed", f"The encoder {encoder.name} cannot search for this text: the store has no texts of "
-                "it in a common space, or its vectors were imported; serve a matching run (--run).",
+            409, "cannot_embed", f"The encoder {encoder.name} cannot search for this text: the store has none of its "
+                "texts in a common space, or the vectors were imported; serve a matching run (--run).",
         )  # fmt: skip
     return found
 
@@ -347,7 +347,7 @@ def _answer(
 
 
 async def _by_run(explorer: Explorer, rows: Rows, asked: FindRequest) -> dict[str, Any]:
-    """Search for a text with a served run, if the encoder cannot."""
+    """Search for a text with a served run, because the encoder cannot."""
     service = explorer.service
     model = service.searching_model(None)
     text = asked.text or ""

@@ -59,7 +59,7 @@ class OverviewResponse(Body):
     picture_bytes: int
     store_bytes: dict[str, int] = Field(description="Size of each part of the store on disk.")
     growth: list[GrowthRecord] = Field(
-        description="Number of images after each known commit, oldest first; compacting forgets earlier ones."
+        description="Number of images after each known commit, oldest first; compaction removes earlier commits."
     )
     text_growth: list[GrowthRecord]
     columns: dict[str, str] = Field(description="Metadata columns that filters can name, with their types.")
@@ -81,7 +81,7 @@ class GuessRecord(Body):
 
 
 class ShownImage(Body):
-    """An image and what is known about it."""
+    """An image with its labels and predicted class."""
 
     id: str
     labels: dict[str, str] = Field(description="Label of each labeller.")
@@ -97,7 +97,7 @@ class ImagesResponse(Body):
 
 
 class FindRequest(Body):
-    """What to search for: a text, an image of the store, or an uploaded one."""
+    """What to search for: a text, an image in the store, or an uploaded image."""
 
     text: Annotated[Text | None, Field(max_length=2000)] = None
     image: ImageId | None = None
@@ -114,7 +114,7 @@ class FindRequest(Body):
     def _one(self) -> FindRequest:
         given = [name for name in ("text", "image", "upload") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"a search needs one of 'text', 'image' and 'upload', found {len(given)}")
+            raise ValueError(f"a search needs exactly one of 'text', 'image' and 'upload', found {len(given)}")
         return self
 
 

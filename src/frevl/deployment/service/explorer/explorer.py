@@ -36,8 +36,8 @@ class Explorer:
     Args:
         service: Service with the store.
         images: Folder of the images, or None.
-        encoder: Encoder whose embeddings are searched and learned from; None takes the first with a common space of
-            texts and images, or else the first one.
+        encoder: Encoder whose embeddings are used for search and teaching; None takes the first with a common space
+            of texts and images, or else the first one.
         writable: Whether labels are accepted.
         fit: Fits the taught classifier; None disables teaching.
         device: Device for runs trained from the page.
@@ -106,7 +106,7 @@ class Explorer:
 
         Args:
             rows: The newest rows.
-            what: What requires it, as the subject of a sentence.
+            what: What requires a classifier, as the subject of a sentence.
 
         Raises:
             RefusedError: 409, ``being_fitted`` while it learns, ``not_taught`` if it cannot.

@@ -126,7 +126,7 @@ def _summary(explorer: Explorer, book: LabelBook) -> dict[str, Any]:
 
 
 async def exported(explorer: Explorer, form: str, by: str | None) -> bytes:
-    """Return the labels as a pairs file: one line per image, without those on which labellers are split.
+    """Return the labels as a pairs file: one line per image, without images on which labellers are split.
 
     Args:
         explorer: Explorer with the labels.
@@ -210,4 +210,4 @@ def _usable(read: Pairs, images: Mapping[str, int]) -> tuple[list[tuple[str, str
 
 
 def _sentence(problem: str, lines: Sequence[str]) -> str:
-    return f"{len(lines):,} of the lines {problem}, the first is line {lines[0]}."
+    return f"{len(lines):,} of the lines {problem}; the first is line {lines[0]}."

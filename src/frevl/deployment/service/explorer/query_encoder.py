@@ -1,4 +1,4 @@
-"""Embed texts and images that are not in the store, comparable with its vectors."""
+"""Embed texts and images that are not in the store, in the same space as its vectors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QueryEncoder:
         name: Name of the encoder.
         image: Image tower of the encoder.
         text: Text tower of the encoder, if it shares a space with the image tower; else None.
-        scale: The logit of a cosine of 1; CLIP's value if an import did not state it.
+        scale: Factor from cosine similarity to logit; CLIP's value if an import did not state it.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -44,8 +44,8 @@ class QueryEncoder:
         texts = [tower for tower in store.select_towers("text", [name]) if tower.identity.get(_SPACE) == space]
         self.text: Tower | None = texts[0] if space is not None and texts else None
         scale = float(self.image.identity.get("logit_scale", "1"))
-        self.scale = _USUAL_SCALE if scale == 1.0 else scale  # of a cosine of 1
-        self._of_name: dict[str, np.ndarray] = {}
+        self.scale = _USUAL_SCALE if scale == 1.0 else scale
+        self._name_vectors: dict[str, np.ndarray] = {}
         self._encoder: Encoder | None = None
         self._guard = threading.Lock()
 
@@ -55,28 +55,28 @@ class QueryEncoder:
         return self.image.identity.get(_SPACE) is not None
 
     @property
-    def embeds_pictures(self) -> bool:
+    def embeds_images(self) -> bool:
         """Return whether an image outside the store can be embedded."""
         return not self.image.imported
 
-    def reads_text(self, store: Store, text: str) -> bool:
+    def can_embed_text(self, store: Store, text: str) -> bool:
         """Return whether a text can be embedded; with imported vectors, only texts of the store can."""
         return self.text is not None and (not self.text.imported or text in store.positions("text"))
 
-    def of_text(self, store: Store, text: str) -> np.ndarray | None:
+    def embed_text(self, store: Store, text: str) -> np.ndarray | None:
         """Return the ``(dim,)`` unit vector of a text; None if unavailable.
 
         Raises:
             FrevlError: The encoder cannot be loaded, or is not the one that produced the store's embeddings.
         """
-        if self.text is None or not self.reads_text(store, text):
+        if self.text is None or not self.can_embed_text(store, text):
             return None
         if text in store.positions("text"):
             return _unit(pool(*store.read("text", [text], [self.text]))[0])
         found = self._loaded(self.text).embed_texts([text], tokens=True)
         return _unit(pool(found.values.astype(self.text.identity["dtype"]), found.mask)[0])
 
-    def of_names(self, store: Store, names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+    def embed_names(self, store: Store, names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
         """Return ``(names, dim)`` unit vectors of class names, and sentences for the user.
 
         Names are embedded in the CLIP authors' prompt; with imported vectors, that prompt or the bare name must be a
@@ -87,21 +87,21 @@ class QueryEncoder:
         found: dict[str, np.ndarray] = {}
         for name in names:
             sentence = TEMPLATE.replace("{}", name)
-            text = next((text for text in (sentence, name) if self.reads_text(store, text)), None)
-            vector = self._of_name.get(name)
+            text = next((text for text in (sentence, name) if self.can_embed_text(store, text)), None)
+            vector = self._name_vectors.get(name)
             try:
                 if vector is None and text is not None:
-                    vector = self.of_text(store, text)
+                    vector = self.embed_text(store, text)
             except FrevlError as error:
                 return None, [f"Class names are not used, because the encoder is unavailable: {error}"]
             if vector is None:
                 said = f"the text vectors of this store were imported, and {name!r:.80} is not among its texts"
                 return None, [f"Class names are not used: {said}."]
             found[name] = vector
-        self._of_name = found  # cached for the next request with the same names
+        self._name_vectors = found  # cached for the next request with the same names
         return np.stack(list(found.values())), []
 
-    def of_picture(self, content: bytes, *, max_pixels: int) -> np.ndarray:
+    def embed_image(self, content: bytes, *, max_pixels: int) -> np.ndarray:
         """Return the ``(dim,)`` unit vector of an image.
 
         Raises:

@@ -92,7 +92,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         """List images, in store order or as ranked by the classifier.
 
         ``next``: those whose labels would teach most; ``doubt``: least certain first; ``wrong``: labels that the
-            classifier contradicts; ``class``: likeliest members of a class first.
+        classifier contradicts; ``class``: likeliest members of a class first.
         """
         found = browse_handlers.images(
             explorer,
@@ -126,7 +126,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         image: Annotated[str, Query(min_length=1, max_length=4096)],
         side: Annotated[Literal["160", "320", "960"], Query(description="Pixels of the longer side.")] = "320",
     ) -> Response:
-        """Return a small version of an image of the store."""
+        """Return a thumbnail of an image in the store."""
         await explorer.service.check_images([image])
         made = await explorer.ask(lambda: explorer.thumbnails.read(image, int(side)))
         headers = {"Cache-Control": "private, max-age=600", "Cross-Origin-Resource-Policy": "same-origin"}
@@ -134,7 +134,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @posts("/explore/find", FindRequest, FindResponse, writes=False)
     async def find(asked: FindRequest, uploads: Sent) -> dict[str, Any]:
-        """Find similar images for a text, an image of the store, or an uploaded one."""
+        """Find the images most similar to a text, an image in the store, or an uploaded image."""
         return await browse_handlers.find(explorer, asked, uploads)
 
 

@@ -27,7 +27,7 @@ class Rows:
     Args:
         store: The store.
         tower: Image tower whose vectors are read.
-        keep: Cache the vectors in ``STORE/explore``, to be mapped at the next start.
+        keep: Cache the vectors in ``STORE/explore``, so that the next start only maps them into memory.
 
     Attributes:
         ids: Ids of the images.

@@ -70,7 +70,7 @@ class Thumbnails:
             reason = str(error).rpartition(": ")[2]
             raise RefusedError(422, "bad_image", f"The image {image[:80]!r} cannot be read: {reason}") from None
         if self._keep:
-            with contextlib.suppress(OSError):  # it is shown anyway
+            with contextlib.suppress(OSError):  # it can be shown without being cached
                 self._write(kept, made)
         return made
 

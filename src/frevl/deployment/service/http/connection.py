@@ -1,4 +1,4 @@
-"""Connections: none is waited for indefinitely, none loses its last answer, and idle ones give way to new ones."""
+"""Connections of clients: with time limits, without lost answers, and idle ones give way to new ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_FILES = 512  # files of the store, of libraries, and of connections being
 
 _LARGE_HEAD = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: 49\r\nconnection: close\r\n\r\nThe head of a request may have 64 KiB; send less."
+    b"content-length: 49\r\nconnection: close\r\n\r\nRequest headers may have at most 64 KiB in total."
 )
 
 
@@ -45,7 +45,7 @@ def allow_open_files(connections: int) -> int:
 
 
 class OpenConnections:
-    """All connections of a service. If there are too many, the longest-idle one of the client with the most is closed.
+    """All connections of a service. If there are too many, the client with the most loses its longest-idle one.
 
     So a client that hoards connections loses them to newcomers, and nobody is turned away.
 
@@ -106,7 +106,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, open_connections: OpenConnections | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._others = open_connections or OpenConnections()
-        self._impatience: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._head_bytes: int | None = 0  # None while a body is arriving
         self._arriving = False
         self._news = False
@@ -117,11 +117,11 @@ class Connection(HttpToolsProtocol):
         """Start waiting for the first request."""
         super().connection_made(_OnePiece(transport, self))
         self.client_name = client_name(self.client[0] if self.client else "")
-        self._be_impatient()
+        self._start_timer()
         self._others.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read, but refuse endless headers and anything after the last answer."""
+        """Read data, but refuse endless headers and anything after the last answer."""
         self._news = True
         if self.transport.is_closing():
             return
@@ -138,12 +138,12 @@ class Connection(HttpToolsProtocol):
         """Start waiting for a request's headers."""
         super().on_message_begin()
         self._head_bytes, self._arriving = 0, True
-        self._be_impatient()
+        self._start_timer()
 
     def on_headers_complete(self) -> None:
         """Stop waiting: the middleware watches the body."""
         self._head_bytes = None
-        self._be_patient()
+        self._stop_timer()
         super().on_headers_complete()
         cast("dict[str, Any]", self.scope)["extensions"] = {CYCLE: self.cycle}
         self._others.set_idle(self, False)
@@ -151,7 +151,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Stop waiting for the rest of a refused body."""
         self._arriving = False
-        self._be_patient()
+        self._stop_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -160,7 +160,7 @@ class Connection(HttpToolsProtocol):
         if not self.pipeline:
             self._others.set_idle(self, True)
         if self._arriving and not self.transport.is_closing():
-            self._be_impatient()
+            self._start_timer()
 
     def send_400_response(self, msg: str) -> None:
         """Answer that this is not HTTP; anything further is ignored."""
@@ -169,7 +169,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self._be_patient()
+        self._stop_timer()
         self._others.remove(self)
         super().connection_lost(exc)
 
@@ -195,7 +195,7 @@ class Connection(HttpToolsProtocol):
 
     def linger(self) -> None:
         """Keep reading after the last answer until the client closes or is silent for some seconds."""
-        self._be_patient()
+        self._stop_timer()
         self.flow.resume_reading()
         self._news = False
         self._others.set_idle(self, True)
@@ -203,11 +203,11 @@ class Connection(HttpToolsProtocol):
 
     def wait_for_the_last_bytes(self) -> None:
         """Give the client time to read what was written before the close."""
-        self._be_patient()
-        self._impatience = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        self._stop_timer()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
     def _linger_until(self, end: float) -> None:
-        self._impatience = self.loop.call_later(_LINGER_STEP, self._linger_on, end)
+        self._timer = self.loop.call_later(_LINGER_STEP, self._linger_on, end)
 
     def _linger_on(self, end: float) -> None:
         if self._news and self.loop.time() < end:
@@ -216,14 +216,14 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.abort()
 
-    def _be_impatient(self) -> None:
-        self._be_patient()
-        self._impatience = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
 
-    def _be_patient(self) -> None:
-        if self._impatience is not None:
-            self._impatience.cancel()
-            self._impatience = None
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class _OnePiece(asyncio.Transport):

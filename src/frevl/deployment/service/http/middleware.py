@@ -40,8 +40,8 @@ _numbers = itertools.count()
 _log = logging.getLogger("frevl.service")
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-# Policy for pages without their own, i.e. the API documents: only this service's resources; browsers refuse everything
-# else. JSON loads nothing.
+# Policy for responses without their own, such as the API documentation: browsers load only this service's resources.
+# JSON needs none.
 _HEADERS = [
     _NO_SNIFFING,
     (b"referrer-policy", b"no-referrer"),
@@ -60,8 +60,7 @@ def error_response(error: RefusedError, request_id: str) -> Response:
         headers["Connection"] = "close"
     response = Response(json.dumps(body, ensure_ascii=False), error.status, headers, "application/json")
     if error.status == 401:
-        # The first is for programs; the second makes a browser prompt for the key (as the password, with any user
-        # name).
+        # `Bearer` is for programs; `Basic` makes a browser prompt for the key, as the password of any user name.
         for scheme in ("Bearer", "Basic"):
             response.headers.append("WWW-Authenticate", f'{scheme} realm="frevl"')
     return response
@@ -125,7 +124,7 @@ class _Exchange:
             await self._middleware.app(self._scope, self._checked_receive, self._noted_send)
         except RefusedError as error:
             await self._refuse(error)
-        except ClientDisconnect:  # disconnected while sending its body: nobody to answer, and nothing failed here
+        except ClientDisconnect:  # while sending its body: there is nobody to answer, and nothing failed here
             self._status = self._status or 499
         except asyncio.CancelledError:
             if self._ended_by is None or self._task.uncancel():
@@ -233,7 +232,7 @@ class _Exchange:
         await self._send(message)
 
     async def _send_start(self, message: Message) -> None:
-        """Send the start of a response. From here on it waits only for its client, if at all."""
+        """Send the start of a response; from here on, the request waits only for its client, if at all."""
         self._end_wait()
         self._end_work()
         given = {name.lower(): value for name, value in message.get("headers", [])}
@@ -288,9 +287,9 @@ class _Exchange:
         """End the request after some seconds; a later call replaces an earlier one."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._be_late, sentence)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._time_out, sentence)
 
-    def _be_late(self, sentence: str) -> None:
+    def _time_out(self, sentence: str) -> None:
         self._cancel(RefusedError(408, "too_slow", sentence))
 
     def _cancel(self, reason: RefusedError) -> None:
@@ -337,7 +336,7 @@ _METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}
 
 
 def _route_of(scope: MutableMapping[str, Any]) -> str:
-    """Return the route's pattern: a metric label must not take as many values as clients can invent paths."""
+    """Return the pattern of the route; as a metric label, the path itself would take any value clients invent."""
     path: str = getattr(scope.get("route"), "path", "")
     return path or "other"
 

@@ -1,4 +1,4 @@
-"""Origin checks: a browser sends whatever any page asks for, and states which page that was."""
+"""Origin checks: a browser sends the requests of any page, and states which site the page is from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["check_host", "check_site"]
 
 
 def check_site(request: Request) -> None:
-    """Refuse requests from pages of other sites, whose forms could otherwise label, train and stop.
+    """Refuse requests from pages of other sites, whose forms could otherwise write labels or start and stop trainings.
 
     The browser's name for this service is in ``Host`` or, behind a proxy that rewrites ``Host``, in
     ``X-Forwarded-Host``; a page of another site cannot set the latter without a preflight request, which is refused.
@@ -33,7 +33,7 @@ def check_host(host: str) -> None:
     """Refuse host names that an attacker could point at this machine to make their page pass as ours.
 
     This is DNS rebinding: the name resolves to 127.0.0.1 once the page is loaded. Only ``localhost`` and IP addresses
-        are safe. Used for a service without keys that only this machine can reach.
+    are safe. The check is for services without keys that only this machine can reach.
 
     Args:
         host: The header; empty if missing, which no browser does.

@@ -60,10 +60,10 @@ def confirmed_links(
     index: AllNeighbours | None = None,
     progress: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], float]:
-    """Find near copies among the nearest neighbours by embedding by comparing pixels.
+    """Find near copies among the nearest neighbours by embedding, by comparing their pixels.
 
     The required agreement is measured on the set itself: at most one image in two hundred agrees that much with its
-        fifth to eighth neighbour. Shirts on white agree more than photos do.
+    fifth to eighth neighbour. Shirts on a white background agree more than photos do.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.

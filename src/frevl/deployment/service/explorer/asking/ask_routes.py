@@ -1,4 +1,4 @@
-"""Routes that the page needs besides the models' own: which parts work here, and the reports of the runs."""
+"""Routes that the page needs besides those of the models: which parts work here, and the reports of the runs."""
 
 from __future__ import annotations
 

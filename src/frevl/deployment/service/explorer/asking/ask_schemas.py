@@ -25,7 +25,7 @@ class ReportRecord(Body):
     """A page that a command wrote."""
 
     id: str = Field(description="Value for /explore/report?of=.")
-    run: str = Field(description="The run in whose folder it is; empty for one given with --report.")
+    run: str = Field(description="The run whose folder it is in; empty for one given with --report.")
     title: str
     bytes: int
     changed: float = Field(description="When it was written, seconds since 1970.")

@@ -36,7 +36,7 @@ class Report:
 
     Attributes:
         id: Id used to request it.
-        run: Name of the run in whose folder it is; empty for one given by itself.
+        run: Name of the run whose folder it is in; empty for one given by its path.
         title: Its title, or else its file name.
         bytes: Size in bytes.
         changed: When it was written, seconds since 1970.
@@ -52,7 +52,7 @@ class Report:
 
 
 class Reports:
-    """All HTML files in the run folders, and others given by name; listed afresh on every request.
+    """All HTML files in the run folders, and others given by path; listed anew for every request.
 
     Args:
         runs: Folders of the runs by name.
@@ -97,7 +97,7 @@ class Reports:
         """
         report = next((one for one in self.all() if id_ in (None, one.id)), None)
         if report is None:
-            what = "no report" if id_ is None else f"no report {id_[:80]!r} (any more)"
+            what = "no report" if id_ is None else f"no report {id_[:80]!r}"
             raise RefusedError(
                 404, "unknown_report", f"There is {what}; create one with frevl diagnose --html RUN/report.html, "
                     "or name one with --report FILE.",

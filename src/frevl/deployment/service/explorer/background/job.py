@@ -209,11 +209,11 @@ class Job:
         return Progress(None, said[-1][:200] if said else "reading the pairs")
 
     def _of_choice(self) -> Progress:
-        """Read what ``auto`` keeps of its steps."""
+        """Read the progress file that ``auto`` writes after each step."""
         file = self.run / UNFINISHED / STEPS_FILE
         told, written = read_record(file), file.stat().st_mtime
         if written < self.file.stat().st_mtime:
-            raise ValueError("of a call before this one was continued")
+            raise ValueError("written before this training was resumed")
         since = max(0.0, time.time() - written)
         done, of, doing = int(told["done"]), int(told["of"]), str(told["doing"])[:80]
 
@@ -234,7 +234,7 @@ class Job:
 
     def _problem(self, state: str) -> str:
         if state == "interrupted":
-            return "Its process ended without a result: the machine or the training was stopped. Resume it."
+            return "The process ended without a result: the machine or the training was stopped. Resume it."
         if state == "deleted":
             return "The folder of this run was deleted or moved."
         if state != "failed":

@@ -11,8 +11,8 @@ __all__ = ["birth_of", "is_alive", "last_lines", "recorded"]
 
 _MOST_READ = 64 * 1024  # bytes read from the end of a log
 
-# Only the standard library, without the packages of the site: it takes a few milliseconds. A record that cannot be
-# written does not keep the command from running.
+# Uses only the standard library, without site packages, so it takes a few milliseconds. If the record cannot be
+# written, the command runs all the same.
 _RECORDS = """
 import json, os, sys
 file, command = sys.argv[1], sys.argv[2:]

@@ -65,7 +65,7 @@ class TrainingRecord(Body):
         "approximate durations; null if unknown."
     )
     step: str = Field(description="Description of its current step.")
-    left: float | None = Field(description="Seconds until its end, estimated from its pace so far; null if unknown.")
+    left: float | None = Field(description="Estimated seconds until its end; null if unknown.")
     at_most: float | None = Field(description="Seconds until its end at the latest; null if unknown.")
     accuracy: float | None = Field(
         description="Accuracy on development pairs in percent, once done; null for matching."

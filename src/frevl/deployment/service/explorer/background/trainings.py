@@ -55,12 +55,12 @@ class Trainings:
         """Return one training.
 
         Raises:
-            RefusedError: No training has this name (any more).
+            RefusedError: No training has this name, or none any longer.
         """
         found = next((job for job in self.all() if job.name == name), None)
         if found is None:
             raise RefusedError(
-                404, "no_run", f"There is no run {name[:80]!r} here (any more); it was deleted or renamed."
+                404, "no_run", f"There is no run {name[:80]!r} here; it may have been deleted or renamed."
             )
         return found
 
@@ -96,8 +96,8 @@ class Trainings:
         """
         if is_remote(self._store):
             raise RefusedError(
-                409, "store_in_bucket", "The page trains only where the store is in a folder; export the labels and "
-                    "use frevl train.",
+                409, "store_in_bucket", "Training from the page requires a store in a local folder; export the labels "
+                    "and use frevl train.",
             )  # fmt: skip
         with self._guard:
             self._make_place()
@@ -221,9 +221,8 @@ class Trainings:
                 job.signal(signal.SIGKILL)
         with self._writing:
             now = Job.read(job.file)
-            if (
-                now is not None and now.process == process.pid
-            ):  # otherwise it was deleted, or resumed by another process
+            # Otherwise it was deleted, or resumed by another process.
+            if now is not None and now.process == process.pid:
                 if code == -signal.SIGTERM:
                     now = replace(now, cancelled=True)
                 with contextlib.suppress(OSError):  # disk full: the state is derived from the files instead
@@ -260,8 +259,8 @@ class Trainings:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"{self.place}: the training cannot be started ({error.strerror or error}); free some space or correct "
-            "the permissions"
+            f"{self.place}: the training cannot be started ({error.strerror or error}); free some disk space, or "
+            "correct the permissions"
         )
 
 

@@ -30,7 +30,7 @@ _LONGEST = 500  # characters of its last output
 
 @dataclass
 class _Call:
-    """One call of ``frevl curate``, by this service or by another (perhaps gone) on the same store."""
+    """One call of ``frevl curate`` on this store, started by this service or by another one, perhaps an earlier one."""
 
     place: Path
     id: int
@@ -98,7 +98,7 @@ class Job:
     """Run one curation of a store at a time.
 
     Its output is in ``STORE/curation/NAME``. A stopped or killed curation continues when the same one is started again.
-    One that outlived its killed service is found by the next service.
+    A curation that survives its service is found by the next service.
 
     Args:
         folder: ``STORE/curation``.
@@ -130,7 +130,9 @@ class Job:
         with self._guard:
             if is_remote(self._store):
                 raise RefusedError(
-                    409, "store_in_bucket", "The page curates only where the store is in a folder; run frevl curate."
+                    409,
+                    "store_in_bucket",
+                    "Curating from the page requires a store in a local folder; run frevl curate.",
                 )
             call = self._current()
             if call is not None and call.runs():
@@ -176,7 +178,7 @@ class Job:
         threading.Thread(target=self._call.watch, name="curation", daemon=True).start()
         try:
             self._call.keep()
-        except OSError:  # disk full: nobody could find it later
+        except OSError:  # disk full: no later service could find the process
             self._call.stop()
             raise
 
@@ -203,7 +205,7 @@ class Job:
         return self._call
 
     def record(self) -> dict[str, Any] | None:
-        """Return its progress; None if nothing is running and nothing was started since the service began."""
+        """Return the progress; None if nothing is running and nothing was started since the service began."""
         with self._guard:
             call = self._current()
             if call is None:
@@ -211,11 +213,11 @@ class Job:
             return {
                 "name": call.place.name,
                 "state": call.state(),
-                "said": self._last_words(call.place),
+                "said": self._last_line(call.place),
                 "seconds": round(call.seconds(), 1),
             }
 
-    def _last_words(self, place: Path) -> str:
+    def _last_line(self, place: Path) -> str:
         last = "".join(last_lines(place / "log")[-1:]).strip()
         return last.replace(f"{place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
 

@@ -86,7 +86,7 @@ async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
             "disputed": len(standing.disputed),
             "by": {by: count for by, count in opened.decisions.reading(lambda book: book.labellers()).items() if count},
             "doubts": result.record.get("doubts", []),
-            "notes": [*_strangers(explorer, opened), *result.record.get("notes", []), *opened.decisions.notes],
+            "notes": [*_wrong_store(explorer, opened), *result.record.get("notes", []), *opened.decisions.notes],
             "filters": _filters(result, standing),
             "removed": result.record.get("removed"),
             "writable": explorer.writable,
@@ -95,11 +95,11 @@ async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
     return await explorer.ask(work)
 
 
-def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
+def _wrong_store(explorer: Explorer, opened: Opened) -> list[str]:
     """Return a warning if none of the first images is in this store."""
     result = opened.result
     rows = list(range(min(len(result), _LOOKED_FOR)))
-    key = ("strangers", opened.stamp)
+    key = ("wrong store", opened.stamp)
     images = explorer.once(key, lambda: [line["image"] for line in result.lines(rows) if "image" in line])
     if not images or any(image in explorer.service.images for image in images):
         return []

@@ -52,9 +52,9 @@ class FilterRecord(Body):
     """The findings of one filter."""
 
     name: str
-    judged: int = Field(description="Lines, or groups of copies, that it flagged.")
-    flagged: int = Field(description="Lines dropped because of it.")
-    undecided: int = Field(description="Flagged lines without a decision.")
+    judged: int = Field(description="Lines that it checked; for copies, the groups that it found.")
+    flagged: int = Field(description="Lines dropped because of it; for copies, the groups.")
+    undecided: int = Field(description="Flagged lines or groups without a decision.")
     figures: dict[str, Any] = Field(description="Its own numbers, as in the JSON of frevl curate.")
 
 
@@ -74,13 +74,13 @@ class CurationResponse(Body):
     notes: list[str]
     filters: list[FilterRecord]
     removed: dict[str, Any] | None = Field(
-        description="What frevl curate removes by group, against random removal (docs/curate.md)."
+        description="What frevl curate removes by group, compared with random removal (docs/curate.md)."
     )
     writable: bool
 
 
 class RemovedResponse(Body):
-    """What is removed from each group, against random removal."""
+    """What is removed from each group, compared with random removal."""
 
     version: int = Field(description="Version of the decisions.")
     decided: bool = Field(description="Whether decisions are included; otherwise it is what frevl curate removes.")

@@ -119,9 +119,7 @@ def _why(result: CurationResult, row: int, said: dict[str, str]) -> list[str]:
 def decided_lines(result: CurationResult, standing: Standing, *, kept: bool) -> Iterator[dict[str, Any]]:
     """Return the kept or the dropped lines, with reason and decision in their key ``curate``.
 
-    They come in the order of the file that was judged.
-
-    A line whose label was to be corrected has the likelier one.
+    They come in the order of the judged file. A line with the decision ``fix`` has the likelier label.
     """
     for row, line in result.every_line():
         why = standing.reasons(result, row)

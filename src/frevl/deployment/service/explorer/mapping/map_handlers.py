@@ -72,7 +72,7 @@ async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapM
         drawn = _projection(explorer, rows, method).rows
         if by == "label":
             return {"key": rows.key, **_by_label(explorer, rows, drawn)}
-        if lesson is None:  # clusters, which nobody has to teach
+        if lesson is None:  # clusters need no classifier
             numbers = explorer.once(
                 (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
             )

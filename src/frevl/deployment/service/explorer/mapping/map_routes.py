@@ -34,8 +34,8 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
         """Return images as points in the plane, computed once and cached.
 
         ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps similar images together; it
-            takes about a minute, during which the answer says that it is being computed. It is refused to pages of
-            other sites.
+        takes about a minute, during which the answer says that it is being computed. Pages of other sites may not
+        request it.
         """
         _check(request, method)
         return json_answer(await map_handlers.whole_map(explorer, method))

@@ -49,7 +49,7 @@ class NeighbourMaps:
         return importlib.util.find_spec("pacmap") is not None
 
     def ask(self, rows: Rows) -> tuple[Projection | None, str]:
-        """Return the map, or None while it is computed, and the reason if there is none."""
+        """Return the map, or None while it is being computed, and the reason if there is none."""
         with self._guard:
             is_old = bool(self._problem) and time.monotonic() - self._failed > _FAILED_SECONDS
             if self._key == rows.key and not is_old:

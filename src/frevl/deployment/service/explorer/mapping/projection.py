@@ -1,4 +1,4 @@
-"""Project every image on the two directions in which embeddings vary most."""
+"""Project every image onto the two directions in which embeddings vary most."""
 
 from __future__ import annotations
 
@@ -81,10 +81,9 @@ def write_projection(path: Path, found: Projection) -> None:
 
 
 def principal_plane(vectors: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """Project on the first two principal components (Pearson 1901).
+    """Project onto the first two principal components (Pearson 1901).
 
-    Embeddings of width up to 2,048 use the covariance, wider ones subspace iteration, which is accurate enough for
-    display.
+    Up to a width of 2,048, the covariance is decomposed; above it, subspace iteration is accurate enough for display.
 
     Args:
         vectors: ``(m, d)``.

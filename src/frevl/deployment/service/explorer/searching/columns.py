@@ -38,7 +38,7 @@ def _columns(rows: Rows) -> dict[str, Any]:
             for value, count in counts.most_common(_SHOWN)
             if kind in ("text", "flag", "number") and len(str(value)) <= _LONGEST
         ]
-        # Values that are nearly unique to each image are no help in a filter.
+        # Values that are nearly unique to each image do not help in a filter.
         helpful = kind != "other" and name != "id" and len(counts) <= max(1, len(found) // 2)
         times = sorted(filter(None, map(shown_time, counts))) if kind in ("date", "time") else []
         records.append(

@@ -164,7 +164,7 @@ def _number(one: Filter, type_: pa.DataType) -> str:
     value = one.value
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{16,400}", value) and is_rounded(int(value)):
         value = int(value)
-    # Compared, not converted: an integer of 400 digits exceeds any float.
+    # Compare without conversion, as an integer of 400 digits exceeds any float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UsageError(f"The column {one.column!r:.80} holds numbers, so a filter needs one, found {value!r:.80}.")
     if not pa.types.is_integer(type_):

@@ -16,7 +16,7 @@ from frevl.errors import UsageError
 __all__ = ["ON_TIMES", "of_day_or_time", "shown_time", "zone_of"]
 
 ON_TIMES = ("on", "from", "before")
-"""Tests of dates and times that need a value. A range uses two: from one moment, and before another."""
+"""Tests of dates and times that need a value. A range uses two filters: from one moment, and before another."""
 
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}  # units per second
 _MOST = 2**63 - 1

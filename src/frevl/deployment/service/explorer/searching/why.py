@@ -62,7 +62,7 @@ def _captions(explorer: Explorer, rows: Rows, image: str, notes: list[str]) -> l
     if not len(texts):
         return []
     if len(texts) > _MOST_TEXTS:
-        notes.append(f"Nearest captions are not searched among more than {_MOST_TEXTS:,} texts.")
+        notes.append(f"The nearest captions are shown only for stores of up to {_MOST_TEXTS:,} texts.")
         return []
     key = ("texts", rows.key, rows.store.version("text"))
     vectors = explorer.once(key, lambda: _text_vectors(explorer, rows, texts))
@@ -99,7 +99,7 @@ def _words(explorer: Explorer, rows: Rows, asked: WhyRequest, notes: list[str]) 
         return []
     picture, encoder = _vector(rows, asked.image), explorer.encoder
     without = _without_each(asked.text)
-    vectors = [encoder.of_text(rows.store, text) for text in (asked.text, *(text for _, text in without))]
+    vectors = [encoder.embed_text(rows.store, text) for text in (asked.text, *(text for _, text in without))]
     if any(vector is None for vector in vectors):
         notes.append("Word contributions are unavailable because the text vectors were imported.")
         return []

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from frevl.evaluation.intervals import bootstrap_interval
 from frevl.runs.labelling.strategies import choose
 
-__all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt", "wilson_interval"]
+__all__ = ["Classifier", "Fit", "Lesson", "Material", "apply_classifier", "wilson_interval"]
 
 _MOST_KEPT = 32_000_000  # cached probabilities; above this, those of a class are computed on request
 _BLOCK = 65_536
@@ -48,7 +48,7 @@ class Classifier(Protocol):
 
 
 class Fit(Protocol):
-    """Fits a classifier; ``before`` requests a quick fit with the previously chosen settings."""
+    """Fits a classifier; ``before`` is an earlier fit, whose settings are reused for a quick one."""
 
     def __call__(
         self,
@@ -75,7 +75,7 @@ class Material:
         labels: ``(n,)`` int64, indices into the names.
         clusters: ``(n,)``, one number for all copies of an image.
         names: Names of the classes; those without an image are represented by the vector of their name.
-        told: ``(names, dim)`` unit vectors of the names, or None if they are not used.
+        name_vectors: ``(names, dim)`` unit vectors of the names, or None if they are not used.
         notes: Sentences for the user.
     """
 
@@ -85,7 +85,7 @@ class Material:
     labels: np.ndarray
     clusters: np.ndarray
     names: list[str]
-    told: np.ndarray | None = None
+    name_vectors: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ class Lesson:
         best: ``(images,)`` int32, the likeliest class of each; -1 without an embedding.
         likely: ``(images,)`` float32, its probability.
         margin: ``(images,)`` float32, its lead over the second likeliest; 2 without an embedding.
-        seconds: ``fit`` and ``score``.
+        seconds: Durations of ``fit`` and ``score``.
         kept: ``(images, classes)`` float32, or None if that is too large.
         number: Number unique within this process, used as a cache key.
     """
@@ -116,7 +116,7 @@ class Lesson:
     wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     number: int = field(default_factory=_numbers.__next__)
 
-    def judge(self, classifier: Classifier) -> None:
+    def evaluate(self, classifier: Classifier) -> None:
         """Compute accuracy, confusion and likely errors from a fit with held-out labels."""
         rows, probabilities = classifier.held_out, classifier.held_out_probabilities
         if not len(rows):
@@ -154,7 +154,7 @@ class Lesson:
     def next(self, vectors: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
         """Return the images whose labels would teach most: uncertain, and unlike the labelled ones and each other.
 
-        That is `frevl.runs.labelling.strategies.choose` with ``mixed``, among the least sure.
+        This is `frevl.runs.labelling.strategies.choose` with ``mixed``, applied to the least certain images.
 
         Args:
             vectors: ``(images, dim)``.
@@ -178,7 +178,8 @@ class Lesson:
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a proportion of independent items (Wilson 1927).
 
-    It is used if all items, or none, are hits: a bootstrap of equal values has zero width and would claim certainty.
+    It is used if all items are hits, or none: the bootstrap interval of equal values has zero width and would claim
+    certainty.
     """
     square = 1.959964**2
     middle = (share + square / (2 * count)) / (1 + square / count)
@@ -190,7 +191,7 @@ def _unit(vectors: np.ndarray) -> torch.Tensor:
     return F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
 
 
-def learnt(
+def apply_classifier(
     material: Material, classifier: Classifier, vectors: np.ndarray, usable: np.ndarray, stop: Callable[[], bool]
 ) -> Lesson | None:
     """Apply a classifier to all images; None if stopped."""

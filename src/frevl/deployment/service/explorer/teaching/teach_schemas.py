@@ -38,7 +38,7 @@ class TeachResponse(Body):
     method: str | None = None
     accuracy: AccuracyRecord | None = Field(
         None,
-        description="Accuracy on held-out labels. If these were chosen for being doubtful, other images are easier.",
+        description="Accuracy on held-out labels; lower than on other images if doubtful ones were labelled first.",
     )
     confusion: list[ConfusionRecord] | None = None
     wrong: int | None = Field(None, description="Labels that the classifier contradicts when they are held out.")

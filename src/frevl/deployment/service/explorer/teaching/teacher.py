@@ -12,7 +12,7 @@ import numpy as np
 
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
-from frevl.deployment.service.explorer.teaching.lesson import Classifier, Fit, Lesson, Material, learnt
+from frevl.deployment.service.explorer.teaching.lesson import Classifier, Fit, Lesson, Material, apply_classifier
 from frevl.errors import FrevlError
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.labels.labels_file import LabelsFile
@@ -129,29 +129,29 @@ class Teacher:
         vectors = rows.vectors
         examples = np.asarray(vectors[material.rows])
         given = examples, material.labels, material.clusters.tolist(), len(material.names)
-        told: dict[str, Any] = {"names": material.told, "scale": self._encoder.scale}
+        by_name: dict[str, Any] = {"names": material.name_vectors, "scale": self._encoder.scale}
         if self._before is not None:
-            lesson = self._learn(material, lambda: self._fit(*given, before=self._before, **told), rows)
+            lesson = self._learn(material, lambda: self._fit(*given, before=self._before, **by_name), rows)
             if lesson is None:
                 return
             former = self.lesson
-            # Kept until the new ones are known, with what they were measured on; in another store, rows are different
+            # The previous figures stay until the new ones are known; if the store has changed, their rows may be other
             # images.
             if former is not None and former.material.key == material.key:
                 lesson.accuracy, lesson.confusion, lesson.wrong = former.accuracy, former.confusion, former.wrong
             self.lesson = lesson
             if self._overtaken():
                 return
-        lesson = self._learn(material, lambda: self._fit(*given, **told), rows)
+        lesson = self._learn(material, lambda: self._fit(*given, **by_name), rows)
         if lesson is not None:
-            lesson.judge(lesson.classifier)
+            lesson.evaluate(lesson.classifier)
             self._before, self.lesson = lesson.classifier, lesson
 
     def _learn(self, material: Material, fit: Callable[[], Classifier], rows: Rows) -> Lesson | None:
         started = time.perf_counter()
         classifier = fit()
         fitted = time.perf_counter()
-        lesson = learnt(material, classifier, rows.vectors, rows.usable, self._stop)
+        lesson = apply_classifier(material, classifier, rows.vectors, rows.usable, self._stop)
         if lesson is not None:
             lesson.seconds = {"fit": fitted - started, "score": time.perf_counter() - fitted}
         return lesson
@@ -163,13 +163,13 @@ def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material
     known = [(row, name) for row, name in zip(places, agreed.values(), strict=True) if row >= 0 and rows.usable[row]]
     names = list(dict.fromkeys(name for _, name in known))
     named = names + [name for name in classes if name not in set(names)]
-    told: np.ndarray | None = None
+    name_vectors: np.ndarray | None = None
     notes: list[str] = []
     if len(named) > _MOST_NAMED:
-        named = names  # do not wait until all are embedded and scored for every image
+        named = names  # embedding them all and scoring them for every image would take too long
     if 2 <= len(named) <= _MOST_NAMED:
-        told, notes = encoder.of_names(rows.store, named)
-    if told is None:
+        name_vectors, notes = encoder.embed_names(rows.store, named)
+    if name_vectors is None:
         named = names
     numbers = {name: number for number, name in enumerate(named)}
     found = np.array([row for row, _ in known], np.int64)
@@ -181,6 +181,6 @@ def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material
         labels=np.array([numbers[name] for _, name in known], np.int64),
         clusters=np.array(firsts, np.int64),
         names=named,
-        told=told,
+        name_vectors=name_vectors,
         notes=notes,
     )
