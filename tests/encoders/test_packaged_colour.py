@@ -104,8 +104,8 @@ def towers(*names: str) -> list[Tower]:
 def test_answers_that_are_colours_ask_for_the_tower_that_keeps_them() -> None:
     pairs = read_pairs([{"image": f"{i}.jpg", "target": target} for i, target in enumerate(COLOURS)])
     assert colour_advice(pairs, towers("efficientnet-lite0", "efficientnet-lite2")) == [
-        "Most answers are colours (75 %), which efficientnet-lite0, efficientnet-lite2 mostly lost: add frevl extract "
-        "--encoder packaged-colour, which keeps them, to the same store."
+        "Most answers are colours (75 %), most of which are lost in the embeddings by efficientnet-lite0, "
+        "efficientnet-lite2; add --encoder packaged-colour, which keeps them, to the same store with frevl extract."
     ]
     assert colour_advice(pairs, towers("efficientnet-lite0", "efficientnet-lite0-colour")) == []
     assert colour_advice(pairs, towers("efficientnet-lite0", "ViT-B-32")) == []

@@ -95,7 +95,7 @@ def test_values_of_another_type_are_named(made, runs):
     ):
         with pytest.raises(UsageError, match=words):
             call()
-    with pytest.raises(StoreError, match="1 of 1 image ids are not in the store, the first is 'None'"):
+    with pytest.raises(StoreError, match="1 of 1 image ids are not in the store \\(the first is 'None'\\)"):
         made.store.read_images([None])
 
 

@@ -213,7 +213,7 @@ def test_an_encoder_that_changed_under_its_name_is_refused(tmp_path, images, mon
     honest = ToyImageTower.embed
     monkeypatch.setattr(ToyImageTower, "embed", lambda self, prepared: honest(self, [255 - one for one in prepared]))
     with pytest.raises(
-        FingerprintError, match="'toy-image' has the right identity but answers the canaries differently"
+        FingerprintError, match="'toy-image' has the right identity but embeds the canaries differently"
     ):
         extract(tmp_path / "s", images=images, encoder=["toy"])
 
@@ -251,7 +251,7 @@ def test_an_item_without_a_finite_embedding_is_a_reject(tmp_path, images, pairs,
     monkeypatch.setattr(ToyImageTower, "embed", embed)
     report = extract(tmp_path / "s", images=images, pairs=[pairs], encoder=["toy"])
     assert report.images == 4
-    reason = "the tower 'toy-image' gives it no finite embedding that differs from zero"
+    reason = "its embedding by the tower 'toy-image' is zero or not finite"
     assert [(r.kind, r.id, r.reason) for r in report.rejects] == [("image", f"{n}.png", reason) for n in (1, 2, 4)]
     assert sorted(Store.open(tmp_path / "s").image_ids) == ["0.png", "3.png", "5.png", "6.png"]
     monkeypatch.undo()

@@ -140,7 +140,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(StoreError) as raised:
         store.read_images(["a", "x", "y"])
     assert str(raised.value) == (
-        f"{tmp_path / 's'}: 2 of 3 image ids are not in the store, the first is 'x'; add them with: "
+        f"{tmp_path / 's'}: 2 of 3 image ids are not in the store (the first is 'x'); add them with: "
         f"frevl extract --images DIR --store {tmp_path / 's'}"
     )
     with pytest.raises(StoreError, match="1 of 1 images have no embedding by the tower 'far'; .*--encoder two"):

@@ -59,7 +59,7 @@ def test_canaries_decide_at_a_cosine_of_0_9999(angle, same):
     if same:
         check_same(stored, tower(dim=2, canaries=turned), "s")
     else:
-        with pytest.raises(FingerprintError, match=rf"answers the canaries differently \(cosine {np.cos(angle):.5f}"):
+        with pytest.raises(FingerprintError, match=rf"embeds the canaries differently \(cosine {np.cos(angle):.5f}"):
             check_same(stored, tower(dim=2, canaries=turned), "s")
 
 
@@ -68,7 +68,7 @@ def test_canaries_that_are_no_numbers_or_of_another_count_are_refused():
     bad[1, 1] = np.nan
     with pytest.raises(FingerprintError, match="cosine nan"):
         check_same(tower(), tower(canaries=bad), "s")
-    with pytest.raises(FingerprintError, match="has 3 canaries there, this frevl asks 2"):
+    with pytest.raises(FingerprintError, match="has 3 canaries there, but this version of frevl uses 2"):
         check_same(tower(), tower(canaries=tower().canaries[:2]), "s")
 
 

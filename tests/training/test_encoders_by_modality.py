@@ -101,8 +101,8 @@ def test_encoders_are_chosen_for_each_modality(store):
     with pytest.raises(UsageError) as raised:
         prepared(store, pairs, encoder=["dino"])
     assert str(raised.value) == (
-        f"{store.path}: dino embedded no texts here; choose the encoder of the texts with --text-encoder: clip, "
-        "minilm, mpnet"
+        f"{store.path}: the store has no text embeddings by dino; choose an encoder for the texts with "
+        "--text-encoder: clip, minilm, mpnet"
     )
     with pytest.raises(UsageError, match="no embeddings by the encoder 'dina'. Did you mean 'dino'"):
         prepared(store, pairs, image_encoder=["dina"])

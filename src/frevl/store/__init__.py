@@ -1,6 +1,6 @@
 """Embeddings on disk with their identity: extraction, import, reading, verification.
 
-Built on Lance tables; does not load torch, so opening a store is fast.
+The store is built on Lance tables and does not load torch, so opening one is fast.
 """
 
 import os

@@ -26,7 +26,7 @@ def canary_images() -> list[Image.Image]:
     y, x = np.mgrid[0:96, 0:128]
     smooth = np.stack([2 * x, 2 * y, 255 - x - y], axis=2)
     stripes = np.stack([(x // 4 % 2) * 255, (y // 6 % 2) * 255, ((x + y) // 8 % 2) * 255], axis=2)
-    # Integer arithmetic by hand: a library's random numbers may change with its version.
+    # Plain integer arithmetic, because a library's random numbers may change with its version.
     noise = np.stack([(x * 7919 + y * 104729 + c * 1299709) * 2654435761 % 4294967296 >> 24 for c in range(3)], axis=2)
     return [Image.fromarray(picture.astype(np.uint8)) for picture in (smooth, stripes, noise)]
 

@@ -14,9 +14,9 @@ from frevl.store.items import CommitBuffer, KnownItems, PendingItem, StoredItems
 __all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "ahead_of", "remarks"]
 
 GUESSED = "guessed white"
-"""For images with more than 8 bits that neither define white nor use all their bits."""
+"""Remark on images with more than 8 bits that neither define white nor use all their bits."""
 IN_SILENCE = "changed in silence"
-"""For files whose content changed but not their size and modification time."""
+"""Remark on files whose content changed but not their size and modification time."""
 
 A_contra = TypeVar("A_contra", contravariant=True)
 
@@ -25,7 +25,7 @@ class Pictures(Protocol[A_contra]):
     """Images of one kind: files of a folder, members of tars, cells of tables.
 
     Attributes:
-        in_memory: Whether the bytes of an image are in memory before it is prepared, so that few should wait.
+        in_memory: Whether the bytes of an image are in memory before it is prepared, so that only few should wait.
         remarks: Observations made while preparing images: ids, by the kind of observation.
     """
 
@@ -98,7 +98,7 @@ class Embedder(Protocol):
         """Embed batches of texts unchanged, because the last bit of an embedding may depend on its batch.
 
         Yields:
-            The number of texts done so far in each step.
+            The number of texts embedded in each step.
         """
 
 
@@ -141,7 +141,7 @@ class Here:
 
 
 def ahead_of(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
-    """Map in threads, in order, at most ``depth`` results ahead, so memory stays bounded."""
+    """Map in threads and yield results in order, at most ``depth`` ahead, so that memory stays bounded."""
     waiting: deque[Future[B]] = deque()
     try:
         for argument in arguments:

@@ -97,14 +97,15 @@ def extract(
             merged by `frevl.store.sharding.merging.merge` equal the result of one extraction.
         write_pairs: Pairs file to write: every image of the tars with the caption, or the label, next to it. The
             captions are embedded, too.
-        commit_rows: Commit after this many items,
-        commit_seconds: or after this many seconds, whichever comes first.
+        commit_rows: Commit after this many items, or after `commit_seconds`, whichever comes first.
+        commit_seconds: Seconds after which to commit.
         workers: Number of decoding threads; None uses one per CPU core. With ``ray``, the number of workers on the
-        cluster.
+            cluster.
         device: Device for encoders from a model hub: ``cpu``, ``cuda`` (one copy per NVIDIA device), ``cuda:1``; None
             uses all accelerators. The packaged encoders run on the CPU.
-        ray: Embed on the nodes of a Ray cluster: ``local`` (one on this machine, started for this call), ``auto``, or
-            the address of its head node. Nodes must see the files under the same paths. This process commits.
+        ray: Embed on the nodes of a Ray cluster: ``local`` (a cluster on this machine, started for this call),
+            ``auto``, or the address of its head node. Nodes must see the files under the same paths. Only this process
+            commits.
         progress: Show progress.
 
     Returns:
@@ -284,7 +285,7 @@ def _batches(
 
 
 def _of_similar_length(texts: Sequence[str], rows: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Cut the rows of texts into batches; texts of similar length need little padding."""
+    """Split the rows of texts into batches of similar length, which need little padding."""
     for start in range(0, len(rows), _TEXTS_AT_ONCE):
         chunk = sorted(rows[start : start + _TEXTS_AT_ONCE], key=lambda row: len(texts[row]))
         for first in range(0, len(chunk), size):
@@ -292,7 +293,7 @@ def _of_similar_length(texts: Sequence[str], rows: Sequence[int], size: int) -> 
 
 
 def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Cut texts into portions for a tokenizer, whose pieces take kilobytes per text."""
+    """Split texts into parts for a tokenizer, whose output takes kilobytes per text."""
     return (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
 
 

@@ -1,4 +1,4 @@
-"""Items being extracted: what the store knows about them, those waiting for the next commit, and the report."""
+"""Items being extracted: the store's records of them, items waiting for the next commit, and the report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ IN_A_TABLE = -1
 
 @dataclass(frozen=True)
 class KnownItem:
-    """What the store knew about an item.
+    """The store's record of an item before the extraction.
 
     Attributes:
         id: Id of the item.
@@ -55,10 +55,10 @@ class KnownItem:
 
 
 class KnownItems(Protocol):
-    """What a store knew about items."""
+    """A store's records of items."""
 
     def get(self, id_: str) -> KnownItem | None:
-        """Return what is known about an item; None if the store had no such item."""
+        """Return the record of an item; None if the store had no such item."""
 
     def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> tuple[KnownItem, bool] | None:
         """Find an item with this content whose embeddings another item can take over."""
@@ -92,11 +92,11 @@ class StoredItems:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Return the number of items."""
         return len(self._ids)
 
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` int64 the row of each of some ids; -1 for what the store does not have."""
+        """Return ``(n,)`` int64: the row of each of some ids; -1 for ids that the store does not have."""
         return find_rows(self._rows, ids)
 
     @property
@@ -105,7 +105,7 @@ class StoredItems:
         return int(np.count_nonzero(self._has_file()))
 
     def get(self, id_: str) -> KnownItem | None:
-        """Return what is known about an item; None if the store had no such item."""
+        """Return the record of an item; None if the store had no such item."""
         row = self._rows.get(id_)
         return None if row is None else self._known(row)
 
@@ -150,10 +150,10 @@ class StoredItems:
 
         Args:
             seen: ``(n,)`` bool, by row.
-            is_gone: Whether the file of an id is no longer there.
+            is_gone: Returns whether the file of an id no longer exists.
         """
         unseen = map(int, np.flatnonzero(self._has_file() & ~seen))
-        named = ((row, self._id(row)) for row in unseen)  # no list: it may be every image of another folder
+        named = ((row, self._id(row)) for row in unseen)  # not a list, as it may hold every image of another folder
         return np.fromiter((row for row, id_ in named if id_ not in self._moved and is_gone(id_)), np.int64)
 
     def ids(self, rows: np.ndarray) -> list[str]:
@@ -195,8 +195,7 @@ class PendingItem:
 
     Attributes:
         item: Identity of the item.
-        action: ``append`` (new), ``replace`` (changed) or ``fill`` (further towers): the method of `StoreWriter` to
-        call.
+        action: The method of `StoreWriter` to call: ``append`` (new), ``replace`` (changed) or ``fill`` (more towers).
         prepared: Input of every tower that must embed it, by the tower's name.
         source: Id of an item with the same content whose embeddings it takes over first; None to embed it.
         moved: Whether the source leaves the store, because its file is now this one.
@@ -238,7 +237,7 @@ def embed_items(
         for i, values in zip(needing, converted, strict=True):
             rows[i][tower.name] = values
             if not np.isfinite(values).all() or not values.any():
-                refused[i] = f"the tower '{tower.name}' gives it no finite embedding that differs from zero"
+                refused[i] = f"its embedding by the tower '{tower.name}' is zero or not finite"
     return rows, refused
 
 
@@ -249,8 +248,8 @@ class CommitBuffer:
         writer: An entered writer.
         modality: Modality of the items.
         towers: Towers that embed the items.
-        rows: Commit after this many items,
-        seconds: or after this many seconds.
+        rows: Number of items after which to commit.
+        seconds: Number of seconds after which to commit.
 
     Attributes:
         writer: The writer.
@@ -280,7 +279,7 @@ class CommitBuffer:
         self._since = time.monotonic()
 
     def reject(self, reject: Reject) -> None:
-        """Record an unusable item: written with the next commit, and found again if the process dies first."""
+        """Record an unusable item, to be written with the next commit; found again if the process dies before that."""
         self.rejected.append(reject)
         self._commit_if_due()
 

@@ -47,7 +47,7 @@ _IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
 _OF_CONDITION = "Error applying filter expression"  # identifies a condition that failed on a row, as opposed to a file
 
-# How Lance words a problem with a condition, and how we do.
+# Lance's wording of problems with a condition, and ours.
 _CONDITION_REASONS = (
     (r'No field named "?(\w+)', "there is no column '{0}'"),
     (r"sql parser error: ([^()]*)", "{0}"),
@@ -94,7 +94,7 @@ class Snapshot:
                 yield pa.nulls(len(rows))
             return
         with reading(self._store, name):
-            # In small pieces: measured to be three times faster than scanning the column, without using more memory.
+            # Small pieces were measured to be three times as fast as scanning the column, with no more memory.
             for start in range(0, len(rows), rows_at_once):
                 yield from self._live[name].take(rows[start : start + rows_at_once], [column])[column].chunks
 
@@ -134,7 +134,7 @@ class Snapshot:
             "modified_ns": [np.zeros(0, np.int64)],
             **{f"has:{tower}": [np.zeros(0, bool)] for tower in towers},
         }
-        # The column 'filled' exists for this query: looking for nulls would read every embedding.
+        # The column 'filled' exists for this query, because looking for nulls would read every embedding.
         for batch in self.scan(name, ["content_hash", "bytes", "modified_ns", "filled"]):
             parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
             for column in ("bytes", "modified_ns"):
@@ -145,7 +145,8 @@ class Snapshot:
                 has = np.zeros(len(batch), bool)
                 has[rows[pc.equal(names, tower).to_numpy(zero_copy_only=False)]] = True
                 parts[f"has:{tower}"].append(has)
-        return {column: np.concatenate(parts.pop(column)) for column in list(parts)}  # one of them twice at a time
+        # Only one column at a time is in memory twice.
+        return {column: np.concatenate(parts.pop(column)) for column in list(parts)}
 
     def ids(self, name: str, rows: np.ndarray | None = None) -> list[str]:
         """Return the ids of all rows, or of some rows in any order."""
@@ -156,7 +157,7 @@ class Snapshot:
         return [id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist()]
 
     def contents(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Return ``(n,)`` the content hash of rows, in any order, as bytes of 32 letters."""
+        """Return ``(n,)``: the content hashes of rows, in any order, as bytes of 32 letters."""
         ordered, at = ascending(rows)
         hashes, end = np.zeros(len(ordered), "S32"), 0
         for part in self.take(name, "content_hash", ordered, rows_at_once=_IDS_AT_ONCE):
@@ -206,9 +207,9 @@ class Snapshot:
                 raise UsageError(f"The condition {where!r} fails on a row ({said})") from error
 
     def rows(self, name: str) -> Mapping[str, int]:
-        """Return the row of every id of a table; read once, or looked up where they are many.
+        """Return the row of every id of a table: read once or, in a large table, looked up on disk.
 
-        `frevl.store.ids.rows_of_ids.find_rows` asks for many ids at once.
+        `frevl.store.ids.rows_of_ids.find_rows` looks up many ids at once.
         """
         if name not in self._rows:
             count = self.count(name)
@@ -219,7 +220,7 @@ class Snapshot:
         return self._rows[name]
 
     def positions(self, name: str) -> Mapping[str, int]:
-        """Return `rows`; raises `StoreError` if they would be read from a deleted version."""
+        """Return `rows`; raise `StoreError` if they would be read from a deleted version."""
         rows = self.rows(name)
         if isinstance(rows, RowsOfIds):
             with reading(self._store, name):
@@ -278,7 +279,7 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
     if is_remote(store):
         return _open_remote(store, name)
     with reading(store, name):
-        # In this order, because a writer may start meanwhile, and may extend the table.
+        # In this order, because a writer may start in the meantime and extend the table.
         in_flight = writer_at_work(store).exists()
         commit = read_commit(store, name)
         check_not_lost(store, name, commit)
@@ -288,7 +289,7 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
 
 
 def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
-    """Open the newest version of a table in an object store, where all files were copied whole."""
+    """Open the newest version of a table in an object store, where every file is complete."""
     commit = read_commit(store, name)
     with reading(store, name):
         try:
@@ -301,7 +302,7 @@ def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
         found = "none" if table is None else f"version {table.version}"
         raise StoreError(
             f"{store}: the table '{name}' has lost its last commits (expected version {commit.version} with "
-            f"{commit.rows:,} rows, found {found}), as after a copy in part; copy again, or run frevl store repair"
+            f"{commit.rows:,} rows, found {found}), as after an incomplete copy; copy again, or run frevl store repair"
         )
     return table
 
@@ -362,7 +363,7 @@ def delete_rows(store: Path, name: str, ids: pa.Array) -> int:
     """
     table = existing_table(store, name)
     with writing(store, name):
-        # Joined, not filtered: an id may be any text, and would have to be written as SQL.
+        # A join rather than a filter, because an id may be any text and would have to be written as SQL.
         done = table.merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
     return int(done["num_deleted_rows"])
 

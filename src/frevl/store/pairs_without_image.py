@@ -1,4 +1,4 @@
-"""Find pairs of an extraction without an image, using neither a set of all ids nor a Python object per pair."""
+"""Find the pairs of an extraction whose image is missing, without a set of all ids or a Python object per pair."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reject_pairs_without_image(
     pairs = [one for one in pairs if "image" in one.sides]
     if not pairs:
         return []
-    # New images are in the store by now; those that left it for another name were there when the extraction started.
+    # New images are in the store by now; images renamed since were in the store when the extraction started.
     there = _Either([*seen, *(store.positions("image") for store in (writer.store, Store(writer.path)))])
     if not there:
         return []

@@ -1,4 +1,4 @@
-"""Read stores: embeddings with their identity, as Lance tables in a folder or an object store (see docs/store.md)."""
+"""Read stores: embeddings with their identity, in Lance tables in a folder or an object store (see docs/store.md)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _NUMBERS_AT_ONCE = 1 << 21  # numbers of pooled embeddings at once; narrow ones 
 class Store:
     """A store, read at the version that was newest when it was opened.
 
-    If data are missing there, or that version was deleted, it continues with the newest version.
-    Open one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
+    If data are missing there, or that version was deleted, reading continues with the newest version. Open a store with
+    `Store.open`; `frevl.extract` writes to it. Several threads may read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -120,7 +120,7 @@ class Store:
         return self._read(lambda at: at.states(TABLES[modality], towers))
 
     def unread_texts(self, texts: Sequence[str], towers: Sequence[Tower]) -> list[str]:
-        """Return the texts of which each of these towers reads less than half, as the extraction found."""
+        """Return the texts of which each of these towers reads less than half, as recorded by the extraction."""
         unread = self._read(lambda at: [row for batch in at.scan("unread") for row in batch.to_pylist()])
         if not unread or not towers:
             return []
@@ -169,8 +169,8 @@ class Store:
 
         Args:
             modality: ``image`` or ``text``.
-            where: A condition over ``id``, ``bytes`` and metadata columns, such as ``id LIKE 'kitchen/%' AND width >=
-            640``.
+            where: A condition over ``id``, ``bytes`` and metadata columns, such as
+                ``id LIKE 'kitchen/%' AND width >= 640``.
 
         Raises:
             UsageError: The condition is invalid, or names an unknown column.
@@ -280,7 +280,7 @@ class Store:
         return values[inverse], masks[0][inverse]
 
     def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hashes of those of these images that are in the store."""
+        """Return the content hashes of some images, leaving out those that are not in the store."""
 
         def read(at: Snapshot) -> dict[str, str]:
             different = list(dict.fromkeys(ids))
@@ -292,7 +292,7 @@ class Store:
         return self._read(read)
 
     def content_column(self, ids: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` the content hash of each of these images, as bytes of 32 letters; all are in the store."""
+        """Return ``(n,)``: the content hashes of some images, all in the store, as bytes of 32 letters."""
         return self._read(lambda at: at.contents("images", self._rows_of(at, "image", ids)))
 
     def copies(self, modality: Modality) -> dict[str, str]:
@@ -334,7 +334,7 @@ class Store:
     def _read_towers(
         self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
-        """Read towers at the distinct ones of some ids; the second result maps back to the ids if they differ."""
+        """Read towers at the distinct ids among some; the second result maps back to the given ids, if they differ."""
         rows = find_rows(at.rows(TABLES[modality]), ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
@@ -342,8 +342,8 @@ class Store:
             imported = next((tower for tower in towers if tower.imported), None)
             remedy = imported.remedy if imported else f"add them with: frevl extract {flag} --store {self.path}"
             raise StoreError(
-                f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
-                f"'{ids[missing[0]]!s:.80}'; {remedy}"
+                f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store (the first is "
+                f"'{ids[missing[0]]!s:.80}'); {remedy}"
             )
         unique, inverse = ascending(rows)
         return [self._read_tower(at, modality, unique, tower) for tower in towers], inverse

@@ -33,8 +33,8 @@ __all__ = [
 Modality = Literal["image", "text"]
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
-FORMAT = 1  # increased when older versions of frevl can no longer read what this one writes
-IMPORTED = "declared at import"  # instead of a hash of weights that were never seen
+FORMAT = 1  # increased when older versions of frevl can no longer read the stores that this version writes
+IMPORTED = "declared at import"  # in place of a hash, because the weights were never seen
 CANARY_COSINE = 0.9999  # design decision 1: below this, an encoder is not the one that made the store
 
 TOWER_SCHEMA = pa.schema(
@@ -135,16 +135,16 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
         )
     if stored.canaries.shape != found.canaries.shape:
         raise FingerprintError(
-            f"{place}: the tower '{stored.name}' has {len(stored.canaries)} canaries there, this frevl asks "
-            f"{len(found.canaries)}; use the version of frevl that made the store, or extract into a new store"
+            f"{place}: the tower '{stored.name}' has {len(stored.canaries)} canaries there, but this version of frevl "
+            f"uses {len(found.canaries)}; use the version that made the store, or extract into a new store"
         )
     lengths = np.linalg.norm(stored.canaries, axis=1) * np.linalg.norm(found.canaries, axis=1)
     cosines = (stored.canaries * found.canaries).sum(axis=1) / np.maximum(lengths, 1e-12)
     if not cosines.min(initial=1.0) >= CANARY_COSINE:  # also true for NaN
         raise FingerprintError(
-            f"{place}: the encoder of the tower '{stored.name}' has the right identity but answers the canaries "
-            f"differently (cosine {cosines.min():.5f}, expected at least {CANARY_COSINE}): weights, libraries or "
-            "hardware changed under it. Extract into a new store"
+            f"{place}: the encoder of the tower '{stored.name}' has the right identity but embeds the canaries "
+            f"differently (cosine {cosines.min():.5f}, expected at least {CANARY_COSINE}): its weights, libraries or "
+            "hardware have changed. Extract into a new store"
         )
 
 

@@ -1,4 +1,4 @@
-"""Select pairs whose images and texts are in the store, and towers available for all; the rest is reported."""
+"""Select the pairs whose images and texts are in the store, and the towers that all of them have; report the rest."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ __all__ = [
     "usable_pairs",
 ]
 
-_OPENED = 16  # files whose content shows that a folder before the ids makes no difference
+_OPENED = 16  # files compared by content before a folder in front of the ids is dropped
 _HASH = 32  # letters of a content hash
-_ASKED = 1_000  # pairs that tell what the answers are, evenly drawn
+_ASKED = 1_000  # evenly spaced pairs whose answers are inspected
 _COLOURS = re.compile(
     r"\b(red|green|blue|navy|yellow|black|white|brown|gr[ae]y|orange|purple|pink|beige|violet|turquoise|teal|gold(en)?|"
     r"silver|cream|maroon|olive|khaki)\b",
@@ -49,11 +49,11 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
 
     Args:
         pairs: Pairs as read from the file.
-        store: Store with their embeddings. A text that is not in it is usable, because it can still be embedded.
+        store: Store with their embeddings. A text that is not in the store is usable, because it can be embedded later.
 
     Returns:
-        The usable pairs, with the ids of the store, and one reject for each that is left out. The ``notes`` of the
-        pairs say which ids were written in another way.
+        The usable pairs, with the store's ids, and one reject for each pair left out. The ``notes`` of the pairs state
+        which ids were spelled differently.
 
     Raises:
         PairsError: A pair names an image that is not in the store, or no pair is left.
@@ -91,7 +91,7 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
                 Reject("pair", pairs.places[i], f"its text '{text:.80}' was rejected: {broken_texts[text]}")
             )
     if not usable.any():
-        raise PairsError(f"{pairs.places[0]}: no pair is left, everything was rejected ({left_out[0].reason})")
+        raise PairsError(f"{pairs.places[0]}: no pair is left; all were rejected ({left_out[0].reason})")
     kept = pairs.select(np.flatnonzero(usable)) if left_out else pairs  # copying many pairs takes memory
     return replace(kept, rejected=(), notes=pairs.notes), left_out
 
@@ -108,7 +108,7 @@ def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) ->
         store: Store that knows their content.
 
     Returns:
-        The pairs; their ``notes`` are those on spellings alone.
+        The pairs; their ``notes`` concern only spellings.
     """
     rows = np.flatnonzero(rows_of_values(known, pairs.images) < 0)
     if not len(rows):
@@ -126,7 +126,7 @@ def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) ->
 def _below_a_folder(
     names: list[str], known: Mapping[str, int] | KnownIds, store: Store, beside: Path
 ) -> dict[str, str]:
-    """Drop the folder that all names begin with, if the files confirm that the rest are the ids."""
+    """Drop the folder with which all names begin, if the files confirm that the remaining paths are the ids."""
     folder, _, _ = names[0].replace("\\", "/").rpartition("/")
     while folder:
         prefix = folder + "/"
@@ -165,7 +165,7 @@ def unread_texts(
     """Return the distinct texts of which each of these text towers reads less than half.
 
     Args:
-        store: Store whose extraction recorded it for the texts that it holds.
+        store: Store whose extraction recorded this for the texts in it.
         texts: Texts to check.
         towers: Text towers.
         load: Returns the encoders of the towers, to check texts that are not in the store; None skips these.
@@ -176,7 +176,7 @@ def unread_texts(
     unread = store.unread_texts(different, towers)
     if load is None:
         return unread
-    # Every tokenizer reads plain letters, which saves asking it in most calls.
+    # Every tokenizer reads ASCII letters, so most calls need no tokenizer.
     asked_about = [text for text in different if not text.isascii()]
     there = find_rows(store.positions("text"), asked_about).tolist() if asked_about else []
     new = [text for text, row in zip(asked_about, there, strict=True) if row < 0]
@@ -207,27 +207,27 @@ def note_unread(
 
 
 def colour_advice(pairs: Pairs, towers: Sequence[Tower]) -> list[str]:
-    """Say that most answers are colours, where the image towers have lost them; the words are English.
+    """Return advice if most answers are colours (English words), which the image towers have lost.
 
-    EfficientNet's last layers name things whatever their colour. Measured on product photos with 41 colours
-    (research/experiments/log.md): with the first layers 11 to 16 points more are right.
+    EfficientNet's last layers identify objects regardless of their colour. On product photos with 41 colours
+    (research/experiments/log.md), accuracy with the first layers was 11 to 16 points higher.
     """
     blind = [tower.name for tower in towers if tower.name.startswith("efficientnet-")]
     if not blind or len(blind) < len(towers) or any(name.endswith("-colour") for name in blind):
         return []
     some = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _ASKED)).astype(int)).tolist()
-    told = [target for target in (pairs.targets[row] for row in some) if target is not None]
-    named = sum(isinstance(target, str) and bool(_COLOURS.search(target)) for target in told)
-    if 2 * named <= len(told):
+    answers = [target for target in (pairs.targets[row] for row in some) if target is not None]
+    named = sum(isinstance(target, str) and bool(_COLOURS.search(target)) for target in answers)
+    if 2 * named <= len(answers):
         return []
     return [
-        f"Most answers are colours ({100 * named // len(told)} %), which {', '.join(blind)} mostly lost: add "
-        "frevl extract --encoder packaged-colour, which keeps them, to the same store."
+        f"Most answers are colours ({100 * named // len(answers)} %), most of which are lost in the embeddings by "
+        f"{', '.join(blind)}; add --encoder packaged-colour, which keeps them, to the same store with frevl extract."
     ]
 
 
 def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
-    """Return the distinct images of some pairs (or texts, if there are only texts), and a content hash of each.
+    """Return the distinct images of some pairs (or texts, if there are only texts), and their content hashes.
 
     Returns:
         The ``n`` ids, and ``(n,)`` bytes of 32 letters.
@@ -243,7 +243,7 @@ def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
 
 
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
-    """Return a content hash of every image of some pairs; of every text if there are only texts."""
+    """Return the content hash of every image of some pairs; of every text if there are only texts."""
     if "image" in pairs.sides:
         return store.content_hashes(joined([pairs.images])[1])
     different = joined([pairs.texts])[1]
@@ -269,21 +269,21 @@ def choose_towers(
     """Choose image towers and text towers that are available for the items of some pairs.
 
     One encoder may have embedded the images and another the texts. By default, a modality uses the towers that all its
-    items have. Encoders given by ``encoder`` are used whole, except for a half that no item has; those given by
-    modality are used as they are.
+    items have. Encoders given by ``encoder`` are used with both towers, unless no item has an embedding by one of them;
+    those given by modality are used as they are.
 
     Args:
-        store: Holds the embeddings.
+        store: Store with the embeddings.
         parts: Usable pairs.
-        notes: Gets a sentence for every tower that is left out.
-        asked: Names of encoders by argument: ``encoder``, ``image_encoder`` and ``text_encoder``; None or absent asks
-            for nothing.
+        notes: Receives a sentence for every tower that is left out.
+        asked: Names of encoders by argument: ``encoder``, ``image_encoder`` and ``text_encoder``; None or absent for
+            no choice.
 
     Returns:
-        The towers of each modality, in the order of the store; none of a modality that the pairs do not have.
+        The towers of each modality, in store order; none for a modality that the pairs do not have.
 
     Raises:
-        UsageError: An encoder is not in the store, or those asked for have no tower of a modality.
+        UsageError: An encoder is not in the store, or the chosen ones have no tower for a modality.
     """
     chosen: dict[Modality, list[Tower]] = {}
     for modality in MODALITIES:
@@ -299,8 +299,8 @@ def choose_towers(
         known = store.select_towers(modality)
         if names is not None and known and not towers:
             raise UsageError(
-                f"{store.path}: {' and '.join(names)} embedded no {modality}s here; choose the encoder of the "
-                f"{modality}s with --{modality}-encoder: {', '.join(names_of(store, known))}"
+                f"{store.path}: the store has no {modality} embeddings by {' and '.join(names)}; choose an encoder for "
+                f"the {modality}s with --{modality}-encoder: {', '.join(names_of(store, known))}"
             )
         if own is None and len(towers) > 1:
             ids = joined([part.images if modality == "image" else part.texts for part in parts])[1]
@@ -312,7 +312,7 @@ def choose_towers(
 def _of_all(
     store: Store, modality: Modality, ids: Sequence[str], towers: list[Tower], notes: list[str], *, whole: bool
 ) -> list[Tower]:
-    """Drop towers that some items lack (``whole``: that all lack), unless none would be left."""
+    """Drop towers that some items lack (with ``whole``, that all items lack), unless none would be left."""
     states, known = store.states(modality), store.positions(modality)
     rows = find_rows(known, ids)
     rows = rows[rows >= 0]

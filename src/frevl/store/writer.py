@@ -1,6 +1,6 @@
 """Write to a store: every call is one atomic Lance commit, on disk before the call returns.
 
-A killed process or power failure loses only what was in flight.
+A killed process or a power failure loses only the commit in progress.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class StoreWriter:
     """The only writer of a store; a context manager that holds the store's lock.
 
     Args:
-        path: Folder of the store; made if it is missing.
+        path: Folder of the store; created if missing.
 
     Attributes:
         store: The store as it was when this writer began.
-        notes: Sentences that a user should read.
+        notes: Notes for the user.
 
     Raises:
         StoreError: The folder cannot be written, holds something else, has lost commits, or another process is writing.
@@ -153,13 +153,13 @@ class StoreWriter:
         Args:
             modality: ``image`` or ``text``.
             items: Items whose ids are not in the store.
-            embeddings: By tower name, one row per item. Towers that are not named stay empty for these items.
-            metadata: By column name (see `describe`), one value per item; columns that are not named stay empty.
+            embeddings: One row per item, by tower name. Towers that are not given stay empty for these items.
+            metadata: One value per item, by column name (see `describe`); columns that are not given stay empty.
         """
         self._tables.append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
-        """Replace items whose content changed; other towers become empty for these items."""
+        """Replace items whose content has changed; towers that are not given become empty for these items."""
         self._tables.retried(lambda: self._replace(modality, items, embeddings))
 
     def _replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
@@ -211,7 +211,7 @@ class StoreWriter:
             yield
 
     def take_over(self, modality: Modality, taken: Sequence[TakeOver]) -> None:
-        """Let items take over embeddings of others, as of when this writer began; requires `keep_version`.
+        """Let items take over the embeddings that others had when this writer began; requires `keep_version`.
 
         Args:
             modality: ``image`` or ``text``.
@@ -253,10 +253,10 @@ class StoreWriter:
         return {name: pa.array([one.get(name) for one in owned], schema.field(name).type) for name in names}
 
     def remove(self, modality: Modality, ids: Collection[str]) -> int:
-        """Remove items with everything known about them; unknown ids are ignored.
+        """Remove items with all their embeddings and metadata; unknown ids are ignored.
 
         Returns:
-            How many items were removed.
+            The number of removed items.
         """
         if not ids or open_table(self.path, TABLES[modality]) is None:
             return 0
@@ -268,24 +268,24 @@ class StoreWriter:
             self._tables.compact(name)
 
     def bring_back(self, modality: Modality, rows: pa.Table, *, known: bool) -> None:
-        """Add rows as another data file of this table holds them; columns that the table lacks are left out.
+        """Add rows recovered from a data file of this table; columns that the table lacks are left out.
 
         Args:
             modality: ``image`` or ``text``.
-            rows: Rows with checksums that are right.
-            known: Whether their ids are in the table; they then take the place of its rows.
+            rows: Rows with correct checksums.
+            known: Whether their ids are in the table; if so, they replace its rows.
         """
         write = self._tables.merge if known else self._tables.append
         write(TABLES[modality], self._as_here(modality, rows))
 
     def renew(self, modality: Modality, rows: pa.Table, combine: Combine) -> None:
-        """Combine rows, as for `bring_back`, with those of the same ids that the table has now.
+        """Combine recovered rows, as in `bring_back`, with the table's current rows of the same ids.
 
         Args:
             modality: ``image`` or ``text``.
-            rows: Rows with checksums that are right. Those whose ids the table lacks are added.
-            combine: From the others, and the rows of the table with their ids, in the same order, to whole rows that
-                take the place of these. In an object store it is called again where another writer was faster.
+            rows: Rows with correct checksums. Those whose ids the table lacks are added.
+            combine: Function from the other rows, and the table's rows of the same ids in the same order, to complete
+                rows that replace the table's. In an object store, it is called again if another writer was faster.
         """
         self._tables.retried(lambda: self._renew(modality, rows, combine))
 
@@ -340,7 +340,7 @@ class StoreWriter:
     def _towers(self) -> dict[str, Tower]:
         """Return the towers of the store, including those added by other writers in an object store.
 
-        Metadata columns of theirs are noted, too.
+        Metadata columns that these have added are recorded, too.
         """
         if self._tables.has_moved():
             newest = Store(self.path)
@@ -380,7 +380,7 @@ class StoreWriter:
         """Return the rows of some items, in the order of the ids."""
         found, name = self._those_there(modality, ids), TABLES[modality]
         if len(found) < len(ids):
-            raise StoreError(f"{self.path}: {len(ids) - len(found):,} items have vanished from the table '{name}'")
+            raise StoreError(f"{self.path}: {len(ids) - len(found):,} items have disappeared from the table '{name}'")
         return found
 
     def _those_there(self, modality: Modality, ids: pa.Array) -> pa.Table:

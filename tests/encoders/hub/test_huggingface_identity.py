@@ -96,7 +96,7 @@ def test_canaries_notice_a_model_that_was_swapped_under_its_name(clip, tmp_path)
     swapped = records(save_clip(tmp_path / "other", seed=9))[0]
     # Somebody who forges the identity still cannot forge the answers.
     forged = type(swapped)(stored.name, "image", stored.encoders, stored.identity, stored.dim, swapped.canaries)
-    with pytest.raises(FingerprintError, match="answers the canaries differently"):
+    with pytest.raises(FingerprintError, match="embeds the canaries differently"):
         check_same(stored, forged, "STORE")
     check_same(stored, records(clip)[0], "STORE")
 

@@ -53,7 +53,7 @@ def test_by_ids(store):
     assert before.keys() - after.keys() == {"kitchen/0-3.png", "kitchen/4-39.png"}
     assert after.items() < before.items()
     assert verify(store) == []
-    with pytest.raises(StoreError, match=r"1 of 1 image ids are not in the store, the first is 'kitchen/0-3.png'"):
+    with pytest.raises(StoreError, match=r"1 of 1 image ids are not in the store \(the first is 'kitchen/0-3.png'\)"):
         Store.open(store).read_images(["kitchen/0-3.png"])
     assert remove(store, ids=["kitchen/0-3.png"]).removed == 0
 
