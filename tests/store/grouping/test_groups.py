@@ -135,7 +135,7 @@ def test_texts_with_a_set_of_images_of_their_own(tmp_path):
     store = store_of(tmp_path / "s", spread(80))
     pairs = pairs_of(range(80), texts=[f"sentence {row % 20}" for row in range(80)])
     (grouped,), (note,) = group_pairs(store, [pairs])
-    assert "each of 20 texts has several images of its own" in note
+    assert "20 texts each have several images of their own" in note
     assert grouped.clusters == [str(row % 20) for row in range(80)]
     captions = replace(pairs, targets=[None] * 80)
     (apart,), notes = group_pairs(store, [captions])

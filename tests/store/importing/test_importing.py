@@ -319,7 +319,7 @@ BAD = {
     "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
     "pickle": (["pickle.npy", "--of", "images", "--ids", "two.txt"], 1, "pickle.npy: the file cannot be read"),
     "integers": (["int.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (2, 2) of int64"),
-    "cut": (["cut.npy", "--of", "images", "--ids", "two.txt"], 1, "needs 120 bytes and has 112; the file is cut"),
+    "cut": (["cut.npy", "--of", "images", "--ids", "two.txt"], 1, "needs 120 bytes, found 112; the file is truncated"),
     "no array": (["two.npz", "--of", "images", "--ids", "two.txt"], 2, "name one of its arrays with --array: a, b"),
     "wrong array": (
         ["two.npz", "--of", "images", "--ids", "two.txt", "--array", "c"],

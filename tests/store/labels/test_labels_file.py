@@ -56,7 +56,7 @@ def test_undo_brings_back_what_was_said_before_and_ends_with_a_sentence(labels):
 
 def test_nobody_undoes_what_another_labeller_wrote(labels):
     written = labels.label("ada", [("a.png", "cat")])
-    with pytest.raises(UsageError, match="nothing of the id"):
+    with pytest.raises(UsageError, match="nothing under the id"):
         labels.undo("bob", written)
     assert labels.book().of("a.png") == {"ada": "cat"}
 
@@ -75,7 +75,7 @@ def test_labels_follow_a_class_that_is_renamed_and_the_former_name_leads_to_it(l
     labels.label("bob", [("b.png", "cat")])  # from a page that was opened before
     assert labels.book().agreed() == {"a.png": "kitten", "b.png": "kitten"}
     assert labels.book().classes() == {"kitten": 2}
-    with pytest.raises(UsageError, match="no class 'cat'; it is called 'kitten' now"):
+    with pytest.raises(UsageError, match="no class 'cat'; it is now called 'kitten'"):
         labels.rename("ada", "cat", "dog")
 
 
@@ -121,7 +121,7 @@ def test_a_last_line_that_was_cut_off_is_put_aside_with_a_sentence(labels, tmp_p
     opened = LabelsFile(tmp_path)
     kept = {"a.png": "cat", "b.png": "cat"} if cut == 1 else {"a.png": "cat"}  # of the first, only its end is missing
     assert opened.book().agreed() == kept
-    assert [("cut off while it was written" in note) for note in opened.notes] == [True] * (cut > 1)
+    assert [("cut off while being written" in note) for note in opened.notes] == [True] * (cut > 1)
     opened.label("ada", [("c.png", "dog")])
     assert LabelsFile(tmp_path).book().agreed() == {**kept, "c.png": "dog"}
     if cut > 1:

@@ -163,12 +163,12 @@ def test_parts_that_are_not_all_and_whole_are_refused(tmp_path, data, parts, dra
     refused(StoreError, r"1 of 3 shards are missing: 2;", [made[0], made[2]], into)
     refused(UsageError, "given twice", [*made, made[1].parent / "." / "2"], into)
     shutil.copytree(made[0], tmp_path / "copy")
-    refused(StoreError, "the shard 1/3 is there twice", [*made, tmp_path / "copy"], into)
+    refused(StoreError, "the shard 1/3 is given twice", [*made, tmp_path / "copy"], into)
     refused(UsageError, "Nothing to merge", [], into)
     refused(StoreError, "no such folder", [*made[:2], tmp_path / "nowhere"], into)
     whole = tmp_path / "whole"
     extract(whole, **data)
-    refused(StoreError, "expected a part, .* found a whole store", [*made[:2], whole], into)
+    refused(StoreError, "expected a part, .* found a complete store", [*made[:2], whole], into)
     with pytest.raises(UsageError, match="into itself"):
         merge(made, into=made[0])
     refused(StoreError, "this is a shard of 2, .* is one of 3", [*made, parts(2)[0]], into)
@@ -193,7 +193,7 @@ def test_parts_that_changed_or_are_damaged_are_refused(tmp_path, parts):
     id_ = Store.open(made[0]).image_ids[0]
     rows = Snapshot(made[0], ALL_TABLES).take_rows("images", [0])
     remove(made[0], ids=[id_])
-    refused(StoreError, "the table 'images' has .* rows, it had", made, tmp_path / "merged")
+    refused(StoreError, "the table 'images' has .* rows, but had", made, tmp_path / "merged")
     rows = rows.set_column(1, rows.schema.field(1), pa.array(["0" * 32]))
     append_rows(made[0], "images", rows)
     with pytest.raises(StoreError, match="differs from its checksum: the part is damaged"):
@@ -214,12 +214,12 @@ def test_parts_of_another_list_version_or_encoder_are_refused(tmp_path, data, pa
 
     draw(data["images"], [70])
     extract(made[1], **data, shard="2/2")
-    refused(StoreError, r"saw another list of images \(14\) than that of .* \(13\)", made, tmp_path / "merged")
+    refused(StoreError, r"saw a different list of images \(14\) from that of .* \(13\)", made, tmp_path / "merged")
     (data["images"] / "70.png").unlink()
 
     data["pairs"].write_text(data["pairs"].read_text() + json.dumps({"image": "1.png", "text": "one more"}) + "\n")
     extract(made[1], **data, shard="2/2")
-    refused(StoreError, "saw another list of texts", made, tmp_path / "merged")
+    refused(StoreError, "saw a different list of texts", made, tmp_path / "merged")
     extract(made[0], **data, shard="1/2")
     extract(made[0], **{**data, "encoder": "toy2"}, shard="1/2")
     refused(StoreError, "only one of the two has toy2", made, tmp_path / "merged")
@@ -238,13 +238,13 @@ def test_a_folder_belongs_to_one_shard(tmp_path, data, parts):
     with pytest.raises(StoreError, match="this is the store of the shard 1/2; add --shard 1/2"):
         extract(made[0], **data)
     extract(tmp_path / "whole", **data)
-    with pytest.raises(StoreError, match="found a whole store"):
+    with pytest.raises(StoreError, match="found a complete store"):
         extract(tmp_path / "whole", **data, shard="1/2")
 
 
 @pytest.mark.parametrize("written", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_a_shard_is_two_numbers(written):
-    with pytest.raises(UsageError, match=r"such as 1/8 up to 8/8; found"):
+    with pytest.raises(UsageError, match=r"from 1/8 to 8/8 for example; found"):
         Shard.parse(written)
 
 

@@ -19,7 +19,7 @@ __all__ = ["Item", "TakeOver", "rows_with"]
 
 @dataclass(frozen=True)
 class Item:
-    """Stored information about an item besides its embeddings.
+    """An item as stored, without its embeddings.
 
     Attributes:
         id: Image path below its folder, or the text itself.
@@ -50,9 +50,9 @@ class TakeOver:
 
 
 def rows_with(table: lance.LanceDataset, ids: pa.Array) -> pa.Table:
-    """Return the rows of a table with given ids, in the order of these; missing ids are left out.
+    """Return the rows of a table with given ids, in their order; missing ids are left out.
 
-    All ids are read: in Lance's filters an id, which may be any text, would have to be written as SQL.
+    All ids of the table are read, because a filter of Lance would need the ids, which may be any text, written as SQL.
     """
     rows, first = [np.zeros(0, np.int64)], 0
     for batch in table.scanner(columns=["id"]).to_batches():

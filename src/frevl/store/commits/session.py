@@ -37,14 +37,14 @@ _MODALITIES = {"images": "image", "texts": "text"}
 def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], None]) -> dict[str, set[str]]:
     """Clean up after a killed writer and mark the store as being written. Requires the store's lock.
 
-    A commit in flight during a power failure may be partly present: it is rolled back and its files deleted. Data files
-    without a version that no killed writer explains are left untouched.
+    A commit in progress during a power failure may be partly present: it is rolled back and its files are deleted. Data
+    files that belong to no version, and that no killed writer explains, are left untouched.
 
     Args:
         store: Folder of the store.
         names: Names of its tables, that of the towers first.
-        remember: Records the newest version of a table; called where there is no record, as for a store of frevl before
-            0.2 and after a writer was killed.
+        remember: Records the newest version of a table; called if there is no record of it, as in a store of frevl
+            before 0.2 or after a writer was killed.
 
     Returns:
         By table, the unexplained data files; usually none.
@@ -172,7 +172,7 @@ def read_session(store: Path) -> dict[str, set[str]] | None:
         None if nobody is writing and the last writer finished normally.
 
     Raises:
-        StoreError: The leftovers of the last writer are damaged.
+        StoreError: The record of the last writer is damaged.
     """
     path = writer_at_work(store)
     try:
@@ -182,6 +182,6 @@ def read_session(store: Path) -> dict[str, set[str]] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
-            f"{path}: expected what the last writer left, found a damaged file ({type(error).__name__}); run frevl "
+            f"{path}: expected the record of the last writer, found a damaged file ({type(error).__name__}); run frevl "
             f"store repair {store}"
         ) from error

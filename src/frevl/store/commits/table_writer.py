@@ -61,7 +61,7 @@ def in_utf8(text: str) -> str:
 
 
 def reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
-    """Return rows for the table of rejects, from kind and id to the reason."""
+    """Return the rows of the table of rejects; `rejects` maps kind and id to the reason."""
     columns = list(zip(*((kind, id_, reason) for (kind, id_), reason in rejects.items()), strict=True)) or [()] * 3
     return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=REJECT_SCHEMA)
 
@@ -180,7 +180,7 @@ class TableWriter:
         if not done:
             table = existing_table(self.path, name)
             with writing(self.path, name):
-                # With every column in the source, Lance reads no column but the id: that of all rows.
+                # If the source has every column, Lance reads only the ids, but those of all rows.
                 table.merge_insert("id").when_matched_update_all().execute(rows)
         if places is not None:
             places.mark(ids)
@@ -269,7 +269,7 @@ class TableWriter:
         return existing_table(self.path, name)
 
     def has_moved(self) -> bool:
-        """Return False: nobody else changes the towers."""
+        """Return False, because no other process can change the towers."""
         return False
 
     @contextmanager
@@ -312,22 +312,22 @@ class TableWriter:
             with writing(self.path, name):
                 target = rows_a_file(table)
                 if sum(fragment.metadata.num_rows < target for fragment in table.get_fragments()) >= _SMALL_FRAGMENTS:
-                    # Copied unchanged where no row was deleted, in half the time and a sixth of the memory.
+                    # A binary copy where no row was deleted takes half the time and a sixth of the memory.
                     table.optimize.compact_files(
                         target_rows_per_fragment=target,
-                        # Parts whose rows are replaced one by one stay where they are until all rows are replaced.
+                        # Parts whose rows are being replaced one by one keep their place until all rows are replaced.
                         materialize_deletions=at_end or name not in self._places,
                         compaction_mode="try_binary_copy",
                         batch_size=max(1, target // 16),
                         num_threads=1,
                     )
-                    self._remember(name)  # on disk before the files that it replaces are deleted
+                    self._remember(name)  # must be on disk before the files that it replaces are deleted
                 if not self._unclaimed[name]:  # Lance would delete unclaimed files after a week
                     places = None if at_end else self._places.get(name)
                     base = None if places is None else places.version
                     self._delete_old_versions(table, {self._kept.get(name), base} - {None})
         except StoreError as error:
-            # Nothing is lost: what could not be tidied up (full disk) is tidied up next time.
+            # Nothing is lost: tidying up, which a full disk may have prevented, is repeated next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):
                 self.notes.append(f"{_UNTIDY}: {error}.")
 

@@ -1,1 +1,1 @@
-"""Find dependent pairs: copies, near copies, frames of one video, texts with one label."""
+"""Find dependent pairs: copies, near copies, frames of one video, texts that always have one label."""

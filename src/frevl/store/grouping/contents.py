@@ -1,4 +1,4 @@
-"""Numbers for the contents of images and texts, without a Python object for each."""
+"""Number the contents of images and texts, without a Python object for each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIXING = np.uint64(0x9E3779B97F4A7C15)
 
 
 def content_numbers(store: Store, units: Sequence[str], parts: Sequence[Pairs]) -> NDArray[np.int64]:
-    """Return ``(n,)`` a number for the content of each unit of some pairs, in the order of their first units.
+    """Return ``(n,)``: a number for the content of each unit of some pairs, in order of first appearance.
 
     An image missing from the store has a content of its own.
     """
@@ -36,7 +36,7 @@ def content_numbers(store: Store, units: Sequence[str], parts: Sequence[Pairs]) 
 
 
 def numbers_of(values: np.ndarray) -> NDArray[np.int64]:
-    """Return ``(n,)`` numbers for ``(n,)`` bytes: equal bytes get the same number, in order of first appearance."""
+    """Number ``(n,)`` byte strings in order of first appearance; equal ones get the same number."""
     words = _words(values)
     mixed = _mixed(words)
     order = np.argsort(mixed, kind="stable")
@@ -55,7 +55,7 @@ def numbers_of(values: np.ndarray) -> NDArray[np.int64]:
 
 
 def among(values: np.ndarray, others: np.ndarray) -> NDArray[np.bool_]:
-    """Return ``(n,)`` bool: which of ``(n,)`` bytes are among others; equal hashes are compared in full."""
+    """Return ``(n,)`` bool: which of ``(n,)`` byte strings are among others; equal hashes are compared in full."""
     if not len(values) or not len(others):
         return np.zeros(len(values), bool)
     own, theirs = _mixed(_words(values)), _mixed(_words(others))
@@ -68,7 +68,7 @@ def among(values: np.ndarray, others: np.ndarray) -> NDArray[np.bool_]:
 
 
 def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return ``(n,)`` hashes of the ``(n, w)`` words of every row, which hardly ever collide."""
+    """Return ``(n,)`` hashes of the ``(n, w)`` words of every row, which very rarely collide."""
     mixed = words[:, 0].copy()
     for column in range(1, words.shape[1]):
         mixed *= _MIXING
@@ -77,7 +77,7 @@ def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _words(values: np.ndarray) -> NDArray[np.uint64]:
-    """Return ``(n, w)``: bytes as 64-bit numbers."""
+    """Return byte strings as ``(n, w)`` 64-bit numbers."""
     size = max(1, -(-values.dtype.itemsize // 8))
     padded = np.ascontiguousarray(values, f"S{8 * size}")
     return padded.view(np.uint64).reshape(len(values), size)

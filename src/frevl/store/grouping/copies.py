@@ -1,13 +1,13 @@
-"""Copies: images that are nearly the same, found without choosing a threshold; pairs that count each only once.
+"""Find near copies of images without choosing a threshold, and count copies in pairs only once.
 
 A near copy (recompressed, resized, mirrored, slightly cropped, the next frame of a film) is far closer to its original
-than any ordinary neighbour. The test is therefore a gap: the nearest neighbours of an image, up to one of them, are
-followed by a neighbour at ``r`` times their distance. How large a gap ordinary images show depends on the intrinsic
-dimension ``m`` of the set: if points are spread evenly in ``m`` dimensions, the ratio of the second to the first
-distance exceeds ``x`` with probability ``x ** -m`` (Facco et al. 2017, arXiv 1803.06992). ``m`` is measured on
-neighbours 8 to 16, which copies do not affect, and ``r`` is chosen so that one ordinary image in a thousand would show
-the gap. Near copies must also lie within 0.3 of the usual distance of the eighth neighbour: two unusual images are not
-copies of each other. The combination is ours; measured in research/experiments/log.md.
+than any ordinary neighbour. The test is therefore a gap: after some of the nearest neighbours of an image, the next one
+is at least ``r`` times as far away. How large a gap ordinary images show depends on the intrinsic dimension ``m`` of
+the set: if points are spread evenly in ``m`` dimensions, the ratio of the second to the first distance exceeds ``x``
+with probability ``x ** -m`` (Facco et al. 2017, arXiv 1803.06992). ``m`` is measured on neighbours 8 to 16, which
+copies do not affect, and ``r`` is chosen so that one ordinary image in a thousand would show the gap. Near copies must
+also lie within 0.3 of the usual distance of the eighth neighbour, because two unusual images are not copies of each
+other. The combination is ours; measured in research/experiments/log.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 FALSE_ALARMS = 1e-3  # share of ordinary images that would show such a gap
-_WITHIN = 0.3  # of the usual distance of the middle neighbour
+_WITHIN = 0.3  # maximum distance, as a fraction of the usual distance of the middle neighbour
 NEIGHBOURS = 16
 """Number of neighbours examined per image."""
 
@@ -53,7 +53,7 @@ MOST_COMPARED = 200_000
 """Maximum number of images; comparing more with each other takes longer than most trainings."""
 
 Neighbours = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
-"""Maps ``(r,)`` rows to ``(r, 16)`` rows of their nearest others and the ``(r, 16)`` distances ``1 - cosine``."""
+"""Maps ``(r,)`` rows to ``(r, 16)`` rows of their nearest neighbours and the ``(r, 16)`` distances ``1 - cosine``."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def find_near_copies(
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.
         seed: Random seed for the sample on which distances are measured, and for the sketch.
-        neighbours: Finds the nearest others of some rows, for sets too large for comparing all with each other; it is
-            then called for every row.
+        neighbours: Finds the nearest neighbours of some rows, for sets that are too large for comparing all pairs; it
+            is then called for every row.
 
     Returns:
         The links; none for fewer than 32 images, or for more than 200,000 without ``neighbours``.
@@ -95,7 +95,7 @@ def find_near_copies(
     _, usual = of(sample)
     middle, last = usual[:, NEIGHBOURS // 2 - 1], usual[:, -1]
     growth = float(np.median(np.log(last / middle))) / 2  # of distances, while these are squared
-    if growth <= 0:  # half of the images have sixteen others at the same distance: no scale to measure by
+    if growth <= 0:  # half of the images have sixteen neighbours at the same distance, so there is no scale
         return nothing
     dimension = np.log(2) / growth
     gap = float(FALSE_ALARMS ** (-2 / dimension))
@@ -124,7 +124,7 @@ def _links(
 def neighbours_of(
     vectors: NDArray[np.floating], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the 16 nearest others of some rows and their squared distances (as ``1 - cosine``), nearest first.
+    """Return the 16 nearest neighbours of some rows and their squared distances (as ``1 - cosine``), nearest first.
 
     Args:
         vectors: ``(n, d)`` of unit length, ``n`` above 16.

@@ -83,7 +83,7 @@ GROUP_KEYS = ("group", "scene", "video", "product", "patient", "subject", "sessi
 """Keys that usually define a group, also with the suffix ``_id``. ``cluster`` always does."""
 
 _FEWEST_GROUPS = 20  # with fewer values, a key is treated as a category
-_LARGEST_SHARE = 0.2  # of the pairs: a larger group could not be split, and is probably not a group
+_LARGEST_SHARE = 0.2  # maximum share of the pairs; a larger group could not be split, and is probably not a group
 
 
 def group_pairs(
@@ -147,7 +147,7 @@ def group_pairs(
 
 
 class _Rules:
-    """Contents and clusters as numbered nodes; every rule joins some of them and adds a clause to the note."""
+    """Contents and clusters as numbered nodes. Every rule joins some of them and adds a clause to the note."""
 
     def __init__(
         self, clusters: np.ndarray, names: Sequence[str], rows: np.ndarray, contents: np.ndarray, unit: str
@@ -194,7 +194,7 @@ class _Rules:
         self._join(numbers, np.array([content for _, content in known]), clause)
 
     def near_copies(self, links: np.ndarray, gap: float) -> None:
-        """Join contents, ``(l, 2)`` of their numbers."""
+        """Join contents, given as ``(l, 2)`` of their numbers."""
         if len(links):
             clause = (
                 f"{_count(len(np.unique(links)), 'image is', 'images are')} nearly the same as another one "
@@ -209,7 +209,7 @@ class _Rules:
         clause = f"{len(found):,} texts occur with several images but always the same label"
         if not len(found) and any(told(part).any() for part in targets.parts):  # captions: several images may share one
             found = texts_with_images_of_their_own(self.content, of_pairs)
-            clause = f"each of {len(found):,} texts has several images of its own"
+            clause = f"{len(found):,} texts each have several images of their own"
         if len(found):
             there = np.zeros(len(texts), bool)
             there[found] = True
@@ -295,12 +295,12 @@ def _count(number: int, one: str, several: str) -> str:
 
 
 _FEWEST_TEXTS = 10
-_SHARE_OF_PAIRS = 0.2  # with such texts, or the rule does not apply to this set
+_SHARE_OF_PAIRS = 0.2  # minimum share of pairs with such texts, else the rule does not apply to this set
 _ALWAYS = 0.98  # share of the repeated texts with a single label
 _BY_CHANCE = 0.5  # share expected to have a single label if texts were unrelated to labels
-_FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
-_SHARED = 0.05  # of the images may have several texts: drawn variants are sometimes the same image
-_OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name of the class
+_FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # images per text, share of pairs, texts
+_SHARED = 0.05  # share of images that may have several texts, as drawn variants are sometimes the same image
+_OF_CLASSES = 2  # minimum number of texts per class; with fewer, a text may be a name of the class
 
 
 def texts_with_one_label(
@@ -314,7 +314,7 @@ def texts_with_one_label(
 
     Args:
         images: ``(n,)`` numbers of the images' contents, from 0; a text counts as repeated if it has two different
-        ones.
+            contents.
         texts: ``(n,)`` numbers of the texts, from 0.
         targets: Columns, ``n`` pairs in total; the rule is for classes, so any target that is not a single string
             switches it off.
@@ -348,12 +348,12 @@ def texts_with_one_label(
 
 
 def texts_with_images_of_their_own(images: NDArray[np.int64], texts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the texts for each of which a set of images was made; none if the set is not built that way.
+    """Return the texts for which images were made, a set for each; none if the data set is not built that way.
 
     If nearly every pair has a text with four images or more, and hardly any image has two texts, each text came with
     its own series of images: variants of one scene, as in NLVR. A split by image then leaves variants on both sides,
-    and what is learned about one text does not help with a new one. In natural data most questions and titles are rare,
-    and images have several of them. The thresholds are ours.
+    and learning about one text does not help with a new one. In natural data, most questions and titles are rare, and
+    images have several of them. The thresholds are ours.
 
     Args:
         images: ``(n,)`` numbers of the images' contents, from 0; all numbers occur.
@@ -375,7 +375,7 @@ def texts_with_images_of_their_own(images: NDArray[np.int64], texts: NDArray[np.
 
 
 def _different(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return, for every number of one column, with how many different numbers of the other it stands."""
+    """Return, for every number in one column, how many different numbers of the other column it occurs with."""
     width = int(other.max(initial=0)) + 1
     together = one.astype(np.int64) * width + other
     together.sort()

@@ -33,7 +33,7 @@ def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
-    """Return a hash of every id's bytes; different ids hardly ever collide.
+    """Return a hash of every id's bytes; different ids very rarely collide.
 
     Eight bytes are mixed in at a time by the finalizer of SplitMix64 (Steele, Lea and Flood 2014). It is not
     cryptographic: a look-up compares the id itself.
@@ -51,7 +51,7 @@ def id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
     content = np.zeros(last - first + _WORD, np.uint8)
     if last > first:
         content[:-_WORD] = np.frombuffer(data, np.uint8)[first:last]
-    # Every byte begins a word: a view of eight bytes at each of them, without a copy.
+    # A view, without a copy, in which every byte begins a word of eight bytes.
     words = np.ndarray((len(content) - _WORD + 1,), np.dtype("<u8"), content, strides=(1,))
     starts, lengths = places[:-1] - first, np.diff(places)
     hashes = _mixed(lengths.astype(np.uint64) * _GOLDEN + _FIRST)

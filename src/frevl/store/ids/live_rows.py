@@ -1,4 +1,4 @@
-"""Reading rows of a Lance table by number, as fast after deletions as before."""
+"""Read rows of a Lance table by number, as fast after deletions as before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["LiveRows"]
 
 
 class LiveRows:
-    """Rows of one version of a table by their number among those that are not deleted.
+    """The rows of one version of a table, by their number among the rows that are not deleted.
 
-    Where rows were deleted, Lance maps each number to its place by itself, in time that grows with the table: a
-    thousand times as long at a million rows (Lance 14). So the places are found here, from the runs of rows between
-    deletions: 16 bytes for each run.
+    If rows were deleted, Lance takes a time that grows with the table to locate each number: a thousand times as long
+    at a million rows (Lance 14). Rows are therefore located here, from the runs of rows between deletions, which take
+    16 bytes each.
 
     Args:
         table: The table.
@@ -49,7 +49,7 @@ class LiveRows:
 
 
 def _runs(table: lance.LanceDataset) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ``(runs,)`` the number of the first row of each run of consecutive row ids, and its row id."""
+    """Return ``(runs,)`` numbers of the first row of each run of consecutive row ids, and these rows' ids."""
     starts, ids, count, last = [], [], 0, -2
     for batch in table.scanner(columns=[], with_row_id=True, batch_size=65_536).to_batches():
         found = batch["_rowid"].to_numpy().astype(np.int64)

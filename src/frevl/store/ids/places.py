@@ -21,8 +21,8 @@ __all__ = ["Places", "exchange_rows"]
 class Places:
     """A table at one version, and which of its rows have since been replaced or deleted.
 
-    A part of a Lance table keeps its number, and a row its position in it, until the whole part is rewritten. An
-    unchanged row can therefore be read from the old version and marked as deleted in the newest.
+    A part of a Lance table keeps its number, and a row keeps its position in the part, until the whole part is
+    rewritten. An unchanged row can therefore be read from the old version and marked as deleted in the newest.
 
     Args:
         store: Folder of the store.
@@ -35,7 +35,7 @@ class Places:
         self.version = self._at.versions[name]
 
     def find(self, ids: pa.Array) -> NDArray[np.int64] | None:
-        """Return ``(n,)`` the rows of ids in the old version; None unless all exist, unchanged and distinct."""
+        """Return the ``(n,)`` rows of ids in the old version; None unless all exist, unchanged and distinct."""
         rows = find_rows(self._at.rows(self._name), ids)
         same = len(rows) > 0 and rows.min() >= 0 and not self._changed[rows].any()
         return rows if same and len(np.unique(rows)) == len(rows) else None

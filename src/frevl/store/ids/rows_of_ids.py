@@ -1,7 +1,7 @@
 """Look up the row of an id in a large table: sorted hashes in a mapped file, verified against the ids themselves.
 
-A dictionary of ids takes 150 bytes and half a microsecond per row before the first answer. Here a row takes 12 bytes,
-on disk if possible, and a look-up reads the ids of the rows found: the match is always the id itself, never just its
+A dictionary of ids takes 150 bytes and half a microsecond per row before the first answer. Here, a row takes 12 bytes,
+on disk if possible, and a look-up reads the ids of the rows found, so a match is always the id itself, never just its
 hash.
 """
 
@@ -31,7 +31,7 @@ class Segment:
 
     Attributes:
         hashes: ``(n,)`` hashes of the ids, ascending.
-        rows: ``(n,)`` row of each, counted from the first row of the segment.
+        rows: ``(n,)`` rows of these ids, counted from the first row of the segment.
         first: The first row of the segment.
     """
 
@@ -73,7 +73,7 @@ class RowsOfIds(Mapping[str, int]):
         return cls(len(held), segments, lambda rows: held.take(pa.array(rows)), lambda: iter([held]))
 
     def find(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-        """Return ``(n,)`` the row of each id; -1 if there is none."""
+        """Return ``(n,)``: the row of each id; -1 if there is none."""
         found = np.full(len(ids), -1, np.int64)
         for start in range(0, len(ids), _AT_ONCE):
             found[start : start + _AT_ONCE] = self._find(as_arrow(ids[start : start + _AT_ONCE]))
@@ -158,7 +158,7 @@ class KnownIds(Collection[str]):
         self._others = {id_: len(known) + row for row, id_ in enumerate(others)}
 
     def find(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-        """Return ``(n,)`` a number for each id; -1 if unknown."""
+        """Return ``(n,)``: a number for each id; -1 if unknown."""
         found = find_rows(self._known, ids)
         for row in np.flatnonzero(found < 0).tolist() if self._others else ():
             id_ = ids[row].as_py() if isinstance(ids, pa.Array) else ids[row]
@@ -196,7 +196,7 @@ def find_rows(known: Mapping[str, int] | KnownIds, ids: Sequence[str] | pa.Array
 
 
 def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -> NDArray[np.int64]:
-    """Return ``(n,)`` the row of each id in a column of pairs; distinct values of a `Coded` are looked up once."""
+    """Return ``(n,)``: the row of each id in a column of pairs; distinct values of a `Coded` are looked up once."""
     if not isinstance(column, Coded):
         return find_rows(known, column)
     used = column.used()
@@ -209,7 +209,7 @@ def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -
 
 
 def ascending(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Return the different ones of some rows in ascending order, and what leads back to them; None: they are so."""
+    """Return the distinct rows in ascending order, and indices that lead back to the given ones; None if identical."""
     if bool((rows[1:] > rows[:-1]).all()):
         return rows, None
     return np.unique(rows, return_inverse=True)
@@ -218,6 +218,6 @@ def ascending(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 def ids_in_order(known: Mapping[str, int]) -> pa.Array:
     """Return the ids of `frevl.store.reader.Store.positions` in row order.
 
-    They take a quarter of the memory of a list. All are from one version of the store, whatever is written meanwhile.
+    They take a quarter of the memory of a list. All come from one version of the store, even if others write to it.
     """
     return known.in_memory()[1] if isinstance(known, RowsOfIds) else pa.array(list(known), pa.large_string())

@@ -22,10 +22,8 @@ __all__ = ["read_arrays"]
 
 _FLOATS = ("float16", "float32", "float64")
 _LONGEST_HEADER = 1 << 16  # bytes; numpy writes 128
-_COMPRESSIONS = {
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-}  # those that numpy writes; a few bytes of others may expand to gigabytes
+# The kinds that numpy writes; a few bytes of other kinds may expand to gigabytes.
+_COMPRESSIONS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 Blocks = Callable[[int], Iterator[np.ndarray]]
 
@@ -105,7 +103,7 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
                 count = min(rows, shape[0] - start)
                 raw = stream.read(count * width)
                 if len(raw) != count * width:
-                    raise InputError(f"{path}: the array '{name}' is cut short at row {start:,}; copy the file again")
+                    raise InputError(f"{path}: the array '{name}' is truncated at row {start:,}; copy the file again")
                 yield np.frombuffer(raw, dtype).reshape(count, shape[1])
 
     return shape, str(dtype), blocks
@@ -126,8 +124,8 @@ def _check_size(path: Path, what: str, shape: tuple[int, ...], dtype: np.dtype[A
     expected = math.prod(shape) * dtype.itemsize
     if size != expected:
         raise InputError(
-            f"{path}: {what} of shape {shape!s:.80} and type {dtype!s:.80} needs {expected:,} bytes and has "
-            f"{size:,}; the file is cut short or damaged, copy it again"
+            f"{path}: {what} of shape {shape!s:.80} and type {dtype!s:.80} needs {expected:,} bytes, found {size:,}; "
+            "the file is truncated or damaged, copy it again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Read tables of vectors and lists of ids block by block, so memory does not grow with the file.
+"""Read tables of vectors and lists of ids block by block, so that memory does not grow with the file.
 
 Tables (Parquet, Arrow, Lance) have ids, vectors and possibly further columns; `frevl.store.importing.arrays` reads
 files with vectors only.
@@ -201,7 +201,7 @@ def _open_table(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.Reco
 
 
 def _sound(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of an Arrow file after checking them: an untrusted file may point outside its own memory."""
+    """Yield the batches of an Arrow file after checking them, as an untrusted file may point outside its own memory."""
     seen = 0
     for batch in _arrow_reader(path)[1]:
         batch.validate(full=True)
@@ -231,7 +231,7 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 
     Args:
         column: Lists of floats.
-        dim: Width of the vectors, or None if not yet known: then it is the most frequent one.
+        dim: Width of the vectors; None if not yet known, in which case it is the most frequent width.
 
     Returns:
         ``(n, dim)`` values, the reason by row if there is no vector of that width, and the width if known.
@@ -245,7 +245,7 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
         for row in np.flatnonzero(~good)
     }
     values = np.zeros((len(column), dim or 1), column.type.value_type.to_pandas_dtype())
-    # `flatten` skips nulls; a null inside a list becomes NaN, which is refused like any other.
+    # `flatten` skips nulls; a null inside a list becomes NaN, which is refused like any other NaN.
     flat = column.filter(pa.array(good)).flatten()
     values[good] = flat.to_numpy(zero_copy_only=False).reshape(-1, dim or 1)
     return values, problems, dim

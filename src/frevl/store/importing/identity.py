@@ -1,4 +1,4 @@
-"""The identity of imported vectors: declared by the user, or one of our encoders after verification."""
+"""The identity of imported vectors: declared by the user, or that of one of our encoders after verification."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def declared_towers(
     common_space: bool,
     dtype: str,
 ) -> dict[Modality, Tower]:
-    """Describe towers that frevl cannot run, from what the user declares."""
+    """Describe towers that frevl cannot run, as declared by the user."""
     towers: dict[Modality, Tower] = {}
     for modality, dim in dims.items():
         name = f"{encoder}-{modality}"
@@ -61,7 +61,7 @@ def verified_towers(
         dtype: Stored number type.
 
     Returns:
-        The encoder's own towers, so that the store is as if the encoder had filled it.
+        The encoder's own towers, as if the encoder had filled the store.
 
     Raises:
         FingerprintError: The encoder gives different vectors (cosine below 0.9999).

@@ -71,10 +71,10 @@ def open_parts(
         ids: Ids of an array's rows.
         id_column: Column of the ids.
         vector_column: Column of the vectors of a table.
-        array: Name of the array in a file with several.
+        array: Name of the array in a file with several arrays.
 
     Raises:
-        InputError: A file is missing or damaged, or ids and vectors differ in number.
+        InputError: A file is missing or damaged, or the numbers of ids and vectors differ.
         UsageError: The meaning of the source is ambiguous.
     """
     if source.is_dir() and not is_table(source):
@@ -144,7 +144,7 @@ def lacking_parts(source: Path, of: Modality | None) -> list[str]:
         if lost:
             rows = sum(parquet_shape(described[number])[0] for number in lost)
             notes.append(
-                f"{source / folder} lacks {len(lost):,} of {len(described):,} parts ({', '.join(lost[:3])}"
+                f"{source / folder} is missing {len(lost):,} of {len(described):,} parts ({', '.join(lost[:3])}"
                 f"{' ...' if len(lost) > 3 else ''}): {rows:,} {modality}s of the metadata were not imported."
             )
     return notes

@@ -61,7 +61,7 @@ def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, 
 
 
 def column_name(name: str) -> str:
-    """Return a column's name in the store: dots would be paths in a filter, and some names are reserved."""
+    """Return a column's name in the store, as dots would be paths in a filter, and some names are reserved."""
     plain = re.sub(r"\W", "_", name.strip()) or "_"
     return f"metadata_{plain}" if plain in ITEM_COLUMNS else plain
 

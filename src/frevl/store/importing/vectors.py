@@ -1,4 +1,4 @@
-"""Import embeddings computed elsewhere: nothing is embedded again, and unusable rows are reported."""
+"""Import embeddings computed elsewhere without embedding anything again; unusable rows are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from frevl.terminal import ProgressLine
 __all__ = ["ImportReport", "import_embeddings"]
 
 _COMMIT_BYTES = 16 << 20
-_NOT_UNIT = 1e-3  # rounding to float16 changes a unit vector's length by less than this, from 8 numbers on
+_NOT_UNIT = 1e-3  # rounding to float16 changes the length of a unit vector of 8 or more numbers by less than this
 
 _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
@@ -45,7 +45,7 @@ class ImportReport:
         texts: Number of texts whose embedding was stored by this call.
         images_kept: Number of images that already had an embedding of this tower.
         texts_kept: Number of texts that already had one.
-        differing: How many of these have a different vector in the import; the store keeps its own.
+        differing: Number of these images and texts with a different vector in the import; the store keeps its own.
         scaled: Number of vectors that did not have unit length and were normalised.
         repeats: Number of rows that repeat an item of this import with the same vector; the first is kept.
         rejects: Items left out by this call.
@@ -128,12 +128,12 @@ def import_embeddings(
         store: Folder of the store; created if missing.
         encoder: Name of the encoder that made the vectors. An encoder known to frevl (see `frevl.load_encoder`) is
             verified: 32 of the texts, or of the images in ``images``, are embedded again and must agree; new items can
-            then be embedded too. Any other name is taken as declared.
+            then be embedded, too. Any other name counts as declared.
         of: ``images`` or ``texts``; not needed for a clip-retrieval folder.
         ids: Ids of an array's rows: text, one per line; a JSON list; JSON lines or a table with a column of ids.
         id_column: Name of the column of ids.
         vector_column: Name of the column of vectors.
-        array: Name of the array in a file with several.
+        array: Name of the array in a file with several arrays.
         revision: Revision of the declared encoder; part of the identity, like everything declared.
         preprocessing: How its inputs were prepared.
         common_space: Declare that images and texts of this encoder share a space, as in CLIP.
@@ -217,7 +217,7 @@ class _Import:
     def run(self, parts: Sequence[Part], *, progress: bool) -> None:
         modality = self.tower.modality
         rows = max(1, _COMMIT_BYTES // (self.tower.dim * np.dtype(self.tower.identity["dtype"]).itemsize))
-        # Kept, because ids are looked up in it to the end.
+        # The version is kept, because ids are looked up in it until the end.
         with self.writer.keep_version(modality), ProgressLine(f"{modality}s", None, enabled=progress) as line:
             for part in parts:
                 for block in part.blocks(rows):
@@ -297,15 +297,15 @@ class _Import:
         if self.tower.modality == "text":
             content = id_.encode()
             return Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content))
-        # The file was never seen, so its vector identifies it: the same image under two names is still found.
+        # The file was never seen, so its vector identifies it; the same image under two names is still found.
         return Item(id_, hashlib.sha256(value.tobytes()).hexdigest()[:32], 0)
 
     def _values(self, block: VectorBlock) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Return ``(n, dim)`` in the stored type, which rows were scaled, and what is wrong by row."""
+        """Return ``(n, dim)`` values in the stored type, which rows were scaled, and the problems by row."""
         with np.errstate(over="ignore", invalid="ignore"):
             wide = block.vectors.astype(np.float32)
             finite = np.isfinite(wide).all(axis=1)
-            # Divided by the largest number first, because the squares of large numbers overflow.
+            # Divide by the largest number first, because the squares of large numbers overflow.
             largest = np.abs(wide).max(axis=1, initial=0)
             zero = finite & (largest == 0)
             safe = np.where(finite & ~zero, largest, 1)
@@ -360,7 +360,7 @@ def _write_pairs(
     if not described:
         raise UsageError(
             "--write-pairs needs images with captions (a column 'caption'), as in a clip-retrieval folder with "
-            "texts; write the pairs file yourself"
+            "texts; leave it out, and write the pairs file yourself"
         )
     images, texts = imported["image"], imported.get("text")
     written = 0

@@ -25,8 +25,8 @@ class _Class:
 class LabelBook:
     """The state after all entries; `take` adds an entry.
 
-    A label refers to its class, not to the name, so it follows renames. A former name of a class still leads to it, as
-    long as no other class has that name: labels from a page opened earlier are not lost.
+    A label refers to its class rather than to a name, so it follows renames. A former name of a class still leads to
+    it, unless another class has that name, so labels from a page opened earlier are not lost.
 
     Attributes:
         entries: All entries, in file order.
@@ -124,7 +124,7 @@ class LabelBook:
         if request in self.undone or not undone:
             return
         self.undone.add(request)
-        if any(entry.action != "label" for entry in undone):  # names of classes have changed: start from the beginning
+        if any(entry.action != "label" for entry in undone):  # class names have changed, so start from the beginning
             self._forget()
             for entry in self.entries:
                 if entry.action != "undo":
@@ -147,9 +147,10 @@ class LabelBook:
 
     @property
     def version(self) -> int:
-        """Increases with every entry and differs between files: equal numbers mean equal labels, in every process.
+        """A number that increases with every entry and differs between files; equal numbers mean equal labels.
 
-        Below 2^53 up to half a billion entries, so that a page reads it exactly.
+        It is the same in every process, and below 2^53 for up to half a billion entries, so that a page reads it
+        exactly.
         """
         return len(self.entries) << _DIGEST_BITS | self.digest & ((1 << _DIGEST_BITS) - 1)
 
@@ -232,7 +233,7 @@ class LabelBook:
 
 
 def most(names: Iterable[str]) -> str | None:
-    """Return the most frequent one; None for a tie, or if there are none."""
+    """Return the most frequent name; None for a tie, or if there are none."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1

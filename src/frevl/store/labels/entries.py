@@ -1,4 +1,4 @@
-"""A line of a labels file: who labelled what, and when.
+"""The lines of a labels file: who labelled what, and when.
 
 | line | means |
 |---|---|
@@ -67,7 +67,7 @@ class Entry:
             record |= {"rename": self.name, "to": self.to}
         else:
             record[self.action] = self.name
-        # In ASCII, so that no line separator of another script and no half surrogate can break a line.
+        # ASCII, so that no Unicode line separator and no lone surrogate can break a line.
         return json.dumps(record).encode("ascii") + b"\n"
 
 
@@ -123,18 +123,18 @@ def parse(line: bytes) -> Entry | None:
     try:
         record = json.loads(line)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("JSON that is nested too deeply") from None
     except ValueError:
-        raise ValueError("no JSON") from None
+        raise ValueError("something other than JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("no object")
+        raise ValueError("JSON that is not an object")
     if "frevl_labels" in record:
         if record["frevl_labels"] != FORMAT:
             raise ValueError(f"format {record['frevl_labels']!r:.20}, which a newer frevl writes")
         return None
     known = {key: _text(record, key) for key in ("id", "at", "by")}
     if not _ID.fullmatch(known["id"]):
-        raise ValueError("the key 'id' has other characters than letters, digits, - and _")
+        raise ValueError("a key 'id' with characters other than letters, digits, - and _")
     if "image" in record:
         named = None if record.get("class", "") is None else _text(record, "class")
         image = _text(record, "image", _LONGEST_IMAGE)
@@ -150,5 +150,5 @@ def parse(line: bytes) -> Entry | None:
 def _text(record: dict[str, Any], key: str, longest: int = LONGEST_NAME) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not value.strip() or len(value) > longest:
-        raise ValueError(f"the key '{key}' is no text of 1 to {longest} characters")
+        raise ValueError(f"a key '{key}' that is not a text of 1 to {longest} characters")
     return value

@@ -1,8 +1,8 @@
 """The labels file of a store: ``STORE/labels/labels.jsonl``, only ever appended to.
 
-A label is on disk when `LabelsFile.label` returns, so a killed process loses none. If killed while writing several
-unconfirmed labels, it may leave some of them, which count; repeating the request writes the rest. Several processes may
-write: a lock keeps their lines apart, and each reads the others' additions before it writes.
+A label is on disk when `LabelsFile.label` returns, so a killed process loses none. If it is killed while writing
+several unconfirmed labels, it may leave some of them, which count; repeating the request writes the rest. Several
+processes may write: a lock keeps their lines apart, and each reads the others' additions before it writes.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class LabelsFile:
 
     Args:
         store: Folder of the store.
-        writes: False never writes, and leaves a torn last line unchanged.
-        name: Name of the file in the folder. Decisions on a curation are labels too, in a file of their own.
+        writes: False never writes, and leaves an incomplete last line unchanged.
+        name: Name of the file in the folder. Decisions on a curation are labels, too, in a file of their own.
 
     Attributes:
         path: The file; it is created with the first label.
-        notes: Notes for the user on unreadable lines or a torn last line.
+        notes: Notes for the user on unreadable lines or an incomplete last line.
 
     Raises:
         StoreError: The file cannot be read.
@@ -121,7 +121,7 @@ class LabelsFile:
         def check(book: LabelBook) -> None:
             if name not in book.classes():
                 now_called = book.name_of(name)
-                hint = f"it is called {now_called!r} now" if now_called else "name one that is there"
+                hint = f"it is now called {now_called!r}" if now_called else "give the name of an existing class"
                 raise UsageError(f"There is no class {name!r:.80}; {hint}.")
             if to in book.classes() and to != name and not merge:
                 raise UsageError(f"The class {to!r:.80} already exists; choose another name, or request a merge.")
@@ -146,7 +146,7 @@ class LabelsFile:
             own = [] if found is None else [one for one in book.of_request(found) if one.by == by]
             undone[:] = [one for one in own if one.action != "undo" and found not in book.undone]
             if not undone:
-                what = "nothing" if request is None else f"nothing of the id {request!r:.80}"
+                what = "nothing" if request is None else f"nothing under the id {request!r:.80}"
                 raise UsageError(f"There is {what} that {by!r:.80} could undo.")
             return [Entry("", "", by, "undo", found)]
 
@@ -242,9 +242,9 @@ class LabelsFile:
             raise self._unwritable(error) from error
         if not whole:
             self._note(
-                f"The last line of {self.path.name} was cut off while it was written ({len(torn):,} bytes), so that "
-                f"entry had not been confirmed; its bytes are kept in '{self.path.parent.name}/torn', and every entry "
-                "before it counts."
+                f"The last line of {self.path.name} was cut off while being written ({len(torn):,} bytes), so it had "
+                f"not been confirmed; its bytes are kept in '{self.path.parent.name}/torn', and all entries before it "
+                "count."
             )
         self._read()
 
@@ -257,8 +257,8 @@ class LabelsFile:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"{self.path}: {self.path.stem} cannot be written ({error.strerror or error}), so nothing was; free "
-            "some space or correct the permissions, and try again"
+            f"{self.path}: {self.path.stem} cannot be written ({error.strerror or error}), so nothing was written; "
+            "free some space or correct the permissions, and try again"
         )
 
     @contextlib.contextmanager
@@ -294,7 +294,7 @@ class LabelsFile:
                 added = file.read()
         except FileNotFoundError:
             if self._file is not None:
-                self._note(f"{self.path.name} is gone, and its {self.path.stem} with it.")
+                self._note(f"{self.path.name} has been deleted, along with its {self.path.stem}.")
                 self._start_over()
             return
         except OSError as error:
@@ -318,7 +318,7 @@ class LabelsFile:
                 if line.strip():
                     self._note(
                         f"{self.path.name}, line {self._lines:,}: expected a label, found {error}; the line does not "
-                        "count, and stays in the file."
+                        "count, but stays in the file."
                     )
                 continue
             if entry is not None:

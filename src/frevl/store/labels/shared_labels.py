@@ -1,4 +1,4 @@
-"""The labels of a store in an object store: as in a folder, in a table of lines instead of a file."""
+"""The labels of a store in an object store: as in a folder, but in a table of lines instead of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from frevl.store.remote.shared_lines import SharedLines
 
 __all__ = ["labels_of"]
 
-_FRESH = 1.0  # seconds; a page makes many requests that one look at the object store can answer
+_FRESH = 1.0  # seconds; a page makes many requests that a single read from the object store can answer
 
 
 def labels_of(store: Path, *, writes: bool = True) -> LabelsFile:
@@ -32,10 +32,10 @@ def labels_of(store: Path, *, writes: bool = True) -> LabelsFile:
 
 
 class _SharedLabels(LabelsFile):
-    """Labels in an object store, to which several processes may write. Nobody can lock it.
+    """Labels in an object store, to which several processes may write and which cannot be locked.
 
     A label is saved when `label` returns, and others' changes are visible after a second. If two processes rename
-    classes or withdraw labels at the same moment, the order of their commits decides for everybody.
+    classes or withdraw labels at the same moment, the order of their commits decides for everyone.
     """
 
     def __init__(self, store: Path) -> None:
@@ -53,7 +53,7 @@ class _SharedLabels(LabelsFile):
         first = b"" if self._begun else self._lines_there.first()
         added = self._lines_there.since(self._rows)
         if added is None:
-            self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
+            self._note(f"{self.path.name} was replaced by another file, which was read from the start.")
             self._start_over()
             first, added = self._lines_there.first(), self._lines_there.since(0) or []
         if not self._begun:

@@ -27,11 +27,11 @@ from frevl.terminal import ProgressLine
 
 __all__ = ["MergeReport", "combined", "merge"]
 
-_COMMIT_BYTES = 64 << 20  # maximum size of a table's file, so that nothing has to be merged again
+_COMMIT_BYTES = 64 << 20  # maximum size of a table's file, so that no files have to be merged later
 _COMMIT_ROWS = 65_536
 _ROWS_AT_ONCE = 4096  # rows read at random from a part
 
-# What is to be done with an item of a part.
+# Actions for an item of a part.
 _NEW, _KEPT, _FILL, _REPLACE = range(4)
 
 
@@ -123,9 +123,9 @@ class _Items:
 
     Attributes:
         ids: The ids.
-        part: ``(n,)`` the part of each item, counted from 0.
-        row: ``(n,)`` its row in that part.
-        content: ``(n,)`` its content hash.
+        part: ``(n,)``, the part of each item, counted from 0.
+        row: ``(n,)``, its row in that part.
+        content: ``(n,)``, its content hash.
         has: By tower, ``(n,)`` bool: whether the item has an embedding.
     """
 
@@ -195,8 +195,8 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
         if len(other):
             one, two = (parts[owner[order[other[0] + k]]].path for k in (0, 1))
             raise StoreError(
-                f"{two}: the {modality} '{ordered[int(other[0])].as_py()!s:.80}' has other content in {one}; extract "
-                "both parts again, into new folders"
+                f"{two}: the {modality} '{ordered[int(other[0])].as_py()!s:.80}' has different content in {one}; "
+                "extract both parts again, into new folders"
             )
         if len(again):
             order, ordered = order[~same], ordered.filter(pa.array(~same))
@@ -228,7 +228,7 @@ def _compare(store: Snapshot, modality: Modality, items: _Items) -> np.ndarray:
 
 
 def _rows_a_commit(towers: Sequence[Tower], parts: Sequence[OpenPart], modality: Modality) -> int:
-    """Return how many rows make a file of the usual size."""
+    """Return the number of rows that make a file of the usual size."""
     table = TABLES[modality]
     size = sum(part.at.data_bytes(table) for part in parts) / max(sum(part.at.count(table) for part in parts), 1)
     return int(min(max(_COMMIT_BYTES // max(size, 1), 1), _COMMIT_ROWS)) if towers else _COMMIT_ROWS
@@ -284,7 +284,7 @@ def combined(towers: Sequence[Tower], rows: pa.Table, former: pa.Table) -> Itera
             if tower.name in old.column_names:
                 old = old.drop_columns([tower.name])
             old = old.append_column(tower.name, new[tower.name])
-        # For the content recorded in the store for the item: for an imported image, that of its embedding.
+        # Checksums cover the content hash recorded in the store: for an imported image, that of its embedding.
         sums = [found for batch in old.to_batches(max_chunksize=1024) for found in checksums_of(batch, wanted)]
         filled = [
             [*before, *({"tower": name, "crc32": crc32} for name, crc32 in found.items())]

@@ -21,7 +21,7 @@ from frevl.store.towers import Tower, check_same
 
 __all__ = ["OpenPart", "opened"]
 
-_SHOWN = 8  # missing shards that are listed
+_SHOWN = 8  # maximum number of missing shards that are listed
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _record(path: Path) -> Part:
     record = read_part(path)
     if record is None:
         raise StoreError(
-            f"{path}: expected a part, as frevl extract --shard i/n makes it, found a whole store; extract its images "
-            "and texts with --shard, or use it as it is"
+            f"{path}: expected a part, as written by frevl extract --shard i/n, found a complete store; extract its "
+            "images and texts with --shard, or use it as it is"
         )
     if not record.complete:
         raise StoreError(
@@ -120,7 +120,7 @@ def _check_numbers(parts: Sequence[OpenPart]) -> None:
             )
         if part.record.number == before.record.number:
             raise StoreError(
-                f"{part.path}: the shard {part.record.number}/{part.record.of} is there twice, also as {before.path}; "
+                f"{part.path}: the shard {part.record.number}/{part.record.of} is given twice, also as {before.path}; "
                 "give every shard once"
             )
     there = {part.record.number for part in parts}
@@ -137,7 +137,7 @@ def _check_alike(parts: Sequence[OpenPart]) -> None:
     """Refuse parts of different versions, lists or encoders."""
     first = parts[0]
     for part in parts[1:]:
-        again = f"run frevl extract --shard {part.record.number}/{part.record.of} again as the others were run"
+        again = f"run frevl extract --shard {part.record.number}/{part.record.of} again, with the options of the others"
         if part.record.frevl != first.record.frevl:
             raise StoreError(
                 f"{part.path}: frevl {part.record.frevl} made this part, frevl {first.record.frevl} made {first.path}; "
@@ -148,14 +148,14 @@ def _check_alike(parts: Sequence[OpenPart]) -> None:
             if found != digest:
                 counts = [listed.partition(":")[0] for listed in (found, digest)]
                 raise StoreError(
-                    f"{part.path}: its extraction saw another list of {what} ({counts[0]}) than that of {first.path} "
-                    f"({counts[1]}), as after files or lines came or went between the two; {again}"
+                    f"{part.path}: its extraction saw a different list of {what} ({counts[0]}) from that of "
+                    f"{first.path} ({counts[1]}), as if files or lines were added or removed in between; {again}"
                 )
         if part.towers.keys() != first.towers.keys():
             other = sorted(part.towers.keys() ^ first.towers.keys())
             raise StoreError(
-                f"{part.path}: its encoders are not those of {first.path}: only one of the two has {', '.join(other)}; "
-                f"{again}"
+                f"{part.path}: its encoders differ from those of {first.path}: only one of the two has "
+                f"{', '.join(other)}; {again}"
             )
         for name, tower in part.towers.items():
             check_same(first.towers[name], tower, str(first.path))
@@ -166,7 +166,7 @@ def _check_rows(part: OpenPart) -> None:
         found, expected = part.at.count(name), part.record.rows.get(name, 0)
         if found != expected:
             raise StoreError(
-                f"{part.path}: the table '{name}' has {found:,} rows, it had {expected:,} when its extraction ended; "
+                f"{part.path}: the table '{name}' has {found:,} rows, but had {expected:,} when its extraction ended; "
                 f"run frevl extract --shard {part.record.number}/{part.record.of} again"
             )
 
@@ -179,14 +179,14 @@ def _differences(parts: Sequence[OpenPart]) -> list[str]:
     several = [f"{name} {' and '.join(found)}" for name, found in versions.items() if len(found) > 1]
     if several:
         notes.append(
-            f"The parts were made with different libraries ({'; '.join(several)}): their encoders answer alike, but "
-            "maybe not to the last digit."
+            f"The parts were made with different versions of libraries ({'; '.join(several)}), so their embeddings may "
+            "differ in the last digit."
         )
     first = parts[0].towers
     other = [n for n in first if any(not np.array_equal(part.towers[n].canaries, first[n].canaries) for part in parts)]
     if other:
         notes.append(
-            f"The machines of the parts compute {', '.join(other)} with different last digits; the store keeps the "
-            f"canaries of the shard 1/{parts[0].record.of}."
+            f"The embeddings by {', '.join(other)} differ in the last digits between the machines of the parts; the "
+            f"store keeps the canaries of the shard 1/{parts[0].record.of}."
         )
     return notes

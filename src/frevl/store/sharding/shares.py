@@ -55,7 +55,7 @@ class Shard:
         shard = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
         if not 1 <= shard.number <= shard.of:
             raise UsageError(
-                f"--shard takes the number of this shard and how many there are, such as 1/8 up to 8/8; found "
+                f"--shard takes the number of this shard and of all shards, from 1/8 to 8/8 for example; found "
                 f"'{written}'"
             )
         return shard
@@ -65,12 +65,11 @@ class Shard:
 
 
 class Share:
-    """A shard's share of a list; it sees the whole list, so that all shards can compare it.
+    """A shard's share of a list; it reads the whole list, so that the lists of all shards can be compared.
 
     Args:
         shard: The shard; None takes everything.
         remember: Keep the names of the whole list.
-
     """
 
     def __init__(self, shard: Shard | None, *, remember: bool = False) -> None:
@@ -154,13 +153,13 @@ def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
         empty: Whether the store has no tower yet.
 
     Raises:
-        StoreError: The store is a whole one, or the part of another shard.
+        StoreError: The store is complete, or the part of another shard.
     """
     former = read_part(store)
     if former is None and not empty:
         raise StoreError(
-            f"{store}: expected an empty or new folder, or the store of the shard {shard}, found a whole store; choose "
-            "another folder for the part, and merge the parts with frevl store merge"
+            f"{store}: expected an empty or new folder, or the store of the shard {shard}, found a complete store; "
+            "choose another folder for the part, and merge the parts with frevl store merge"
         )
     if former is not None and (former.number, former.of) != (shard.number, shard.of):
         raise StoreError(
@@ -191,7 +190,7 @@ def read_part(store: Path) -> Part | None:
         record: dict[str, Any] = read_record(path) if content is None else json.loads(content)
         found = record.pop("format")
         if isinstance(found, int) and found > FORMAT:
-            raise StoreError(f"{path}: it has format {found}, this frevl reads up to {FORMAT}; upgrade frevl")
+            raise StoreError(f"{path}: it has format {found}, but this frevl reads up to {FORMAT}; upgrade frevl")
         part = Part(**record)
         if not isinstance(part.number, int) or not isinstance(part.of, int) or not 1 <= part.number <= part.of:
             raise ValueError("it names no shard")

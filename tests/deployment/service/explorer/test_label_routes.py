@@ -116,7 +116,7 @@ def test_classes_are_named_renamed_and_made_one(http):
     refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "The class 'dog' already exists")
     assert http.post("/explore/classes/rename", json={**rename, "merge": True}).json()["written"] == 1
     assert classes(http) == {"dog": 1}
-    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "it is called 'dog' now")
+    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "it is now called 'dog'")
 
 
 def test_two_labellers_and_how_far_they_agree(http):
