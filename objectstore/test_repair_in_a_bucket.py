@@ -65,7 +65,7 @@ def test_a_lost_file_costs_its_rows_and_an_extraction_makes_them_again(there, da
     assert (said.returncode, said.stderr) == (0, ""), said.stderr
     lost = 40 - len(Store.open(there).image_ids)
     assert 0 < lost <= 9
-    assert f"'images' lacks {lost} rows of its last commit" in said.stdout
+    assert f"'images' is missing {lost} rows of its last commit" in said.stdout
     assert said.stdout.endswith("sound.\n")
     report = frevl.extract(there, **data)
     assert (report.images, report.images_kept) == (lost, 40 - lost)
@@ -110,7 +110,7 @@ def test_without_towers_and_their_record_nothing_is_guessed(there):
     objects = Objects(there)
     delete(objects, *files(objects, "towers"), "commits/towers.json")
     before = objects.names()
-    with pytest.raises(StoreError, match=r"is lost, and so is its record .* bring back towers\.lance"):
+    with pytest.raises(StoreError, match=r"is lost, and so is its record .* restore towers\.lance"):
         repair(there)
     assert objects.names() == before
 

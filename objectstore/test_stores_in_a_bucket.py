@@ -311,7 +311,7 @@ def test_a_server_that_only_fails_is_one_sentence(store, flaky, monkeypatch, tmp
     dead = flaky(1, 0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", dead)
     before = time.monotonic()
-    with pytest.raises(StoreError, match=r"s3://.*it answers with failures, also when asked again"):
+    with pytest.raises(StoreError, match=r"s3://.*it answers with failures, even after retries"):
         Store.open(f"{bucket}/store")
     assert time.monotonic() > before
 

@@ -145,7 +145,7 @@ def test_a_compaction_frees_rows_and_takes_nothing_from_readers_and_writers(buck
         )
         reports = list(threads.map(compact, [there, there]))
         assert writing.result().images == 10
-    assert all("Versions of the last day stay there" in report.sentence() for report in reports)
+    assert all("Versions of the last day are kept" in report.sentence() for report in reports)
     said = run("store", "compact", there)
     assert (said.returncode, "Traceback" in said.stderr) == (0, False)
     found = content(Store.open(there).path)

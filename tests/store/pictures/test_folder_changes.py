@@ -249,8 +249,8 @@ def test_a_change_in_silence_is_found_when_contents_are_compared(images, store, 
     assert extract(store, images=images, encoder=["toy"]).images_kept == 8
     assert vectors(store) == before
     sentence = (
-        f"1 images of {images} changed with the same size and time after they were embedded, the first is '4.png': run "
-        "frevl extract --check-content."
+        f"1 images of {images} have changed since they were embedded, although size and modification time are the same "
+        "(the first is '4.png'): run frevl extract --check-content."
     )
     assert verify(store) == []
     assert verify(store, images=images) == [sentence]
@@ -273,8 +273,8 @@ def test_verify_names_files_that_changed_or_are_gone(images, store, draw, tmp_pa
     (images / "6.png").unlink()
     os.utime(images / "1.png", ns=(1, 1))  # touched, and otherwise the same
     assert verify(store, images=images) == [
-        f"1 images of {images} changed after they were embedded, the first is '2.png': run frevl extract again.",
-        f"1 images of {images} have no file there, the first is '6.png': frevl extract --prune removes them from the "
+        f"1 images of {images} have changed since they were embedded (the first is '2.png'): run frevl extract again.",
+        f"1 images of {images} have no file there (the first is '6.png'): frevl extract --prune removes them from the "
         "store.",
     ]
 

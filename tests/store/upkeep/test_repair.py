@@ -82,7 +82,7 @@ def test_without_towers_and_their_record_nothing_is_guessed(imported):
     shutil.rmtree(imported / "towers.lance")
     shutil.rmtree(imported / "commits")
     (imported / "towers.lance").mkdir()
-    with pytest.raises(StoreError, match="'towers', which says what made the embeddings, is lost"):
+    with pytest.raises(StoreError, match="'towers', which states what made the embeddings, is lost"):
         repair(imported)
     assert len(list((imported / "images.lance" / "data").iterdir())) == 4
 
@@ -99,7 +99,7 @@ def test_a_lost_file_costs_its_rows_and_comes_back_with_it(imported, tmp_path, h
         file.write_bytes(content[:-30])
     report = repair(imported)
     assert report.missing == {"images": 5}
-    assert "'images' lacks 5 rows of its last commit: extract or import them again." in report.sentence()
+    assert "'images' is missing 5 rows of its last commit: extract or import them again." in report.sentence()
     assert len(report.unread) == (how == "cut")
     left = vectors(imported)
     assert left == {id_: vector for id_, vector in whole.items() if not id_.startswith("1-")}

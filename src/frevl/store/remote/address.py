@@ -19,17 +19,17 @@ SCHEMES = ("s3", "gs", "az")
 CUT_OFF = "its answer was cut off"
 """Describes an answer that ended too early; the same request may succeed."""
 
-# How the object store, or the connection to it, words a problem, and how we do. Nothing of it is quoted, because such
-# answers may contain keys.
+# The wording of problems by object stores and connections, and ours. Theirs is never quoted, because such answers may
+# contain keys.
 _REASONS = (
     (r"NoSuchBucket|NoSuchContainer|bucket .* does not exist", "there is no such bucket"),
     (r"RequestTimeTooSkewed|AuthorizationHeaderExpired|difference between the request time",
      "the clock of this machine is wrong: set it"),
     (r"\b40[13]\b|AccessDenied|Forbidden|SignatureDoesNotMatch|InvalidAccessKey|Unauthorized",
-     "access was denied: check the credentials and what they are allowed"),
+     "access was denied: check the credentials and their permissions"),
     (r"[Cc]redential|\bIMDS\b|metadata (service|endpoint)|InvalidToken|ExpiredToken",
-     "there are no credentials for it that can be used"),
-    (r"\b50[0-9]\b|SlowDown", "it answers with failures, also when asked again"),
+     "there are no usable credentials for it"),
+    (r"\b50[0-9]\b|SlowDown", "it answers with failures, even after retries"),
     (r"response body|decoding response|end of file|[Ii]ncomplete", CUT_OFF),
     (r"error sending request|connect|dns error|timed out|builder error", "it cannot be reached"),
     (r"\b404\b|[Nn]ot found|NoSuchKey", "a file of the store is missing"),
@@ -38,7 +38,7 @@ _REASONS = (
 
 
 class RemotePath(PurePosixPath):
-    """An address in an object store, printed as written. It does not exist in the local file system."""
+    """An address in an object store, printed as written; it does not exist in the local file system."""
 
     def __str__(self) -> str:
         return re.sub(r"^(\w+):/+", r"\1://", super().__str__())
@@ -102,11 +102,11 @@ def place_of(store: str | PurePath) -> Path:
         return Path(store)
     scheme, rest = found[1].lower(), written[found.end() :]
     if scheme not in SCHEMES:
-        raise UsageError(  # credentials may stand anywhere after an unknown scheme
+        raise UsageError(  # the address is not quoted, as credentials may be anywhere after an unknown scheme
             f"{found[1]}://...: expected a local folder or an address s3://, gs:// or az://, found another "
             "address; mount it as a folder, or copy it here"
         )
-    # A key may contain slashes, so that the bucket seems to end within it. No bucket has one of these letters.
+    # A key may contain slashes, so that the bucket seems to end within it. No bucket name has one of these characters.
     if re.search("[@:%]", rest.partition("/")[0]) or re.search(":.*@", rest, re.DOTALL) or "?" in rest:
         raise UsageError(
             f"{scheme}://...: the address of a store must not contain credentials or options; provide credentials "
@@ -123,7 +123,7 @@ def is_remote(store: object) -> bool:
 
 
 def storage_options() -> dict[str, str]:
-    """Return options that Lance does not read from the environment itself: a custom server.
+    """Return the options that Lance does not read from the environment itself: a custom server.
 
     ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, or ``AZURE_STORAGE_ENDPOINT``, as for the tools of AWS and
     Azure. Credentials are never passed: Lance finds them where those tools do.

@@ -1,4 +1,4 @@
-"""Copy a whole store from a folder to an object store or back: referring files come last, and the copy is verified."""
+"""Copy a whole store between a folder and an object store: referring files come last, and the copy is verified."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class CopyReport:
         """Return a one-line summary."""
         done = (
             f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {self.files:,} files, "
-            f"{self.files_kept:,} already there; {self.images:,} images and {self.texts:,} texts, read again and "
-            "equal to their checksums."
+            f"{self.files_kept:,} already there; {self.images:,} images and {self.texts:,} texts, verified against "
+            "their checksums."
         )
         return " ".join([done, *self.notes])
 
 
 class _Common:
-    """What a folder and an address have in common: ``commits/copies.json`` of the folder, hashes of manifests.
+    """The states that a folder and an address have in common: hashes of manifests in the folder's ``copies.json``.
 
     Args:
         folder: Folder of a store, locked.
@@ -90,7 +90,7 @@ class _Common:
         return _hash(manifest) in self._known
 
     def add(self, manifests: Iterable[bytes]) -> None:
-        """Record manifests that both have from now on."""
+        """Record manifests that both now have."""
         self._known.update(map(_hash, manifests))
         with contextlib.suppress(OSError):  # a read-only folder; a later copy is then refused
             self._path.parent.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
     started = time.monotonic()
     here, there = place_of(source), place_of(target)
     if is_remote(here) == is_remote(there):
-        kind = "addresses; copy to a folder first" if is_remote(here) else "folders; copy it as any folder is copied"
+        kind = "addresses; copy to a folder first" if is_remote(here) else "folders; copy it like any other folder"
         raise UsageError(f"{here} and {there} are both {kind}")
     report = CopyReport(str(here), str(there))
     with contextlib.ExitStack() as locks:
@@ -181,7 +181,7 @@ def _table(store: Path, name: str, names: set[str]) -> _Table | None:
             deleted |= set() if removed is None else {f"{name}.lance/{removed}"}
     manifest = manifest_names(entry.rpartition("/")[2] for entry in names if _is_manifest(entry, name)).get(version)
     if manifest is None:
-        raise StoreError(f"{store}: the table '{name}' has changed while it was copied; run the same command again")
+        raise StoreError(f"{store}: the table '{name}' changed while being copied; run the same command again")
     manifest = f"{name}.lance/_versions/{manifest}"
     return _Table(name, version, rows, sorted(data | deleted), manifest)
 
@@ -219,7 +219,7 @@ def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _
 
 
 def _check_labels(target: Path, ends: _Ends) -> None:
-    """Refuse a target with labels that the source lacks: labels are only added, so the source's file starts with them.
+    """Refuse a target with labels that the source lacks: labels are only added, so its file must start with them.
 
     Raises:
         StoreError: The target has further labels.
@@ -312,7 +312,7 @@ def _copy_files(
 ) -> None:
     wanted = [name for table in tables for name in table.files]
     missing = [name for name in wanted if name not in ends.target_names]
-    # First the files that are not visible yet, then those that make them visible.
+    # First files that are not visible yet, then those that make them visible.
     visible = [table.manifest for table in tables if table.manifest not in ends.target_names]
     beside = [f"commits/{table.name}.json" for table in tables] + list(_BESIDE)
     last = [name for name in beside if name in ends.source_names]
@@ -325,7 +325,7 @@ def _copy_files(
         common.add(ends.read_source(table.manifest) for table in tables)  # before they become visible
         for name in (*visible, *last):
             if name == _LABELS:
-                _check_labels(target, ends)  # again, because labels may have been added meanwhile
+                _check_labels(target, ends)  # again, because labels may have been added in the meantime
             ends.copy(name)
             line.advance()
 
@@ -343,7 +343,7 @@ def _check_copy(source: Store, target: Path, tables: Sequence[_Table]) -> None:
             if there is None or rows != table.rows:
                 raise StoreError(
                     f"{target}: the table '{table.name}' of the copy has {rows:,} rows, expected {table.rows:,}; "
-                    "somebody else wrote there: copy to another place"
+                    "another process has written there: copy to another place"
                 )
             modality = next((modality for modality, name in TABLES.items() if name == table.name), None)
             towers = [] if modality is None else [one for one in source.towers.values() if one.modality == modality]

@@ -21,7 +21,7 @@ from frevl.store.remote.shared_rows import create_table
 
 __all__ = ["SharedLines"]
 
-_TIMES = 10  # how often a writer that loses to others tries again
+_TIMES = 10  # attempts of a writer that loses to others
 _SMALL_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(days=1)
 

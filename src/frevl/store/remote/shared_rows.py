@@ -1,4 +1,4 @@
-"""Rows for tables of a store in an object store: with a primary key, and with the columns that a table has."""
+"""Prepare rows for tables of a store in an object store: with a primary key, and with the columns of the table."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PRIMARY = {PRIMARY_NAME.decode(): "true"}
 def create_table(place: str, rows: pa.Table) -> None:
     """Create a table.
 
-    Not with Lance's own mode "create": if another writer creates the table while the rows are written, it would replace
-    that writer's rows. A commit based on version 0 is refused in that case.
+    Lance's own mode "create" is not used: if another writer created the table while the rows are written, it would
+    replace that writer's rows. A commit based on version 0 is refused in that case.
 
     Raises:
         FileExistsError: The table exists, perhaps from another writer.
@@ -44,7 +44,7 @@ def create_table(place: str, rows: pa.Table) -> None:
 
 
 def keyed(schema: pa.Schema, key: Sequence[str]) -> pa.Schema:
-    """Return a schema with the key marked as Lance expects: never null."""
+    """Return a schema with the key marked as Lance expects: primary and never null."""
     fields: list[Any] = [
         field.with_nullable(False).with_metadata(PRIMARY) if field.name in key else field for field in schema
     ]

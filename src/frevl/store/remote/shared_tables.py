@@ -36,10 +36,10 @@ __all__ = ["SharedTables"]
 A = TypeVar("A")
 
 _KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread": ["tower", "text"]}
-_TIMES = 30  # how often a writer that loses to others tries again
+_TIMES = 30  # attempts of a writer that loses to others
 # Lance raises a plain OSError if another writer was faster and it does not retry by itself.
 _FASTER = ("Too many concurrent writers", "Retryable commit conflict")
-_CUTS = 5  # how often a repeatable operation is retried if an answer was cut off
+_CUTS = 5  # attempts of a repeatable operation if an answer was cut off
 _SMALL_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that started with an older version
 
@@ -105,7 +105,7 @@ class SharedTables:
         )
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows; if another writer added the same key meanwhile, only missing embeddings are added."""
+        """Add rows; if another writer has since added the same key, only missing embeddings are added."""
         rows = rows.cast(keyed(rows.schema, _KEYS[name]))
         if self._create(name, rows):
             self._committed(name)
@@ -114,7 +114,7 @@ class SharedTables:
         def add() -> int:
             table = self._existing(name)
             if not set(rows.column_names) <= set(table.schema.names):
-                # A writer that created the table after this one had registered its towers did not know of them.
+                # The table was created by another writer after this one had registered its towers.
                 self.add_columns(name, list(rows.schema))
                 table = self._existing(name)
             with self._writing(name):
@@ -135,7 +135,7 @@ class SharedTables:
         """
         if self._towers_at is None:
             if not self._create(name, rows):
-                raise CommitConflictError("another writer has made the table")
+                raise CommitConflictError("another writer has created the table")
             self._towers_at = 1
         else:
             with self._writing(name):
@@ -145,7 +145,7 @@ class SharedTables:
                 made = lance.LanceDataset.commit(
                     table, operation, read_version=self._towers_at, max_retries=0, storage_options=storage_options()
                 )
-            # Not the newest version, which may already be another writer's.
+            # The version just made, because the newest may already be another writer's.
             self._towers_at = int(made.version)
         self._committed(name)
 
@@ -219,7 +219,7 @@ class SharedTables:
     def compact(self, name: str) -> None:
         """Rewrite a table without deleted rows, in full-size files, and delete versions that are a day old.
 
-        Other writers continue meanwhile: the slower writer of the same rows tries again. Readers keep their versions.
+        Other writers can continue: the slower writer of the same rows tries again. Readers keep their versions.
         """
         for left in reversed(range(_CUTS)):
             try:
@@ -300,7 +300,7 @@ class SharedTables:
     def _existing(self, name: str) -> lance.LanceDataset:
         table = self._open(name)
         if table is None:
-            raise StoreError(f"{self.path}: the table '{name}' has vanished while it was used")
+            raise StoreError(f"{self.path}: the table '{name}' disappeared while in use")
         return table
 
     def _create(self, name: str, rows: pa.Table) -> bool:
@@ -341,7 +341,7 @@ class SharedTables:
                 new = [entry for entry in given["filled"][0].as_py() if entry["tower"] not in has]
                 same = given["content_hash"][0].as_py() == there["content_hash"]
                 if not new or not (same or 0 in (there["bytes"], given["bytes"][0].as_py())):
-                    continue  # of other content: the first one stays, because the next extraction will check it
+                    continue  # the content differs: the first one stays, and the next extraction will check it
                 entries = [{**entry, "crc32": checksum_there(given, entry["tower"], there)} for entry in new]
                 one = pa.Table.from_batches([batch.slice(number, 1)])
                 for entry in entries:

@@ -17,12 +17,12 @@ __all__ = ["growth"]
 def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[datetime, int]]:
     """Return the number of rows of a table over time, oldest first.
 
-    Compacting forgets earlier commits, so this may begin later than the store.
+    Compaction removes earlier commits, so the history may begin later than the store.
 
     Args:
         store: Folder of the store.
         modality: ``image`` or ``text``.
-        most: Maximum number of commits; if there are more, evenly spaced ones including the first and the last.
+        most: Maximum number of commits; if there are more, evenly spaced ones are returned, with the first and last.
 
     Returns:
         Times in UTC and row counts; empty if the table does not exist or does not record them.

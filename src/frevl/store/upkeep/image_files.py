@@ -47,7 +47,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     gone: list[str] = []
     unread: list[str] = []
     deep: list[str] = []
-    # Not as lists: for many millions of images their objects would take gigabytes.
+    # Arrays rather than lists, because for many millions of images their objects would take gigabytes.
     described = [states[name] for name in ("content_hash", "bytes", "modified_ns")]
     for id_, content_hash, size, modified_ns in zip(store.ids("image"), *described, strict=True):
         if not size or modified_ns == IN_A_TABLE:
@@ -68,19 +68,23 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
         if not same:
             (silent if (size, modified_ns) == (status.st_size, status.st_mtime_ns) else changed).append(id_)
     said = [
-        (silent, "changed with the same size and time after they were embedded", "run frevl extract --check-content"),
-        (changed, "changed after they were embedded", "run frevl extract again"),
+        (
+            silent,
+            "have changed since they were embedded, although size and modification time are the same",
+            "run frevl extract --check-content",
+        ),
+        (changed, "have changed since they were embedded", "run frevl extract again"),
         (gone, "have no file there", "frevl extract --prune removes them from the store"),
         (unread, "cannot be read", "fix the permissions, or run frevl extract to see why"),
         (
             _embedded_otherwise(store, folder, deep),
-            "with grey of more than 8 bits have another embedding than they would get now (an earlier frevl read them "
-            "as nearly black)",
+            "with grey of more than 8 bits would now get a different embedding, because an earlier version of frevl "
+            "read them as nearly black",
             "extract into a new store",
         ),
     ]
     return [
-        f"{len(ids):,} images of {folder} {what}, the first is '{ids[0]:.200}': {remedy}."
+        f"{len(ids):,} images of {folder} {what} (the first is '{ids[0]:.200}'): {remedy}."
         for ids, what, remedy in said
         if ids
     ]
@@ -96,7 +100,7 @@ def _embedded_otherwise(store: Store, folder: str | Path, ids: list[str]) -> lis
             encoder = load_encoder(name, tokens=tower.identity["tokens"])
             now = encoder.embed_images([Path(folder) / id_ for id_ in some])
             then = store.read_images(some, encoders=[name])
-        except (FrevlError, ValueError):  # a text encoder, not installed, or has not embedded them all
+        except (FrevlError, ValueError):  # a text encoder, one that is not installed, or one without all of them
             continue
         lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(then, axis=1)
         cosines = (now * then).sum(axis=1) / np.maximum(lengths, 1e-12)

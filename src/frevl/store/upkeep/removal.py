@@ -24,7 +24,7 @@ __all__ = ["CompactionReport", "RemovalReport", "compact", "remove"]
 
 _BATCHES_AT_ONCE = 64
 _KEPT_FOR_A_DAY = (
-    "Versions of the last day stay there, for processes that read them; a later compaction or extraction deletes them."
+    "Versions of the last day are kept for processes that read them; a later compaction or extraction deletes them."
 )
 _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
@@ -55,11 +55,11 @@ class RemovalReport:
         """Return a one-line summary."""
         said = [f"Removed {self.removed:,} {self.of}; {self.left:,} remain."]
         if self.unknown:
-            said.append(f"{len(self.unknown):,} ids are not in the store, the first is '{self.unknown[0]:.200}'.")
+            said.append(f"{len(self.unknown):,} ids are not in the store (the first is '{self.unknown[0]:.200}').")
         if self.removed:
             source = "files" if self.of == "images" else "lines of pairs files"
             said.append(
-                f"An extraction will embed them again unless their {source} are removed too. frevl store compact "
+                f"An extraction will embed them again unless their {source} are removed, too. frevl store compact "
                 f"{self.store} frees their space."
             )
         return " ".join(said)
@@ -101,7 +101,7 @@ def remove(
     Args:
         store: Folder of the store.
         ids: Ids of the items, or a file of ids: text, one per line; a JSON list; JSON lines or a table with a column
-        ``id``.
+            ``id``.
         where: Instead of ids, an SQL condition over ``id``, ``bytes`` and metadata columns.
         of: ``images`` or ``texts``.
 
@@ -116,7 +116,7 @@ def remove(
     if of not in _OF:
         raise UsageError(f"What to remove must be 'images' or 'texts', found '{of}'. {nearest(of, _OF)}")
     if (ids is None) == (where is None):
-        raise UsageError("Name what to remove: either a file with --ids, or a condition with --where")
+        raise UsageError("Specify what to remove: either a file with --ids, or a condition with --where")
     modality = _OF[of]
     Store.open(store)  # raises an error if there is none; a writer would create one
     wanted = None

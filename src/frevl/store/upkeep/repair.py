@@ -39,16 +39,16 @@ __all__ = ["RepairReport", "repair"]
 
 
 def repair(store: str | Path) -> RepairReport:
-    """Recover a store that lost files or manifests, as far as possible; nothing readable is deleted.
+    """Recover a store that has lost files or manifests, as far as possible; nothing readable is deleted.
 
-    Manifests are restored from the second place where the store keeps them. Parts of a table whose file is missing or
+    Manifests are restored from the copies that the store keeps elsewhere. Parts of a table whose file is missing or
     truncated are removed from the table. Data files without a version are set aside in ``STORE/unclaimed``; rows in
     them that match their checksums and are missing from the table are added to it. If an id occurs in several such
-    files, the row with more embeddings counts, or, if the content differs, the one in the newer file. Rows that have
-    been removed may reappear with a table that has lost its manifests and their copy.
+    files, the row with more embeddings counts, or, if the content differs, the row in the newer file. Removed rows may
+    reappear if a table has lost its manifests and their copies.
 
-    In an object store only manifests, towers, lost parts and damaged rows are repaired: data files without a version
-    may belong to an active writer. No other process should write meanwhile if manifests were lost.
+    In an object store, only manifests, towers, lost parts and damaged rows are repaired, because data files without a
+    version may belong to an active writer. If manifests were lost, no other process should write during the repair.
 
     Args:
         store: Folder or URL of the store.
@@ -116,12 +116,12 @@ def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: R
     file.write_bytes(commit.manifest)
     if _readable(path, name, commit.version):
         report.versions[name] = commit.version
-    else:  # the record is damaged too: the data files are examined below
+    else:  # the record is damaged, too; the data files are examined below
         file.unlink()
 
 
 def _bring_back_towers(path: Path, commit: Commit | None, report: RepairReport) -> None:
-    """Rewrite the table of towers if its data file is lost: its record holds the rows."""
+    """Rewrite the table of towers from the rows in its record if its data file is lost."""
     if commit is None or not commit.content:
         return
     try:
@@ -147,7 +147,7 @@ def _leave_out_lost_parts(path: Path, name: str) -> None:
     remove_parts(path, name, table, [part.fragment_id for part in lost])
     for version, manifest in list(manifests(path, name).items())[1:]:
         former = open_table(path, name, version=version)
-        # Former versions with such a file cannot be read without it either.
+        # Former versions with such a file cannot be read either.
         if former and not files.isdisjoint(file.path for part in former.get_fragments() for file in part.data_files()):
             manifest.unlink()
     for file in files.intersection(data_files(path, name)):
@@ -194,6 +194,6 @@ def _check_towers(path: Path) -> None:
         held = [name for name in TABLES.values() if data_files(path, name) or unclaimed_folder(path, name).is_dir()]
         if held:
             raise StoreError(
-                f"{path}: the table 'towers', which says what made the embeddings, is lost, and so is its record in "
-                f"{commits_folder(path)}; bring back the folder towers.lance from a copy, and repair again"
+                f"{path}: the table 'towers', which states what made the embeddings, is lost, and so is its record in "
+                f"{commits_folder(path)}; restore the folder towers.lance from a copy, and repair again"
             )

@@ -17,7 +17,7 @@ class RepairReport:
         versions: By table, the version that was restored from its record.
         rows: By table, the number of rows recovered from data files without a version.
         removed: By table, the number of rows removed because they were damaged; their embeddings are lost.
-        missing: By table, how many rows fewer it has than after its last commit.
+        missing: By table, the number of rows of its last commit that it lacks.
         unread: Files that could not be read in full; they are in ``STORE/unclaimed`` and may be deleted.
         notes: Notes for the user.
     """
@@ -40,12 +40,12 @@ class RepairReport:
         said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
         said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]
         said += [
-            f"'{name}' lacks {count:,} rows of its last commit: extract or import them again."
+            f"'{name}' is missing {count:,} rows of its last commit: extract or import them again."
             for name, count in self.missing.items()
         ]
         if self.unread:
             said.append(
-                f"{len(self.unread):,} files cannot be read in full and were set aside, the first is {self.unread[0]}; "
-                "delete them when you have no copy to compare them with."
+                f"{len(self.unread):,} files cannot be read in full and were set aside (the first is "
+                f"{self.unread[0]}); delete them if you have no copy to compare them with."
             )
         return " ".join([f"{self.store}:", *(said or ["nothing needed recovering."]), *self.notes])

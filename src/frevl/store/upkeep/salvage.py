@@ -1,4 +1,4 @@
-"""Salvage rows from data files that belong to no table version, adding those that the store lacks."""
+"""Salvage rows from data files that belong to no table version, and add those that the store lacks."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def salvage(store: Path) -> Salvaged:
 
 
 def _towers(store: Path, said: Salvaged) -> None:
-    """Recover towers: every file of their table contains all that were known when it was written."""
+    """Recover towers; every file of their table contains all towers known when it was written."""
     towers: dict[str, Tower] = {}
     read: list[Path] = []
     for file in _files(store, "towers"):
@@ -140,7 +140,7 @@ def _unread(store: Path, writer: StoreWriter, said: Salvaged) -> None:
 
 
 def _remove_damaged(writer: StoreWriter, modality: Modality, said: Salvaged) -> None:
-    """Remove rows that differ from their checksums, for the next extraction to embed again."""
+    """Remove rows that differ from their checksums, so that the next extraction embeds them again."""
     name = TABLES[modality]
     table = open_table(writer.path, name)
     wrong: list[str] = []

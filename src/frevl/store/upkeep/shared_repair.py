@@ -1,4 +1,4 @@
-"""Repairing a store in an object store: by Lance commits, so that others can read meanwhile."""
+"""Repair a store in an object store by Lance commits, so that others can keep reading."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def repair_remote(store: Path, report: RepairReport) -> None:
 
     Manifests and towers are restored from their records. Parts of a table whose file is missing or damaged, and rows
     that differ from their checksums, are removed from the table; so is a part whose list of deleted rows is lost or
-    damaged, because these rows would otherwise reappear. Whether a file is damaged is decided on a complete local copy:
-    a network failure ends the repair without changing anything.
+    damaged, because these rows would otherwise reappear. Whether a file is damaged is decided on a complete local copy,
+    so a network failure ends the repair without changing anything.
 
     Args:
         store: Address of the store.
@@ -84,14 +84,14 @@ def _bring_back_manifest(name: str, commit: Commit | None, objects: Objects, rep
 def _bring_back_towers(
     store: Path, commit: Commit | None, objects: Objects, tables: SharedTables, report: RepairReport
 ) -> None:
-    """Rewrite the towers if their data file is lost: the record of the table has the rows."""
+    """Rewrite the towers from the rows in the table's record if their data file is lost."""
     table = open_table(store, "towers")
     if table is not None and not _lost_parts(store, "towers", table, objects):
         return
     if commit is None or not commit.content or (table is not None and table.version != commit.version):
         raise StoreError(
-            f"{store}: the table 'towers', which says what made the embeddings, is lost, and so is its record in "
-            f"{store}/commits; bring back towers.lance from a copy, and repair again"
+            f"{store}: the table 'towers', which states what made the embeddings, is lost, and so is its record in "
+            f"{store}/commits; restore towers.lance from a copy, and repair again"
         )
     with pa.ipc.open_stream(commit.content) as stream:
         rows = stream.read_all()
@@ -129,9 +129,9 @@ def _lost_parts(store: Path, name: str, table: lance.LanceDataset, objects: Obje
 
 
 def _is_damaged(name: str, part: lance.LanceFragment, version: int, objects: Objects) -> bool:
-    """Return whether a part cannot be read here either, with its files downloaded in full.
+    """Return whether a part cannot be read even from complete local copies of its files.
 
-    Its files are those with its rows and, if it has one, the list of its deleted rows.
+    Its files are those with its rows and the list of its deleted rows, if any.
 
     Raises:
         StoreError: A file cannot be downloaded.
