@@ -166,7 +166,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     scorer = GivenScorer(table, "classification", ["yes", "no"])
     one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
     assert (
-        "All 2 pairs have the same right answer ('yes'): always giving it would get them all right, so these "
+        "All 2 pairs have the same right answer ('yes'), so a constant answer would get them all right and these "
         "numbers reveal nothing about the run; evaluate on pairs of several classes."
     ) in one.notes
     two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
@@ -175,7 +175,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     wrong = evaluate(GivenScorer({("0", "a"): 1.0, ("1", "b"): -1.0}, "matching"),
                      pairs_of([("0", "a", "false", {}), ("1", "b", "false", {})]))  # fmt: skip
     assert wrong.metrics["accuracy"] == 50
-    assert "All 2 pairs are wrong ones: a run that always says no would get them all right." in wrong.notes
+    assert "All 2 pairs are wrong pairs: a run that always says no would get them all right." in wrong.notes
 
 
 def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():

@@ -184,7 +184,7 @@ def test_captions_alone_are_no_test_of_a_level(made, frevl, tmp_path):
     done = frevl(
         "evaluate", "--store", made.store.path, "--run", run.path, "--pairs", made.captions_file, "--sets", 0.9
     )
-    assert "All pairs are right ones, or all are wrong ones" in done.out
+    assert "All pairs are right pairs, or all are wrong pairs" in done.out
 
 
 def test_how_far_the_coverage_may_lie_is_said_and_true():

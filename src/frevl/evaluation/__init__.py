@@ -1,4 +1,4 @@
 """Metrics with confidence intervals: accuracy, retrieval, calibration, slices, comparisons.
 
-Works on a scorer and pairs with known answers; trains nothing.
+Everything here needs only a scorer and pairs with known answers; nothing is trained.
 """

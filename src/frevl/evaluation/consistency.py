@@ -1,4 +1,4 @@
-"""Consistency: does a run give the same answer to all rephrasings of a question about an image?"""
+"""Consistency: whether a run gives the same answer to all rephrasings of a question about an image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def agreement(answers: Sequence[str], forms: Sequence[NDArray[np.int64]]) -> NDA
     """Return, for every question, the share of pairs of forms with the same answer.
 
     Args:
-        answers: One per line.
+        answers: One answer per line.
         forms: From `forms_of`.
 
     Returns:

@@ -63,7 +63,7 @@ class Result:
         consistency: Result for ``forms``; see `frevl.evaluation.consistency`.
         chance: For classification, the main metric compared with the majority answer of the training pairs;
             ``majority`` in the JSON.
-        hits: Per pair (or query), the values that the main metric averages; not part of the JSON, like all that follow.
+        hits: Values per pair (or query) that the main metric averages; like all below, not part of the JSON.
         clusters: Image of each hit.
         measures: Every metric in a form that can be recomputed on resampled images.
         slice_rows: Rows of every group of ``slices``.
@@ -282,7 +282,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
     if not truth.all():
         if not truth.any():
             notes.append(
-                f"All {len(truth):,} pairs are wrong ones: a run that always says no would get them all right."
+                f"All {len(truth):,} pairs are wrong pairs: a run that always says no would get them all right."
             )
         logits, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
         decided = ((probabilities > 0.5) == truth).astype(float)
@@ -336,8 +336,8 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
     if len(answers) < pairs or len(set(answers)) > 1:
         return []
     return [
-        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would get them all "
-        "right, so these numbers reveal nothing about the run; evaluate on pairs of several classes."
+        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'), so a constant answer would get them all "
+        "right and these numbers reveal nothing about the run; evaluate on pairs of several classes."
     ]
 
 

@@ -1,9 +1,11 @@
-"""Intervals and paired tests that respect clusters: rows about one image are not independent.
+"""Intervals and paired tests that respect clusters, because rows about one image are not independent.
 
 Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic for a seed
-and hold only one block of draws in memory. More than 200,000 clusters are drawn in as many random groups of them
+and hold only one block of draws in memory. More than 200,000 clusters are first joined at random into that many groups
 (`drawn_together`).
-They also tell whether a classifier is measurably better than always giving the most frequent answer.
+
+`against_majority` tells whether a classifier is measurably better than always giving the most frequent answer, which a
+score with an interval does not show.
 """
 
 from __future__ import annotations
@@ -122,9 +124,9 @@ def paired_test(
 ) -> float:
     """Return the two-sided p-value of "a and b are equally good", by flipping the signs of cluster differences.
 
-    If the runs were equal, exchanging them on any image would change nothing: every pattern of signs is
-    equally likely (Fisher's randomisation test, with clusters as units). All patterns are enumerated if there are at
-    most `permutations`; otherwise that many are drawn, and p is ``(1 + hits) / (1 + permutations)``.
+    If the runs were equal, exchanging them on any image would change nothing, so every pattern of signs is equally
+    likely (Fisher's randomisation test, with clusters as units). All patterns are enumerated if there are at most
+    `permutations`; otherwise that many are drawn, and p is ``(1 + hits) / (1 + permutations)``.
 
     Args:
         a: ``(n,)`` per-item values of one run.
@@ -144,7 +146,7 @@ def paired_test(
     sums = sums[sums != 0]
     if len(sums) == 0:
         return 1.0
-    # Equal sums must count as equal even if added in another order.
+    # Equal sums must count as equal even if added in a different order.
     sums = _added_up(sums)
     observed = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
     if len(sums) < 40 and 2 ** len(sums) <= permutations:
@@ -278,7 +280,7 @@ def _cluster_numbers(clusters: Clusters, n: int) -> NDArray[np.int64]:
         raise UsageError(f"Interval: expected one cluster for each of {n} items, found {len(clusters)}.")
     if isinstance(clusters, Coded):
         return joined([clusters])[0][0]
-    # A dict and not np.unique: any hashable works, and long paths are not copied into a fixed-width array.
+    # A dict rather than np.unique: any hashable works, and long paths are not copied into a fixed-width array.
     numbers: dict[Hashable, int] = {}
     keys = clusters.tolist() if isinstance(clusters, np.ndarray) else clusters
     return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
@@ -337,7 +339,7 @@ class Chance:
         score: The classifier's accuracy, in percent.
         majority: Accuracy of the majority answer on the same pairs, in percent.
         difference: Paired difference in points, with its 95 % interval by bootstrap over clusters.
-        earned: ``(n,)`` the majority answer's credit for each pair.
+        earned: ``(n,)``, the majority answer's credit for each pair.
     """
 
     answer: str
@@ -381,9 +383,9 @@ def against_majority(
     """Compare a classifier with the majority answer on the same pairs.
 
     Args:
-        hits: ``(n,)`` the classifier's credit for each pair, in [0, 1].
-        majority: ``(n,)`` credit of the training pairs' majority answer.
-        clusters: ``(n,)`` images, or whatever groups the pairs.
+        hits: ``(n,)``, the classifier's credit for each pair, in [0, 1].
+        majority: ``(n,)``, the credit of the training pairs' majority answer.
+        clusters: ``(n,)`` images, or another key that groups the pairs.
         answer: The majority answer.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Metrics that need more than hits, and the coverage of prediction sets."""
+"""Metrics that are more than a mean of hits, and the coverage of prediction sets."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class Measure:
 def mean_measure(measures: Sequence[Measure]) -> Measure:
     """Return the mean of a metric over seeds, measured on the same items.
 
-    The bootstrap draws images once and averages all seeds on each draw: exact for means and other statistics, and
-    narrower than a single seed's interval if seeds err on different pairs.
+    The bootstrap draws images once and averages all seeds on each draw, which is exact for means and other statistics,
+    and gives a narrower interval than a single seed if seeds err on different pairs.
 
     Args:
-        measures: One per seed, for the same metric and items.
+        measures: One measure per seed, for the same metric and items.
 
     Raises:
-        UsageError: There are none, or they are for different items.
+        UsageError: There are no measures, or they are for different items.
     """
     if not measures:
         raise UsageError("mean_measure: expected at least one measure, found none")
@@ -165,8 +165,8 @@ def evaluate_sets(
     covered: NDArray[np.float64] = np.any(inside & right, axis=1).astype(np.float64)
     if scorer.run.task == "matching" and bool(right.all(axis=0).any()):
         notes.append(
-            "All pairs are right ones, or all are wrong ones, but the sets were calibrated on both: coverage can "
-            "differ from the level."
+            "All pairs are right pairs, or all are wrong pairs, but the sets were calibrated on both, so the coverage "
+            "can differ from the level."
         )
     sizes = inside.sum(axis=1).astype(np.float64)
     measures = {"set_coverage": covered, "set_size": sizes, "single": (sizes == 1).astype(np.float64)}
@@ -197,7 +197,7 @@ def single_answer(target: Target | None) -> str | None:
 
 
 def accepted_answers(pairs: Pairs) -> list[list[str]]:
-    """Return `best_answers` of every pair; pairs of one answer share the list."""
+    """Return `best_answers` of every pair; pairs with the same single answer share one list."""
     shared: dict[str, list[str]] = {}
     return [
         shared.setdefault(target, [target]) if isinstance(target, str) else best_answers(target)

@@ -37,7 +37,7 @@ __all__ = [
 Labels = Sequence[Any] | NDArray[Any]
 Floats = NDArray[np.float64]
 
-# The smallest probability used in a logarithm: a class deemed impossible costs 27.6 nats.
+# The smallest probability used in a logarithm; a class deemed impossible costs 27.6 nats.
 SMALLEST_PROBABILITY = 1e-12
 
 
@@ -149,7 +149,7 @@ def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Flo
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Return the Brier score, one number per item: squared distance from the right answer; lower is better.
+    """Return the Brier score, one number per item: the squared distance from the right answer; lower is better.
 
     Args:
         probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the probability
@@ -177,9 +177,9 @@ def rank_of_best_match(
 ) -> NDArray[np.int64]:
     """Return, for each query, the rank of the best-placed matching candidate; 0 is the first place.
 
-    The rank is the number of wrong candidates that score at least as much as the best right one: a right candidate tied
-    with wrong ones ranks behind them all. Other right candidates never push it down. NaN counts as the lowest score.
-    Only one block is in memory at a time.
+    The rank is the number of wrong candidates that score at least as high as the best right one, so a right candidate
+    tied with wrong ones ranks behind them all. Other right candidates never push it down. NaN counts as the lowest
+    score. Only one block is in memory at a time.
 
     Args:
         blocks: Consecutive row blocks ``(rows, candidates)`` of the ``(queries, candidates)`` scores.
@@ -303,7 +303,7 @@ def choice_hits(scores: ArrayLike, right: ArrayLike | None = None) -> Floats:
         raise UsageError(f"Choice scores: right choices must lie in 0 to {values.shape[1] - 1}.")
     rows = np.arange(len(values))
     of_right = values[rows, chosen]
-    # `>` and not `argmax`: a tie and a NaN anywhere in the row must be wrong.
+    # `>` rather than `argmax`, because a tie or a NaN anywhere in the row must be wrong.
     beaten = of_right[:, None] > values
     beaten[rows, chosen] = True
     return np.asarray(beaten.all(axis=1), dtype=np.float64)
@@ -329,7 +329,7 @@ def _same_length(a: Any, b: Any) -> None:
 
 
 def _must_be_probabilities(values: NDArray[Any]) -> None:
-    # Written so that NaN also fails; with some tolerance for float32 sums.
+    # Written so that NaN fails, too; with some tolerance for float32 sums.
     if not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
         raise UsageError(f"Probabilities must lie in 0 to 1, found {values.min()} to {values.max()}.")
 
@@ -370,8 +370,8 @@ def observed_agreement(first: Sequence[str], second: Sequence[str]) -> float:
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
     """Return Cohen's kappa: ``(observed - expected) / (1 - expected)``, at most 1; 0 is chance level.
 
-    Expected is the agreement of two labellers who use the classes as often as these do, independently (Cohen 1960,
-    "A coefficient of agreement for nominal scales"). Equal to scikit-learn's ``cohen_kappa_score``.
+    The expected agreement is that of two labellers who use the classes as often as these do, but independently (Cohen
+    1960, "A coefficient of agreement for nominal scales"). The result equals scikit-learn's ``cohen_kappa_score``.
 
     Args:
         first: The first labeller's class for each item.

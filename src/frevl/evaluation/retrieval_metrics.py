@@ -49,8 +49,8 @@ def matches_of(
 def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
     """Rank in both directions; wrong items tied with the right one rank ahead of it.
 
-    Every score is computed once, to be counted; those of tiles that contain a right pair are computed before, once
-    more, for the best right item of every query. Images and texts in the order of their pairs leave few such tiles.
+    Every score is computed once, to be counted. Tiles that contain a right pair are computed twice, because the best
+    right item of every query must be known first; few do if images and texts are in the order of their pairs.
 
     Args:
         rows: ``(images, texts)`` scores.
@@ -72,19 +72,19 @@ def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set
     i2t, t2i = (np.zeros(count, np.int64) for count in rows.shape)
     for start, first, tile in rows.tiles():
         images, texts = slice(start, start + tile.shape[0]), slice(first, first + tile.shape[1])
-        # NaN, the lowest score, is never "at least" here; where -inf is the best right score, see below.
+        # NaN, the lowest score, never compares as "at least"; a best right score of -inf is handled below.
         i2t[images] += [np.count_nonzero(row) for row in tile >= best_of_image[images, None]]
         t2i[texts] += _count_down(tile >= best_of_text[texts])
     sides = ((i2t, best_of_image, edges.images, rows.shape[1]), (t2i, best_of_text, edges.texts, rows.shape[0]))
     for ranks, best, items, others in sides:
-        ranks[best == -np.inf] = others  # everything scores at least as much
+        ranks[best == -np.inf] = others  # everything scores at least as high
         # The best right item and right ones tied with it are not rivals.
         ranks -= np.bincount(items[scores == best[items]], minlength=len(best))
     return Ranks(i2t, t2i)
 
 
 def _count_down(found: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Count the True values of every column: in bytes, which takes a third of the time, as long as these suffice."""
+    """Count the True values of every column, in bytes as long as these suffice, which takes a third of the time."""
     counts = np.zeros(found.shape[1], np.int64)
     for start in range(0, len(found), 255):
         counts += np.add.reduce(found[start : start + 255].view(np.uint8), axis=0, dtype=np.uint8)
@@ -102,8 +102,8 @@ def reranked(
 ) -> Ranks:
     """Rerank the best ``depth`` items of every query; the others follow in first-stage order.
 
-    If no right item is among the candidates, the first-stage rank stays. Among items tied at the cut-off, the first
-    wrong ones become candidates; a right one does not.
+    If no right item is among the candidates, the first-stage rank stays. Of the items tied at the cut-off, the first
+    wrong ones become candidates, never a right one.
 
     Args:
         rows: ``(images, texts)`` scores of the first stage.
@@ -147,7 +147,7 @@ class _Candidates:
         return _Candidates(*(np.concatenate(pair, axis=1) for pair in both))
 
     def best(self, depth: int) -> _Candidates:
-        """Keep the best of every query in their present order; among equals, the first."""
+        """Keep the best candidates of every query in their current order; among equals, the first."""
         if self.scores.shape[1] <= depth:
             return self
         edge = -np.partition(-self.scores, depth - 1, axis=1)[:, depth - 1 : depth]
@@ -228,7 +228,7 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
     prefix ``first_`` are those of the first stage alone.
 
     A text paired with several images is one query, for which each of these images is right. Images with the same
-    content count as one, so that no copy ranks ahead of its twin.
+    content count as one, so that no copy ranks ahead of another.
 
     Args:
         scorer: A matching run with its store.

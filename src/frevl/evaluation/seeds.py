@@ -82,7 +82,7 @@ def evaluate_seeds(
     """Evaluate runs that differ only in their seed on the same pairs.
 
     Args:
-        scorers: One per seed, for example from `open_seeds`; only one is in memory at a time.
+        scorers: One scorer per seed, for example from `open_seeds`; only one is in memory at a time.
         pairs: As in `frevl.evaluate`.
         versus: Seeds of another model, to compare on the same pairs.
         group_by: As in `frevl.evaluate`.
@@ -164,5 +164,5 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def _folder_of(results: Sequence[Result]) -> str:
-    """Return the folder that holds all runs; for a single run, its own."""
+    """Return the folder that holds all runs; for a single run, its own folder."""
     return os.path.commonpath([str(result.provenance["run"]) for result in results])

@@ -17,11 +17,11 @@ Rows = NDArray[np.int64]
 
 _MOST_VALUES = 50  # a key with more values than this identifies items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 question types
-# Keys by which readers of published sets mark single items, or pairs that belong together.
+# Keys with which readers of published data sets mark single items, or pairs that belong together.
 _NOT_GROUPS = frozenset(("cluster", "group", "identifier", "pair_id", "question_id"))
 _MOST_NUMBERS = 10  # a key with more distinct numbers than this is cut into ranges
 _RANGES = 4
-_DIGITS = range(6, 18)  # 17 tell any two numbers apart
+_DIGITS = range(6, 18)  # 17 digits distinguish any two numbers
 
 
 def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, Rows]]:
@@ -135,9 +135,9 @@ def _ranges(rows: Rows, numbers: NDArray[np.float64]) -> dict[str, Rows]:
 
 
 def range_names(ranges: Sequence[tuple[float, float]]) -> list[str]:
-    """Return a name such as ``3 to 7`` for each range of numbers, with as many digits as tell all ends apart.
+    """Return a name such as ``3 to 7`` for each range of numbers, with enough digits to distinguish all ends.
 
-    Six digits are usual, but times in seconds, or numbers close together, would then share a name, and so be one group.
+    Six digits are usual, but times in seconds, or numbers close together, would then share a name and become one group.
 
     Args:
         ranges: Smallest and largest number of each; no two ranges are equal.

@@ -1,4 +1,4 @@
-"""WUPS, the DAQUAR score: similar answers earn credit according to their distance in WordNet."""
+"""WUPS, the DAQUAR score, which credits similar answers according to their distance in WordNet."""
 
 from __future__ import annotations
 

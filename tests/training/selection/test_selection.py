@@ -85,8 +85,8 @@ def test_what_time_did_not_allow_is_said_beside_a_majority():
     assert chance.is_chance
     taken = Selection(None, "majority", "the best", rows, "", None, None, "", "accuracy", chance=chance)
     assert taken.warnings() == [
-        "The most frequent answer was taken before the time limit allowed to try linear, mlp, which may be better; "
-        "give more --time-limit.",
+        "The most frequent answer was chosen because the time limit ended before linear, mlp could be tried, which may "
+        "be better; raise --time-limit.",
         chance.sentence,
     ]
     assert replace(taken, rows=tried).warnings() == [chance.sentence]
@@ -106,7 +106,7 @@ def test_a_time_limit_too_short_for_any_comparison_still_gives_a_model(rows, cho
     assert fitted.score(x, y) > (y == "no").mean() + 0.1
     assert fitted.results_["warnings"][0] == (
         "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
-        f"{chosen} was fitted once; others may be better. Give more --time-limit."
+        f"{chosen} was fitted once; others may be better. Raise --time-limit."
     )
     # It was judged next to the majority on pairs that it has not learned from, all the same.
     assert selection["majority"]["answer"] in ("yes", "no", "0", "1")

@@ -145,7 +145,7 @@ def test_one_example_a_class_is_as_good_as_the_nearest_mean(few, tmp_path, model
         selection = run.results["selection"]
         assert selection["chosen"] == "kernel"
         assert "single example" in selection["reason"]
-        assert {row["reason"] for row in selection["candidates"]} == {"nothing could be held out to compare by"}
+        assert {row["reason"] for row in selection["candidates"]} == {"nothing could be held out for a comparison"}
 
 
 def test_auto_compares_on_given_pairs_though_the_training_pairs_can_spare_none(few, tmp_path):

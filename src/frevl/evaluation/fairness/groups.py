@@ -1,4 +1,4 @@
-"""Compare groups by one key of the pairs: every group's rate, the worst, the gap, equal opportunity."""
+"""Compare groups by one key of the pairs: every group's rate, the worst group, the gap, and equal opportunity."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Groups:
     without: int
 
     def of(self, pairs: int) -> NDArray[np.int64]:
-        """Return ``(pairs,)`` the group index of each pair, -1 for none."""
+        """Return ``(pairs,)``: the group index of each pair, -1 for none."""
         cells = np.full(pairs, -1, np.int64)
         for number, rows in enumerate(self.rows.values()):
             cells[rows] = number
@@ -140,7 +140,7 @@ def evaluate_groups(
         missing = [names[number] for number in range(len(names)) if not (own == number).any()]
         if missing:
             notes.append(
-                f"'{name}' by '{groups.key}' is left out: the group '{missing[0]:.60}' has nothing that it measures."
+                f"'{name}' by '{groups.key}' is left out, because it has no items in the group '{missing[0]:.60}'."
             )
             continue
         found["metrics"][name] = _compared(name, one.values, own, one.clusters, names)
@@ -160,7 +160,7 @@ class _Rated:
     clusters: Sequence[str]
 
     def groups(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return ``(n,)`` the group of every item; -1 if its pairs are in several groups or in none."""
+        """Return ``(n,)``: the group of every item; -1 if its pairs are in several groups or in none."""
         if self.rows is None:
             return cells
         own = [set(cells[list(rows)].tolist()) for rows in self.rows]
@@ -168,7 +168,7 @@ class _Rated:
 
 
 Items = tuple[dict[str, _Rated], list[str | None], NDArray[np.float64]]
-"""Metrics; the class that is right for each pair, None for no opportunity; ``(pairs,)`` whether it was said."""
+"""Metrics; the right class of each pair, None if it offers no opportunity; ``(pairs,)`` whether it was predicted."""
 
 
 def _items_of_classes(scorer: Scorer, pairs: Pairs, measures: dict[str, Measure]) -> Items:

@@ -108,7 +108,7 @@ def evaluate_queries(
     absent = int((top == 0).any(axis=1).sum())
     if absent:
         notes.append(
-            f"For {absent:,} of {len(asked):,} queries, some group does not appear in the first {k}: it counts as "
+            f"For {absent:,} of {len(asked):,} queries, some group does not appear in the first {k}; it counts as "
             "half an image there, because ln 0 has no mean."
         )
     each = skews(top, pool, k)
@@ -241,7 +241,7 @@ def skews(top: Floats, pool: Floats, k: int) -> Floats:
 
 
 def share_gaps(top: Floats, pool: Floats) -> Floats:
-    """Return ``(...,)`` the mean over groups of |share in the first k - share in the pool|.
+    """Return ``(...,)``: the mean over groups of |share in the first k - share in the pool|.
 
     For two groups that make up the pool, this is the same for either group.
     """

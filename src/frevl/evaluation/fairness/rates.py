@@ -28,7 +28,7 @@ class Cells:
     Args:
         values: ``(n,)`` finite numbers, such as hits.
         cells: ``(n,)`` cell of every item, from 0; items of cell -1 are left out.
-        clusters: ``(n,)`` image of every item, or whatever groups the items.
+        clusters: ``(n,)`` image of every item, or another key that groups the items.
         count: Number of cells.
 
     Raises:
@@ -77,7 +77,7 @@ class Cells:
         return bootstrap_rates(self.sums, self.counts, lambda rates: rates[:, above] - rates[:, below])
 
     def chance(self, *, permutations: int = 2_000, seed: int = 0) -> float | None:
-        """Return how often a gap this large arises if groups do not matter (a permutation test).
+        """Return how often a gap this large arises by chance if groups do not matter (a permutation test).
 
         Groups are permuted over clusters, so clusters stay whole.
 

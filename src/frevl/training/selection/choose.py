@@ -50,15 +50,13 @@ __all__ = ["Selection", "choose"]
 _FEWEST_FOR_SMALL = 8_000  # pairs; below this, larger networks took most of the time and gained nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
 _ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
-_ENCODERS, _CHOICE = (
-    "comparing encoders",
-    "fitting the choice",
-)  # the first and last steps, as named by the progress bar
+_ENCODERS, _CHOICE = "comparing encoders", "fitting the choice"  # names of the first and last steps, for progress
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
 _AT_LEAST = 2.0  # seconds for the single fit if the time limit allowed no comparison
 _OUT_OF_TIME = "the time limit allowed no comparison, and this is fitted in seconds"
 _NOTHING_HELD_OUT = (
-    "nearly every class has a single example, so none can be held out to compare by; it held best on such pairs"
+    "nearly every class has a single example, so none can be held out for a comparison; this model did best on "
+    "such data when it was measured"
 )
 
 
@@ -99,12 +97,12 @@ class Selection:
         if self.reason == _OUT_OF_TIME:
             found.append(
                 "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
-                f"{self.chosen} was fitted once; others may be better. Give more --time-limit."
+                f"{self.chosen} was fitted once; others may be better. Raise --time-limit."
             )
         elif self.chosen == "majority" and late:
             found.append(
-                f"The most frequent answer was taken before the time limit allowed to try {late}, which may be better; "
-                "give more --time-limit."
+                f"The most frequent answer was chosen because the time limit ended before {late} could be tried, which "
+                "may be better; raise --time-limit."
             )
         if self.gap is not None and self.gap.beyond_chance:
             found.append(self.gap.sentence(self.judged_on, self.checked_on))
@@ -189,7 +187,7 @@ def choose(
         steps.begin(_CHOICE)
         taken = fit_uncompared(session, most=MOST_PAIRS)
         print_progress(f"chosen: {taken.name}: {_NOTHING_HELD_OUT}", enabled=session.progress)
-        rows = [{"name": one.name, "reason": "nothing could be held out to compare by"} for one in offered]
+        rows = [{"name": one.name, "reason": "nothing could be held out for a comparison"} for one in offered]
         return Selection(taken.fitted, taken.name, _NOTHING_HELD_OUT, rows, "nothing", data, found, "", measure)
     splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
@@ -209,7 +207,7 @@ def choose(
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
             outcome = unfit[name]
             if name == "majority":
-                left = math.inf  # it is counted, not fitted, and all others are compared with it
+                left = math.inf  # it takes no fit, and all others are compared with it
             elif not outcome and left < limit * 0.03:
                 outcome = NO_TIME
             if not outcome:
@@ -247,7 +245,7 @@ def choose(
         single, held, check = [one.on_the_other_side() for one in single], check, held
         scored = single + _averages(single, held, check, measure)
         winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
-        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # for what would have been chosen
+        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # for the model that would have been chosen
         judged_on, checked_on = checked_on, judged_on
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     left = limit - (clock.seconds() - started)

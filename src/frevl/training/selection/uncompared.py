@@ -1,4 +1,4 @@
-"""What ``--model auto`` fits where nothing could be compared: a single model that is sure to come to an end."""
+"""The model that ``--model auto`` fits if nothing could be compared: a single one that is sure to finish in time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["QUICK", "Uncompared"]
 
 
 QUICK = 2_000
-"""Pairs on which the kernel is solved in a second or two. Above, the linear probe drops pairs until it is as quick."""
+"""Pairs on which the kernel is solved in a second or two; above, the linear probe drops pairs until it is as fast."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Uncompared:
 
     Attributes:
         fitted: The network.
-        name: ``kernel``, or ``linear`` where there are too many pairs for it.
+        name: ``kernel``, or ``linear`` if there are too many pairs for it.
     """
 
     fitted: Fitted[PairNetwork]
@@ -52,7 +52,7 @@ class Uncompared:
         place: Checkpoint,
         log_file: Path | None,
     ) -> Uncompared:
-        """Fit the kernel, or the linear probe above ``most`` pairs to learn from; see `fit_candidate` for the rest."""
+        """Fit the kernel or, above ``most`` training pairs, the linear probe; see `fit_candidate` for the arguments."""
         pairs = len(data.train) + (len(data.dev) if data.dev_is_spare else 0)
         name = "kernel" if pairs <= most else "linear"
         candidate = next(one for one in candidates(start, data.sides) if one.name == name)
