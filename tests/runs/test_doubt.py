@@ -138,7 +138,7 @@ def test_the_command_and_a_rejected_pair(runs, made, tmp_path, frevl):
     assert frevl(*words, "--out", tmp_path / "o.jsonl").code == 0
     assert all(0 <= line["doubt"] <= 1 for line in lines_of(tmp_path / "o.jsonl"))
     said = frevl(*words, "--out", tmp_path / "o.npz", "--grid")
-    assert (said.code, "--doubt belongs to pairs" in said.err) == (2, True)
+    assert (said.code, "--doubt applies to pairs" in said.err) == (2, True)
 
 
 def test_it_is_published_with_the_run(runs, made, tmp_path):

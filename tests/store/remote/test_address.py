@@ -97,7 +97,7 @@ def test_a_copy_has_one_end_here(tmp_path):
         ("Error getting list response body: HTTP error: request or response body error", "its answer was cut off"),
         ("HTTP error: error sending request", "it cannot be reached"),
         ("503 Slow Down after 5 retries", "answers with failures"),
-        ("Failed to get AWS credentials: dispatch failure", "no credentials"),
+        ("Failed to get AWS credentials: dispatch failure", "no usable credentials"),
         ("something new, AKIASECRET", "it cannot be used"),
     ],
 )

@@ -209,7 +209,7 @@ def test_parts_of_another_list_version_or_encoder_are_refused(tmp_path, data, pa
     (made[1] / "shard.json").write_text(json.dumps({**record, "frevl": "9.9"}))
     refused(StoreError, "frevl 9.9 made this part, frevl 0.1.0 made", made, tmp_path / "merged")
     (made[1] / "shard.json").write_text(json.dumps({**record, "libraries": {"pillow": "1.0"}}))
-    assert "different libraries" in " ".join(merge(made, into=tmp_path / "noted").notes)
+    assert "different versions of libraries" in " ".join(merge(made, into=tmp_path / "noted").notes)
     (made[1] / "shard.json").write_text(json.dumps(record))
 
     draw(data["images"], [70])

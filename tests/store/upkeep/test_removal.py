@@ -97,7 +97,7 @@ def test_any_text_can_be_removed_and_no_other(store):
 
 def test_what_cannot_be_meant(store, tmp_path):
     for options in ({}, {"ids": ["a"], "where": "id = 'a'"}):
-        with pytest.raises(UsageError, match="Name what to remove: either a file with --ids, or a condition"):
+        with pytest.raises(UsageError, match="Specify what to remove: either a file with --ids, or a condition"):
             remove(store, **options)
     with pytest.raises(UsageError, match="must be 'images' or 'texts', found 'image'"):
         remove(store, ids=["a"], of="image")
