@@ -106,7 +106,7 @@ def test_empty_texts_and_unknown_images_are_refused(made, answering):
     scorer = Scorer.open(answering, store=made.store)
     with pytest.raises(StoreError, match="is blank"):
         scorer.score([(made.store.image_ids[0], "  ")])
-    with pytest.raises(StoreError, match="'nowhere.png'; add them with: frevl extract --images DIR"):
+    with pytest.raises(StoreError, match=r"'nowhere.png'\); add them with: frevl extract --images DIR"):
         scorer.score([("nowhere.png", made.train.texts[0])])
     assert scorer.score([]).shape == (0, 2)
 

@@ -109,7 +109,7 @@ def test_encoders_are_chosen_for_each_modality(store):
 
 
 def test_what_was_asked_for_and_is_missing_is_an_error(store):
-    with pytest.raises(UsageError, match="minilm embedded no images here; .* --image-encoder: clip, dino"):
+    with pytest.raises(UsageError, match="no image embeddings by minilm; .* --image-encoder: clip, dino"):
         prepared(store, pairs_of(range(N)), image_encoder=["minilm"])
     with pytest.raises(Exception, match="3 of 48 images have no embedding by the tower 'grain'; .*--image-encoder"):
         prepared(store, pairs_of(range(N)), image_encoder=["dino"])

@@ -168,16 +168,16 @@ def test_parts_without_vectors_are_said_and_get_no_pairs(tmp_path):
         tmp_path / "clip", store=tmp_path / "s", encoder="e", write_pairs=tmp_path / "pairs.jsonl"
     )
     assert (report.images, report.texts) == (7, 5)
-    lacks = f"{tmp_path}/clip/"
+    parts = f"{tmp_path}/clip/"
     assert report.notes == [
-        f"{lacks}img_emb lacks 1 of 3 parts (1): 2 images of the metadata were not imported.",
-        f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported.",
+        f"{parts}img_emb is missing 1 of 3 parts (1): 2 images of the metadata were not imported.",
+        f"{parts}text_emb is missing 1 of 3 parts (2): 4 texts of the metadata were not imported.",
         f"Wrote 3 pairs to {tmp_path}/pairs.jsonl.",
     ]
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert [pair["text"] for pair in pairs] == ["caption 0", "caption 1", "caption 2"]
     only = import_embeddings(tmp_path / "clip", store=tmp_path / "t", encoder="e", of="texts")
-    assert only.notes == [f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported."]
+    assert only.notes == [f"{parts}text_emb is missing 1 of 3 parts (2): 4 texts of the metadata were not imported."]
 
 
 def test_a_mark_at_the_beginning_is_no_part_of_the_first_id(tmp_path):

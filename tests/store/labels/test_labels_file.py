@@ -238,7 +238,7 @@ def test_a_file_that_is_replaced_or_goes_is_read_anew_with_a_sentence(labels, tm
     assert labels.book().agreed() == {"z.png": "dog"}
     path.unlink()
     assert labels.book().agreed() == {}
-    assert [("replaced" in note, "is gone" in note) for note in labels.notes] == [(True, False), (False, True)]
+    assert [("replaced" in note, "has been deleted" in note) for note in labels.notes] == [(True, False), (False, True)]
 
 
 def test_another_file_in_the_same_place_is_noticed_though_it_has_the_same_inode(labels, tmp_path):
