@@ -76,7 +76,7 @@ def test_labels_are_the_same_whichever_worker_dies(nodes, world, classes, tmp_pa
     monkeypatch.setattr("frevl.store.many_nodes.workers._SLOW", 1e9)
     there = frevl.curate(world.store, classes, tmp_path / "there.jsonl", drop=["label"], ray=nodes.address)
     assert len(killed) == 1
-    assert any("Workers that were lost: 1 on " in note for note in there.notes)
+    assert any("Lost workers: 1 on " in note for note in there.notes)
     assert [one["label"][:2] for one in verdicts(there)] == [one["label"][:2] for one in verdicts(here)]
     assert there.filters["label"]["flagged"] == here.filters["label"]["flagged"] > 0
 

@@ -50,7 +50,7 @@ def test_a_worker_that_is_killed_while_it_loads_is_named(ray, tmp_path):
     (tmp_path / "kill-loading").touch()
     results, (note,) = done(ray, tmp_path)
     assert results == SQUARES
-    assert note.startswith("Workers that were lost: 1 while loading (")
+    assert note.startswith("Lost workers: 1 while loading (")
 
 
 def test_the_only_worker_may_die(ray, tmp_path):

@@ -269,7 +269,7 @@ def test_a_dev_class_that_training_never_saw_is_counted_as_wrong_and_said(made, 
     run = quick(made, tmp_path / "run", pairs=made.train.select(rest), dev=dev, model="mlp")
     assert run.results["development"] == {"n": 5, "accuracy": 0.0}
     assert any(
-        "5 development pairs have only classes that were not in training" in note for note in run.results["notes"]
+        "5 development pairs have only classes that do not occur in training" in note for note in run.results["notes"]
     )
 
 

@@ -145,8 +145,7 @@ class Snapshot:
                 has = np.zeros(len(batch), bool)
                 has[rows[pc.equal(names, tower).to_numpy(zero_copy_only=False)]] = True
                 parts[f"has:{tower}"].append(has)
-        # Only one column at a time is in memory twice.
-        return {column: np.concatenate(parts.pop(column)) for column in list(parts)}
+        return {column: np.concatenate(parts.pop(column)) for column in list(parts)}  # only one is in memory twice
 
     def ids(self, name: str, rows: np.ndarray | None = None) -> list[str]:
         """Return the ids of all rows, or of some rows in any order."""

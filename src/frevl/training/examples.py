@@ -1,4 +1,4 @@
-"""Embedded pairs with their right answers, and everything else that training needs. Loads no store."""
+"""Embedded pairs with their right answers, and the other inputs of a training. This module does not read a store."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ class Prepared:
 
     Attributes:
         train: Training examples.
-        dev: Development examples; in matching every right pair comes with a wrong one.
+        dev: Development examples; in matching, every right pair comes with a wrong one.
         labels: Classes, most frequent first; empty for matching.
-        image_towers: Image towers to concatenate, in order; none if the pairs are texts alone.
-        text_towers: Text towers to concatenate, in order; none if the pairs are images alone.
+        image_towers: Image towers to concatenate, in order; none if the pairs have only texts.
+        text_towers: Text towers to concatenate, in order; none if the pairs have only images.
         encoders: Names of the encoders of these towers, in the requested order.
-        image_hashes: ``(n,)`` uint64, sorted: content hashes of the images of both parts, or of the texts if they are
-            texts alone.
-        notes: Sentences that the user should read.
+        image_hashes: ``(n,)`` uint64, sorted: content hashes of the images of both parts, or of their texts if there
+            are no images.
+        notes: Notes for the user.
         dev_is_spare: Whether the development examples were set aside from the training pairs, not given.
         dev_is_seen: Whether the development examples are also training examples, because setting them aside would have
-            removed classes: a figure on them is meaningless.
-        doubts: The notes that are shown before every figure.
+            removed classes: a metric on them is meaningless.
+        doubts: Notes that are shown before every metric.
     """
 
     train: Examples
@@ -123,20 +123,20 @@ def join(a: Examples, b: Examples) -> Examples:
 
 
 def kind_of(truth: Answers | Tensor) -> str:
-    """Return ``match``, ``soft`` or ``class``: which task loss fits."""
+    """Return the kind of task loss that fits: ``match``, ``soft`` or ``class``."""
     if isinstance(truth, Tensor):
         return "match"
     return "soft" if truth.soft else "class"
 
 
 def dev_metric(logits: Tensor, truth: Answers | Tensor, class_weights: Tensor | None = None) -> float:
-    """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions.
+    """Return the accuracy in [0, 1]: the mean weight of the predicted classes, or the share of right match decisions.
 
     Args:
         logits: ``(n, outputs)`` logits.
         truth: ``(n,)`` for matching, or the answers of a classification.
-        class_weights: ``(outputs,)`` weights of the classes; a pair counts by the mean weight of its answers. None:
-        equal weights.
+        class_weights: ``(outputs,)`` weights of the classes; a pair counts by the mean weight of its answers. None
+            means equal weights.
     """
     if isinstance(truth, Tensor):
         return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
@@ -161,8 +161,8 @@ def sample_negatives(
         pool: Pairs with the same items to draw texts from; None uses the chosen pairs themselves.
 
     Returns:
-        Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is never a
-        negative; if several draws find nothing else, the pair gets none.
+        Image rows and text rows of at most ``n * count`` pairs. The same text, or another text of the same image, is
+        never a negative; if several draws give nothing else, the pair has no negative.
     """
     source = pairs.select(rows) if pool is None else pool
     image, text = pairs.image_rows[rows], pairs.text_rows[rows]
@@ -182,7 +182,7 @@ def sample_negatives(
 
 
 def with_wrong_texts(examples: Examples, count: int, seed: int, *, pool: EmbeddedPairs | None = None) -> Examples:
-    """Add wrong texts to every right pair in matching, unless the file has its own.
+    """Add a wrong text to every right pair in matching, unless the file has wrong pairs of its own.
 
     Raises:
         PairsError: There is no wrong text to draw.
@@ -213,12 +213,12 @@ def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, s
         pairs: Pairs to split.
         share: Share of the groups to set aside, in (0, 1); reduced if more than about `MOST_SET_ASIDE` pairs would be
             set aside.
-        task: ``matching`` or ``classification``, the latter needs targets.
-        min_answer_count: Answers named by fewer pairs are not classes.
+        task: ``matching`` or ``classification``; the latter needs targets.
+        min_answer_count: Answers of fewer pairs than this are not classes.
         seed: Random seed of the choice of groups.
 
     Returns:
-        Training pairs, development pairs, and whether the latter are training pairs too, because setting them aside
+        Training pairs, development pairs, and whether the latter are also training pairs, because setting them aside
         would remove every class.
 
     Raises:
@@ -285,7 +285,7 @@ def examples_of(
                 f"training pairs, found only '{labels[0]}'"
             )
         learned = len(labels)
-        if dev_is_spare:  # classes of the pairs set aside count too: the final model may be trained on them
+        if dev_is_spare:  # classes of the pairs set aside also count: the final model may be trained on them
             both = label_vocabulary(one_column([train_pairs.targets, dev_pairs.targets]), min_count=min_answer_count)
             labels += [label for label in both if label not in set(labels)]
         train = _with_known_answers(
@@ -297,7 +297,7 @@ def examples_of(
         unseen = int((~known.any(dim=1)).sum())
         if unseen:
             notes.append(
-                f"{unseen:,} development pairs have only classes that were not in training; they count as wrong."
+                f"{unseen:,} development pairs have only classes that do not occur in training; they count as wrong."
             )
         notes += [] if dev_is_seen else _single_class(dev_pairs)
     return train, dev_examples, labels
@@ -307,7 +307,7 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
     """Split labelled pairs as `split_by_image` does, but keep every class in the training part.
 
     Returns:
-        Training part, development part, and whether the development part is in the training part too, because less than
+        Training part, development part, and whether the training part includes the development part, because less than
         half of the requested number can be spared.
     """
     kept, held = split_by_image(pairs, share, seed=seed)
@@ -339,7 +339,7 @@ def _check_enough_to_split(pairs: Pairs) -> None:
 
 
 def _single_class(dev: Pairs) -> list[str]:
-    """Return a note that development pairs of a single class cannot distinguish a model from a constant answer."""
+    """Return a note that development pairs of one class cannot tell a model from a constant answer."""
     classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
     if len(classes) > 1:
         return []
@@ -361,7 +361,7 @@ def _check_targets(pairs: Pairs) -> None:
 
 
 def _right(embedded: Sequence[EmbeddedPairs], right: Tensor, dev: Pairs) -> EmbeddedPairs:
-    """Return the right pairs of both parts, as a development part with one image takes wrong texts from training."""
+    """Return the right pairs of both parts: a development part with one image takes its wrong texts from training."""
     both = torch.cat([right, match_truth(dev)]) > 0.5
     image_rows = torch.cat([part.image_rows for part in embedded])
     return embedded[0].with_rows(image_rows[both], torch.cat([part.text_rows for part in embedded])[both])

@@ -1,4 +1,4 @@
-"""The training loop: forward, loss, backward, step, development metric, top to bottom."""
+"""The training loop, in order: forward, loss, backward, step, development metric."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def gradient_descent(
         count: Number of training rows. An epoch divides them into batches of nearly equal size.
         options: Epochs, batch size, learning rates, weight decay, gradient clipping.
         session: Its seed determines the order, dropout and all random choices of the loss. The schedule shrinks to its
-            time limit, so that a short training is annealed too.
+            time limit, so that even a short training is annealed.
         title: Name of the training, for the progress line and messages.
         remedy: Advice if the loss is not finite.
-        on_epoch: Returns the development metric in [0, 1], called after each epoch; the network ends with the weights
-            of the best epoch. None: no metric, and the last weights are kept.
+        on_epoch: Called after each epoch to compute the development metric in [0, 1]; the weights of the best epoch are
+            kept. None: there is no metric, and the last weights are kept.
         patience: Stop after this many epochs without a better metric.
         keep_last: Keep the weights of the last epoch instead of the best one.
         checkpoint: Where the state is saved after each epoch.
@@ -112,7 +112,7 @@ def gradient_descent(
             network.train()
             for batch, rows in enumerate(deal(count, steps, random)):
                 done = (state.epoch + batch / steps) / epochs
-                # Not before the first step: if time suffices, the clock must not affect the result.
+                # The first step always runs. If the time suffices, the clock must not affect the result.
                 if time_limit is not None and state.epoch + batch > 0:
                     done = max(done, team.agreed(time.monotonic() - started) / time_limit)
                     out_of_time = done >= 1
@@ -182,7 +182,7 @@ class _State:
             self.best_epoch, self.best_metric = self.epoch, self.metric
 
     def save(self, checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Save everything; a finished training needs only its weights."""
+        """Save the whole state, or only the weights of a finished training."""
         tensors = {f"network.{name}": value for name, value in _weights(network).items()}
         if not self.stopped:
             tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
@@ -192,7 +192,7 @@ class _State:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
-        """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
+        """Load the state of an interrupted training into network and optimiser; return a new state if there is none."""
         saved = checkpoint.load()
         if saved is None:
             return cls()
@@ -210,7 +210,7 @@ class _State:
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return all weights unchanged; some networks' ``state_dict`` halves their precision."""
+    """Return all weights unchanged; the ``state_dict`` of some networks halves the precision."""
     return {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
 
 
@@ -227,7 +227,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _keep_lines(log_file: Path | None, count: int) -> None:
-    """Truncate the log to complete epochs, because a kill may come between log line and state."""
+    """Truncate the log to the saved epochs: the process may have been killed between writing log and state."""
     if log_file is not None:
         lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
         log_file.write_text("".join(lines[:count]), encoding="utf-8")

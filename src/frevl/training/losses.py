@@ -1,7 +1,7 @@
 """Training losses: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
 
-The weights are set in ``training``; this file has the terms, each a pure function of tensors that returns a scalar,
-mixup, and the monitoring of an epoch's losses. ``n`` is the number of pairs in the batch, ``C`` the number of classes.
+The weights are options; this file has the terms (each a pure function of tensors that returns a scalar), mixup, and the
+monitoring of an epoch's losses. ``n`` is the number of pairs in the batch, ``C`` the number of classes.
 All terms are finite, with finite gradients, at logits of +-10,000.
 """
 
@@ -40,9 +40,9 @@ def task_loss(
     Args:
         logits: ``(n, outputs)`` logits.
         truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
-        kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
+        kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (each class is independent).
         smoothing: Label smoothing in [0, 1).
-        class_weights: ``(outputs,)``, for ``class`` only; None: 1 for each.
+        class_weights: ``(outputs,)``, for ``class`` only; None means 1 for each.
     """
     if kind == "match":
         return binary_loss(logits, truth, label_smoothing=smoothing)
@@ -84,8 +84,8 @@ def class_loss(
             answers). A row of zeros contributes nothing, apart from smoothing.
         label_smoothing: ``e`` in [0, 1]: a distribution ``t`` becomes ``(1 - e) t + e / C``.
         class_weights: ``(C,)``: a pair counts by the mean weight of its targets (ours: PyTorch would weight the
-            smoothed targets, which pulls every pair towards a rare class). The mean is over pairs, not over their
-            weights.
+            smoothed targets, which pulls every pair towards rare classes). The sum is divided by the number of pairs,
+            not by the sum of their weights.
 
     Raises:
         UsageError: Shapes or types do not match.
@@ -105,9 +105,9 @@ def class_loss(
 def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the binary cross-entropy against soft targets for VQA v2, summed over answers, averaged over questions.
 
-    The sum is customary for VQA v2: a mean over 3,129 answers would make the gradient of the few right ones vanish next
-    to the other terms. There is no label smoothing (ours): the share of the ten annotators is soft already, and half of
-    0.1 on each of 3,129 answers would amount to 156 right answers per question.
+    The sum is customary for VQA v2: with a mean over 3,129 answers, the gradient of the few right ones would be
+    negligible next to the other terms. There is no label smoothing (ours): the share of the ten annotators is already
+    soft, and half of 0.1 on each of 3,129 answers would amount to 156 right answers per question.
 
     Args:
         logits: ``(n, C)`` logits.
@@ -141,8 +141,8 @@ def contrastive_loss(
         image to text, row i:  mean over p in P(i) of  -log( exp s[i,p] / (exp s[i,p] + sum over N(i) of exp s[i,j]) )
 
     likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of CLIP. The
-    denominator of one positive leaves out the other positives (ours), so that no positive is ever pushed away, as in a
-    softmax over all of them; and each must beat the negatives on its own, which the logarithm of their summed
+    denominator of a positive leaves out the other positives (ours). So no positive is ever pushed away, as it would be
+    in a softmax over all of them, and each must beat the negatives on its own, which the logarithm of their summed
     probability would not require.
 
     Args:
@@ -152,12 +152,12 @@ def contrastive_loss(
         text_ids: ``(n,)`` integers, equal for rows with the same text.
         temperature: Positive.
         matching: ``(n,)`` bool, True if image and text belong together, or int64 numbers of these rows. Other rows are
-            ignored altogether, also as negatives: their texts and images usually occur in matching rows too. Without it
-            all rows match.
+            ignored altogether, even as negatives: their texts and images usually occur in matching rows as well. None
+            means that all rows match.
 
     Returns:
-        A scalar of at least 0. Exactly 0, with a gradient of 0, if no row matches or no row has a negative
-        (a batch of one, one image only).
+        A scalar of at least 0. It is exactly 0, with a gradient of 0, if no row matches or no row has a negative (a
+        batch of one pair, or of one image).
 
     Raises:
         UsageError: Shapes do not match, or the temperature is not positive.
@@ -183,8 +183,8 @@ def contrastive_loss(
 
 
 def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
-    """Return one direction of the contrastive loss; anchors in rows. ``positive`` is symmetric with a True diagonal."""
-    # Finite instead of -inf, so that a row without negatives has a gradient of 0 and not NaN.
+    """Return one direction of the contrastive loss; rows are anchors. ``positive`` is symmetric with a True diagonal."""
+    # Finite instead of -inf, so that a row without negatives has a gradient of 0 instead of NaN.
     least = torch.finfo(similarity.dtype).min / 4
     negatives = similarity.masked_fill(positive, least).logsumexp(dim=1, keepdim=True)
     # -log(e^p / (e^p + e^n)) = softplus(n - p), which neither overflows nor cancels.
@@ -197,15 +197,15 @@ def batch_contrast(
 ) -> Tensor:
     """Return the symmetric InfoNCE of a batch of texts and its distinct images, with several positives and soft labels.
 
-    Cross-entropy of each row's softmax against a distribution that gives every positive the same share, and spreads
-    ``label_smoothing`` evenly; averaged over texts to images and images to texts (CLIP's loss with the targets of
-    supervised contrastive learning, arXiv 2004.11362, equation 2).
+    This is the cross-entropy of each row's softmax against a distribution that gives every positive the same share and
+    spreads ``label_smoothing`` evenly, averaged over both directions (CLIP's loss with the targets of supervised
+    contrastive learning, arXiv 2004.11362, equation 2).
 
     Args:
         similarity: ``(texts, images)`` logits.
         image_places: ``(texts,)`` int64, the column of each text's image; every column has a text.
         text_ids: ``(texts,)`` integers, equal for rows with the same text: a text that describes two images of the
-            batch is right for both.
+            batch is a positive of both.
         label_smoothing: In [0, 1).
 
     Raises:
@@ -218,7 +218,7 @@ def batch_contrast(
             f"{tuple(text_ids.shape)}."
         )
     of_text = similarity.new_zeros(texts, images).scatter_(1, image_places[:, None], 1)
-    # Counted where the ids are: results on the CPU are available without waiting for a device.
+    # Computed on the device of the ids: if that is the CPU, this need not wait for the accelerator.
     names, same = torch.unique(text_ids, return_inverse=True)
     same = same.to(similarity.device, non_blocking=True)
     of_name = similarity.new_zeros(len(names), images)
@@ -254,12 +254,12 @@ def mixup(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every pair of the batch with another one (mixup, arXiv 1710.09412, on projected features).
 
-    ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one share per batch from
-    Beta(alpha, alpha) and a random permutation as the others.
+    ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one ``share`` per batch from
+    Beta(alpha, alpha) and a random permutation ``other``.
 
     This requires targets that can be mixed: probabilities, not class numbers. It also requires pooled embeddings, or
-    tokens that all exist (an image grid): sentences of different lengths have no meaningful mean token by token, and
-    counting missing words as zeros would dilute the shorter one even at a share of 1. The contrastive term is
+    tokens that all exist (an image grid): the mean of two sentences of different lengths, token by token, is not
+    meaningful, and counting missing words as zeros would dilute the shorter one. The contrastive term is
     meaningless on a mixed batch, whose pairs have two images each.
 
     Args:
@@ -270,7 +270,7 @@ def mixup(
         alpha: In (0, 1]; small values mix little.
 
     Returns:
-        Images, texts and targets of the mixed batch, shapes as before.
+        Images, texts and targets of the mixed batch, with unchanged shapes.
 
     Raises:
         UsageError: The targets are integers, or ``alpha`` is out of range.
@@ -305,7 +305,7 @@ def draw_mixup(targets: Tensor, *, generator: torch.Generator, alpha: float = 0.
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha) by rejection from two uniforms, because torch's own takes no generator.
+    """Draw from Beta(alpha, alpha) by rejection from two uniforms, because PyTorch's sampler takes no generator.
 
     With ``x = u ** (1/alpha)`` and ``y`` likewise, ``x / (x + y)`` given ``x + y <= 1`` is Beta distributed.
     At least half of all draws are accepted for ``alpha <= 1``.
@@ -323,7 +323,7 @@ _STEPS_UNSEEN = 50
 
 
 def looks_every(device: str) -> int:
-    """Return the number of steps between loss checks: 1 on a CPU; elsewhere a check waits for the device."""
+    """Return the number of steps between loss checks: 1 on a CPU, more elsewhere, as a check waits for the device."""
     return 1 if torch.device(device).type == "cpu" else _STEPS_UNSEEN
 
 

@@ -1,4 +1,4 @@
-"""Training on embeddings that do not fit in memory: items in a memory-mapped file, read in block order."""
+"""Training on embeddings that do not fit in memory: the items are in a memory-mapped file, read in block order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["Deal", "Mapped", "deal_all", "deal_in_blocks", "fit_in_memory", "map_items", "read_items"]
 
 _MOST_IN_MEMORY = 3 << 29  # total bytes of a training's embeddings: 1.5 GiB ...
-_SHARE_OF_MEMORY = 8  # ... and no more than one part in eight of what the process may use
-_AT_ONCE = 65_536  # items read and written at a time
+_SHARE_OF_MEMORY = 8  # ... and no more than an eighth of what the process may use
+_AT_ONCE = 65_536  # number of items read and written at a time
 
 
 def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
-    """Return whether the embeddings of this many items are kept in memory; those with several tokens always are."""
+    """Return whether embeddings of this many items are kept in memory; those with several tokens always are."""
     found = list(counts)
     if not all(tower.pooled for _, towers in found for tower in towers):
         return True
@@ -98,7 +98,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
 def read_items(
     store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read embeddings as in `Store.read`; many pooled ones in portions, without a second copy of all."""
+    """Read embeddings as in `Store.read`; many pooled ones are read in portions, to avoid a second copy of them all."""
     if len(ids) <= _AT_ONCE or not all(tower.pooled for tower in towers):
         return store.read(modality, ids, towers)
     dtype, width = np.result_type(*(tower.identity["dtype"] for tower in towers)), sum(tower.dim for tower in towers)
@@ -132,7 +132,7 @@ def deal_all(count: int, steps: int, random: torch.Generator) -> Iterator[Tensor
 
 
 def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
-    """Return a function that distributes rows of pairs in a file, such that few pages are needed at a time.
+    """Return a function that distributes rows of pairs in such a way that few pages of the file are needed at a time.
 
     A thread reads the pages of the next blocks while training uses the current rows; used pages are released.
 

@@ -1,8 +1,8 @@
-"""The hyperparameters of every model: the only place of their defaults, ranges and help.
+"""The hyperparameters of all models, with their defaults, ranges and help, which are defined only here.
 
-A new hyperparameter is one line here, in the class of its model, and its use. `frevl.train` accepts an object of these
-classes or a mapping, the command line ``--set name=value``, and ``frevl models show NAME`` prints the values here.
-Where None is allowed, the value depends on the data as the help states. Loads no torch.
+To add a hyperparameter, add a line to the class of its model and use it. `frevl.train` accepts an object of these
+classes or a mapping, the command line accepts ``--set name=value``, and ``frevl models show NAME`` prints the values
+here. If None is allowed, the value depends on the data as the help states. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Session:
 
     Attributes:
         seed: Seed of initial weights, order, dropout and splits.
-        time_limit: Time limit in seconds; None is no limit.
+        time_limit: Time limit in seconds; None means no limit.
         device: Device for training, as named by PyTorch.
         progress: Show progress.
         team: The processes that train together; gradient descent divides its steps among them.
@@ -107,26 +107,26 @@ Options = TypeVar("Options", bound=ModelOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityOptions(ModelOptions):
-    """Options of ``majority``: none, as it only counts."""
+    """Options of ``majority``: there are none, as it only counts classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineOptions(ModelOptions):
-    """Options of ``cosine``: none, nothing is learned."""
+    """Options of ``cosine``: there are none, as nothing is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions(ModelOptions):
-    """Options of ``kernel``: what to try. Kernels and penalty are chosen by exact leave-one-image-out scores."""
+    """Options of ``kernel``: the kernels and penalties to try, chosen by exact leave-one-image-out scores."""
 
     text_alone: bool = option(True, "Try the kernel of the text alone.")
     image_alone: bool = option(True, "Try the kernel of the image alone.")
     product: bool = option(True, "Try the product of both kernels, with a quarter of the text alone.")
     sums: bool = option(True, "Try sums of the kernels of the text, of the image, and of both.")
     largest_penalty: float = option(3.0, "Strongest ridge penalty to try.", above=0)
-    smallest_penalty: float = option(0.1, "Weakest penalty to try; there are two per power of ten.", above=0)
+    smallest_penalty: float = option(0.1, "Weakest ridge penalty to try; there are two per power of ten.", above=0)
     class_weight: str | None = _class_weight()
-    landmarks: int = option(4_000, "Above 20,000 pairs: number of landmarks.", at_least=1)
+    landmarks: int = option(4_000, "Number of landmarks, used above 20,000 pairs.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,9 @@ class TwoTowerOptions(DescentOptions):
     """Options of ``dual``, the two-tower network, which can search."""
 
     epochs: int = option(6, "Passes over the pairs.", at_least=1)
-    batch_size: int = option(1024, "Pairs per step; the rest of the batch are negatives: large is good.", at_least=1)
+    batch_size: int = option(
+        1024, "Pairs per step. The other pairs of the batch are negatives, so large batches help.", at_least=1
+    )
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
     warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)
@@ -240,16 +242,16 @@ class RerankerOptions(DescentOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoOptions(ModelOptions):
-    """Options of ``auto``; its candidates have settings of their own."""
+    """Options of ``auto``; each candidate also has its own settings."""
 
     epochs: int | None = option(
-        None, "Epochs for candidates without their own setting. None: the model's default.", at_least=1
+        None, "Epochs for candidates that do not set their own. None: the model's default.", at_least=1
     )
     choose_by: str = option("accuracy", "Classification: metric for comparing candidates.", one_of=_MEASURES)
     class_weight: str | None = _class_weight()
 
     def for_candidate(self, kind: type[Options], changes: Mapping[str, Any] | None = None) -> Options:
-        """Return the options of a candidate: its own changes, then the values given here, then its model's defaults."""
+        """Return the options of a candidate: its own settings, then these values, then the defaults of its model."""
         given = {name: value for name, value in self.changes().items() if name in kind.__dataclass_fields__}
         return kind(**{**given, **(changes or {})})
 

@@ -89,7 +89,7 @@ def prepare(
     doubts = list(
         dict.fromkeys([*(note for part in parts if mistaken_side(part) for note in one_side_note(part)), *doubts])
     )
-    notes = list(dict.fromkeys([*doubts, *notes]))  # a note on both files is given once
+    notes = list(dict.fromkeys([*doubts, *notes]))  # a note that applies to both files is given once
     return Prepared(
         train,
         dev_examples,

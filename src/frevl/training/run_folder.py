@@ -50,14 +50,14 @@ __all__ = [
 ]
 
 _FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
-# Settings whose content the adjacent ``data`` identifies: a path may be relative, or lead elsewhere by now.
+# Settings whose content is identified by ``data`` next to them: a path may be relative, or name something else by now.
 PLACES = ("pairs", "dev", "run", "initialise_from", "examples", "classes", "space")
 _RUN_FILES = ("config.toml", "settings.json", "log.jsonl", *RUN_FILES[1:], POSTERIOR_FILE)
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
 
 class Clock:
-    """Training seconds, including earlier interrupted processes; worker 0's for all workers."""
+    """Training time in seconds, including earlier interrupted processes; worker 0's for all workers."""
 
     def __init__(self, team: Team = ALONE) -> None:
         self._started = time.monotonic()
@@ -65,7 +65,7 @@ class Clock:
         self._team = team
 
     def seconds(self) -> float:
-        """Return the seconds so far; those of earlier processes count once their states are loaded."""
+        """Return the elapsed seconds; those of earlier processes count once their states are loaded."""
         return self._team.agreed(time.monotonic() - self._started + self._earlier)
 
     def add_earlier(self, seconds: float) -> None:
@@ -79,7 +79,7 @@ class Checkpoint:
 
     Attributes:
         folder: Folder with the files of all parts; None saves nothing.
-        name: Name of this part; the names of its own parts start with it.
+        name: Name of this part; the names of its subparts start with it.
         clock: Clock of the whole training.
         team: The team; its worker 0 reads and writes for all.
     """
@@ -90,7 +90,7 @@ class Checkpoint:
     team: Team = ALONE
 
     def part(self, name: str) -> Checkpoint:
-        """Return the checkpoint of a part of this one."""
+        """Return the checkpoint of a subpart."""
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return replace(self, name=f"{self.name}.{plain}" if self.name else plain)
 
@@ -100,7 +100,7 @@ class Checkpoint:
         return None if self.folder is None else self.folder / f"{self.name}.safetensors"
 
     def save(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Write the state into one file and rename it: a kill leaves the previous state.
+        """Write the state into one file and rename it, so that a process that is killed leaves the previous state.
 
         Args:
             tensors: Tensors by name.
@@ -125,7 +125,7 @@ class Checkpoint:
             ) from error
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read what `save` wrote and count its seconds; None if there is nothing.
+        """Read the state that `save` wrote, and count its seconds; None if there is none.
 
         Raises:
             TrainingError: The file is damaged.
@@ -153,14 +153,14 @@ class Checkpoint:
         )
 
     def discard_parts(self) -> None:
-        """Remove the files of its parts once its own file holds their results."""
+        """Remove the files of the subparts once the file of this part holds their results."""
         for path in self.folder.glob("*.safetensors") if self.folder is not None and self.team.leads else ():
             if path.name.startswith(f"{self.name}.") and path != self.file:
                 path.unlink()
 
 
 NOWHERE = Checkpoint(None, "", Clock())
-"""Saves nothing, for a training that will not be continued."""
+"""A checkpoint that saves nothing, for a training that will not be continued."""
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def claim_run(
 
     Args:
         folder: Folder of the run; created if missing.
-        settings: Everything that determines the result, JSON-serialisable; stored in ``settings.json``.
+        settings: All settings that determine the result, JSON-serialisable; stored in ``settings.json``.
         flag: The option that names the folder, for messages.
         team: The workers; worker 0 holds the folder for all.
 
@@ -237,7 +237,7 @@ def _refuse_for_run(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
-    """Create the folder of states and hold its lock, which is released when the process ends."""
+    """Create the folder for the states and acquire its lock, which is released when the process ends."""
     states = folder / UNFINISHED
     lock = FileLock(states / "lock")
     try:
@@ -260,7 +260,7 @@ def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
 def _keep_settings(
     folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str], flag: str = "--run"
 ) -> None:
-    """Record the settings; refuse others than those of what ``stands`` in the folder."""
+    """Record the settings; refuse settings that differ from those of what ``stands`` in the folder."""
     file, now = folder / "settings.json", json.loads(json.dumps(settings))
     try:
         if stands is not None:
@@ -292,7 +292,7 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
 
     Returns:
         The version of frevl, the fingerprint of the store, hashes of the pairs and of their images, and of the weights
-        of a ``former`` run that it is initialised from or judged by.
+        of a ``former`` run that initialises or evaluates it.
 
     Raises:
         RunError: The former run does not exist.
@@ -303,11 +303,11 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | P
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 
-_AT_ONCE = 65_536  # images that exist as Python objects at a time
+_AT_ONCE = 65_536  # maximum number of images that exist as Python objects at a time
 
 
 def content_of(store: Store, pairs: Pairs) -> str:
-    """Return a hash of pairs and their images, so that neither changes unnoticed during training."""
+    """Return a hash of pairs and their images, so that a change of either during training is noticed."""
     digest = hashlib.sha256()
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
@@ -346,8 +346,8 @@ def write_config(
 
     Args:
         folder: Folder of the run, the seeds or the ablation.
-        arguments: Arguments of the command by name, possibly including several open stores. Pairs in memory cannot be
-            written, which a comment states.
+        arguments: Arguments of the command by name, possibly including several open stores. A comment replaces pairs
+            that were in memory, which cannot be written.
         options: Options of the model.
         command: The command that was given.
         output: Name of the argument for the folder to write.
@@ -359,7 +359,9 @@ def write_config(
     from frevl.data.columns import columns_of
     from frevl.data.pairs import Pairs
 
-    comments = [f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats this with the same settings."]
+    comments = [
+        f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats the command with the same settings."
+    ]
     record: dict[str, Any] = {}
     for name, value in arguments.items():
         flag = name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Train one model with several seeds, to see how much of a result is chance.
+"""Train one model with several seeds, to show how much of a result is due to chance.
 
 A folder of seeds contains one ordinary run per seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written
 last. The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by
@@ -49,7 +49,7 @@ class SeedRuns:
         development: Development metric of every run in percent.
         development_pairs: Number of development pairs of the first run.
         train_seconds: Training time of every run in seconds.
-        settings: Settings that all have in common.
+        settings: Settings that all runs have in common.
         provenance: Store fingerprint, versions and the like.
     """
 
@@ -106,14 +106,14 @@ def train_seeds(
     Args:
         store: As in `frevl.train`.
         pairs: As in `frevl.train`.
-        run: Folder to write; every seed is a run of its own in it.
+        run: Folder to write; it contains one run per seed.
         seeds: Number of seeds.
         seed: The first seed; the others follow.
         progress: Show progress.
         **settings: Further arguments of `frevl.train`.
 
     Returns:
-        The runs with their development metric.
+        The runs with their development metrics.
 
     Raises:
         UsageError: Fewer than one seed, or invalid arguments of `frevl.train`.
@@ -161,7 +161,7 @@ def _train_seeds(
                 one = Run.load(path)
             else:
                 one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)
-            # Only the figures are needed from here on; the weights of many large networks need not stay in memory.
+            # Only the metrics are needed from here on; the weights of many large networks need not stay in memory.
             one.network = one.network.to("meta")
             trained.append(one)
         first = trained[0]
@@ -197,7 +197,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
-    """Return everything that determines a seed's result, including defaults of `frevl.train` and options."""
+    """Return all settings that determine a seed's result, including the defaults of `frevl.train` and its options."""
     left_out = ("store", "pairs", "run", "dev", "seed", "device", "workers", "ray", "progress", "options")
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)

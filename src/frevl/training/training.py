@@ -84,7 +84,7 @@ def train(
         initialise_from: In classification, a run whose fusion provides the initial weights: train on captions or
             synthetic data first, then fine-tune on a task with few pairs. The last layer is copied too if the classes
             are the same. Encoders, model and layers must be the same; its images count as seen by the new run. With
-            ``auto`` such a fusion is one more candidate, and so is the former run unchanged (zero-shot).
+            ``auto``, this fusion is one more candidate, and the former run, unchanged (zero-shot), is another.
         dev: Development pairs, for early stopping and calibration. None sets aside images of the training pairs.
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Encoders whose towers are concatenated; None uses, for images and for texts, all that embedded every
@@ -102,7 +102,7 @@ def train(
         workers: Number of processes that train together, each with a share of every batch; the result is that of one
             process, except for rounding. None: as many as torchrun started (``WORLD_SIZE``), else one.
         ray: Run the workers on a Ray cluster: the address of its head node, ``auto``, or ``local`` to start one here.
-            Store, pairs and run must be paths with the same meaning on all nodes.
+            Store, pairs and run must be paths that are valid on all nodes.
         progress: Show progress.
 
     Returns:
@@ -186,7 +186,7 @@ def _train(arguments: Mapping[str, Any], options: ModelOptions, session: Session
 
 
 def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initialise_from: str | Path | None) -> None:
-    """Refuse pairs with only one side for models that need both."""
+    """Refuse pairs with only one side if the model needs both."""
     if dev is not None and dev.sides != pairs.sides:
         raise PairsError(
             f"{dev.places[0]}: expected development pairs with {_both(pairs.sides)}, as the training pairs have, found "

@@ -285,7 +285,7 @@ def test_no_row_counts_twice_where_every_class_has_one(model, time_limit):
     x = np.eye(24) + 0.1 * np.random.default_rng(0).standard_normal((24, 24))
     fitted = FusionClassifier(model=model, time_limit=time_limit).fit(x, np.arange(24))
     assert fitted.network_.settings["pairs"] == 24
-    assert fitted.results_["notes"][0].startswith("The development figure is meaningless: nearly every class has just")
+    assert fitted.results_["notes"][0].startswith("The development metric is meaningless: nearly every class has just")
     assert fitted.score(x, np.arange(24)) == 1
 
 

@@ -65,7 +65,7 @@ def test_series_on_both_sides_of_a_split_are_noticed(series, tmp_path, given):
     assert selection["judged_on"] == f"{6 * given} given development pairs"
     assert selection["gap"]["checked"] > 70
     first = run_sentence(run).splitlines()[0]
-    assert first.startswith("Two estimates disagree by more than chance explains: ")
+    assert first.startswith("Two estimates differ by more than chance: ")
     figures = {row["name"]: row["metric"] for row in selection["candidates"] if "metric" in row}
     assert figures["kernel"] < 45  # a fourth is chance; cross-validation by image says 90 and more
     assert run.results["development"]["accuracy"] < 50

@@ -117,7 +117,9 @@ def test_no_more_than_so_many_pairs_are_set_aside(made, monkeypatch, task):
     assert not torch.isin(capped.dev.clusters, capped.train.clusters).any()
     assert torch.equal(capped.dev.pairs.image_rows, same.dev.pairs.image_rows)
     [note] = set(capped.notes) - set(usual.notes)
-    assert note.startswith(f"For development {right:,} of {len(pairs):,} pairs were set aside, not the share of 0.25")
+    assert note.startswith(
+        f"For development {right:,} of {len(pairs):,} pairs were set aside instead of the share of 0.25"
+    )
     assert set(same.notes) <= set(usual.notes)
 
 
@@ -135,7 +137,7 @@ def test_one_example_a_class_is_as_good_as_the_nearest_mean(few, tmp_path, model
     folder, right = few
     run = train(folder / "store", folder / "1.jsonl", run=tmp_path / "run", task="classification", model=model)
     assert len(run.labels) == CLASSES
-    assert run.results["notes"][0].startswith("The development figure is meaningless: nearly every class has just one")
+    assert run.results["notes"][0].startswith("The development metric is meaningless: nearly every class has just one")
     assert run.results["warnings"] == run.results["notes"][:1]
     assert run.calibration == {"scale": 1.0, "offset": 0.0}
     result = evaluate(Scorer.open(tmp_path / "run", store=folder / "store"), folder / "others.jsonl")

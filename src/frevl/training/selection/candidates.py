@@ -24,8 +24,8 @@ class Candidate:
         model: Name of the model for `fit_model`.
         changes: Options that differ from the model's defaults.
         begins: Whether it is initialised from another run's fusion (``--initialise-from``).
-        learns: False for that fusion unchanged, without training on the new pairs.
-        members: For an average, the candidates averaged.
+        learns: False for that fusion used unchanged, without training on the new pairs.
+        members: For an average, the candidates that are averaged.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Candidate:
     members: tuple[Candidate, ...] = ()
 
 
-_REGULARISED: dict[str, Any] = {  # what worked on small real sets (research/experiments/log.md)
+_REGULARISED: dict[str, Any] = {  # good on small real data sets (research/experiments/log.md)
     "standardise": True,
     "input_dropout": 0.3,
     "dropout": 0.4,
@@ -47,20 +47,22 @@ _REGULARISED: dict[str, Any] = {  # what worked on small real sets (research/exp
     "regularisation_weight": 0.0,
     "mixup_share": 0.0,
     "layers": 0,
-    "epochs": 8,  # with more, the training pairs were memorised
+    "epochs": 8,  # with more epochs, the training pairs were memorised
 }
 
-# For a last layer that knows the classes; with more it forgets (NLVR: 67.2 %, but 61.4 % with the rate and epochs
-# above).
+# For a last layer already trained on these classes: a higher rate and more epochs make it forget (NLVR: 67.2 % with
+# these, 61.4 % with those above).
 _GENTLY: dict[str, Any] = {"learning_rate": 1e-4, "epochs": 3}
 
-# Simplest first: the order that breaks ties.
+# In order of complexity, simplest first; ties go to the simpler one.
 CANDIDATES = (
     Candidate("majority", "majority"),
     Candidate("text", "text"),
     Candidate("image", "image"),
     Candidate("linear", "linear"),
-    Candidate("kernel", "kernel"),  # two numbers are chosen, the rest is solved: simpler than gradient descent
+    Candidate(
+        "kernel", "kernel"
+    ),  # two numbers are selected, the rest has a closed-form solution: simpler than gradient descent
     Candidate("mlp", "mlp"),
     Candidate("tiny", "tiny"),
     Candidate("tiny standardised", "tiny", _REGULARISED),
@@ -90,8 +92,8 @@ def candidates(start: Pretrained | None, sides: Sequence[Side] = ("image", "text
     Args:
         sides: Sides of the pairs. With one side alone, models that need the other are left out, and so is ``mlp``,
             which is then the same network as ``image`` or ``text``.
-        start: The fusion of ``--initialise-from``: a fusion fine-tuned from it is a candidate too and, if the classes
-            are the same, so is the former fusion itself (zero-shot).
+        start: The fusion of ``--initialise-from``: a fusion fine-tuned from it becomes a candidate. If the classes are
+            the same, the original fusion, unchanged (zero-shot), becomes a candidate as well.
     """
     if len(sides) == 1:
         fitting = (one for one in CANDIDATES if NEEDS.get(one.model, tuple(sides)) == tuple(sides))
@@ -115,10 +117,10 @@ def steps_of(names: Sequence[str], checkpoint: Checkpoint, limit: float, *, idle
     """Return the steps of a selection; worker 0 saves their progress next to the training states.
 
     Args:
-        names: Names of candidates, and of what comes before and after them, in order of execution.
+        names: Names of the candidates and of the steps before and after them, in order of execution.
         checkpoint: Checkpoint of the training.
         limit: Total seconds.
-        idle: Those that take no time, because they are left out.
+        idle: Names of steps that take no time because they are skipped.
     """
     kept = checkpoint.folder if checkpoint.team.leads else None
     weights = {name: 0.0 if name in idle else _WEIGHTS.get(name, 4.0) for name in names}

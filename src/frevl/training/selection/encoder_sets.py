@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderChoice", "all_encoders", "choose_encoders", "encoder_sets", "narrow"]
 
-_MOST_PAIRS = 4_000  # of whole images, sampled if there are more; enough for a comparison
+_MOST_PAIRS = 4_000  # if there are more, whole images are sampled; this many are enough for a comparison
 _MOST_ENCODERS = 4  # with more encoders, only each alone and all together are compared
 
 
@@ -52,7 +52,7 @@ class EncoderChoice:
 
 
 def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
-    """Return the choice of all encoders, with the towers available for the examples."""
+    """Return the choice that uses all encoders, with the towers available for the examples."""
     images, texts = (
         [name for name in encoders if _of(towers, [name])] for towers in (data.image_towers, data.text_towers)
     )
@@ -62,8 +62,9 @@ def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
 def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
     """Return the sets to compare: all encoders, then each alone, then the rest.
 
-    Every subset of up to four encoders; with more, each alone and all together. A set without an image tower or a text
-    tower is combined with all towers of the other modality. Sets with the same towers are listed once.
+    With up to four encoders, these are all subsets; with more, each alone and all together. A set without an image
+    tower or without a text tower is combined with all towers of the missing modality. Sets with the same towers are
+    listed once.
     """
     between = range(2, len(encoders)) if len(encoders) <= _MOST_ENCODERS else ()
     sets: dict[tuple[tuple[str, ...], ...], list[str]] = {}
@@ -99,7 +100,7 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
     of_images, of_texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())
 
     def narrowed(examples: Examples) -> Examples:
-        # Both parts share their items, so the narrower copy is in memory once.
+        # Both parts share their items, so the narrower copy is held in memory only once.
         return replace(examples, pairs=replace(examples.pairs, images=of_images, texts=of_texts))
 
     return replace(
@@ -133,7 +134,7 @@ def choose_encoders(
         checkpoint: Where every compared set is saved.
 
     Returns:
-        The set with the best metric; in case of ties, the one with the narrowest embeddings.
+        The set with the best metric; of several, the one with the narrowest embeddings.
     """
     sets = encoder_sets(data, encoders)
     if len(sets) < 2:
@@ -170,9 +171,9 @@ def choose_encoders(
         # Development pairs given by the user stand for new data: nothing is trained on them here.
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
-        # All pairs are both trained on and scored: each by the solution without its own image.
+        # All pairs are used for training and for scoring: each is scored by the solution that leaves out its own image.
         _, found = fit_kernel_on(examples, outputs, KernelOptions(class_weight="balanced" if balanced else None))
-        # Different CPUs differ in the last bits, and workers choosing on their own would train different sets.
+        # CPUs differ in the last bits, so workers that chose independently might train on different sets.
         row |= session.team.agreed({"metric": 100 * found.best_metric, "seconds": clock.seconds() - started})
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
@@ -217,7 +218,7 @@ def _of(towers: Sequence[Tower], encoders: Sequence[str]) -> list[Tower]:
 
 
 def _sample(examples: Examples, seed: int) -> Examples:
-    """Sample whole clusters until there are `_MOST_PAIRS` pairs; one huge cluster is cut."""
+    """Sample whole clusters until there are `_MOST_PAIRS` pairs; a cluster larger than that is truncated."""
     if len(examples) <= _MOST_PAIRS:
         return examples
     clusters = examples.clusters

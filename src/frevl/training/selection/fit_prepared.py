@@ -1,7 +1,7 @@
-"""Fit and calibrate the requested model, or the choice of ``auto``, on prepared examples, in both tasks.
+"""Fit and calibrate the requested model, or the model that ``auto`` chooses, on prepared examples, in both tasks.
 
-Both `frevl.train` and the estimators of `frevl.estimators` call this, so the same data give the same network. Loads no
-store.
+Both `frevl.train` and the estimators of `frevl.estimators` call this module, so the same data give the same network. It
+does not read a store.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ from frevl.training.selection.choose import choose
 __all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 
-_FOR_POSTERIOR = 1_000_000  # evenly spaced right pairs that get wrong texts for the posterior of the last layer
+_FOR_POSTERIOR = (
+    1_000_000  # evenly spaced matching pairs that are given wrong texts for the posterior of the last layer
+)
 _NOTHING_HELD_OUT = (
-    "The development figure is meaningless: nearly every class has just one example, so none could be set aside "
-    "and it is measured on training pairs. For a valid figure and calibrated probabilities, give other pairs with "
+    "The development metric is meaningless: nearly every class has just one example, so none could be set aside "
+    "and it is measured on training pairs. For a valid metric and calibrated probabilities, give other pairs with "
     "--dev."
 )
 
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A network with everything that a run records about its training.
+    """A network with all that a run records about its training.
 
     Attributes:
         network: The network on the CPU, in evaluation mode.
@@ -81,7 +83,7 @@ def fit_prepared(
         session: Seed, time limit, device and progress.
         first_stage: In matching, the stage that finds candidates.
         start: In classification, a trained fusion to initialise from.
-        checkpoint: Where everything finished or in progress is saved.
+        checkpoint: Where finished and unfinished work is saved.
         log_file: Log file of gradient descent.
 
     Raises:
@@ -117,7 +119,7 @@ def fit_prepared(
     calibration = fit_calibration(logits, truth)
     if data.dev_is_seen:
         warnings.insert(0, _NOTHING_HELD_OUT)
-        if fitted.held_out is None:  # training pairs would make every model look certain
+        if fitted.held_out is None:  # on training pairs every model would look overconfident
             calibration = {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     results = {
@@ -134,7 +136,7 @@ def fit_prepared(
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }
-    if fitted.approximation is not None:  # then the held-out pairs are some of the training pairs
+    if fitted.approximation is not None:  # in that case the held-out pairs are training pairs
         results |= {"train_pairs": fitted.approximation["pairs"], "approximation": fitted.approximation}
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if clusters is not None and not data.dev_is_seen:
@@ -144,7 +146,7 @@ def fit_prepared(
 
 
 def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, session: Session) -> Posterior | None:
-    """Fit the last layer's posterior on its training inputs, including wrong pairs if it reads pairs in matching."""
+    """Fit the last layer's posterior to its training inputs; in matching, a model of pairs also gets wrong pairs."""
     rows = train.pairs.image_rows[:1], train.pairs.text_rows[:1]
     inputs = network.last_layer_inputs(*train.pairs.inputs(*rows))
     if inputs is None:
@@ -178,7 +180,7 @@ def kept_scores(
     """Return the scores of held-out pairs to keep for prediction sets; None with soft targets.
 
     Args:
-        logits: ``(n, outputs)`` logits of pairs on which the network was not trained.
+        logits: ``(n, outputs)`` logits of pairs that the network was not trained on.
         truth: Their answers, or ``(n,)`` for matching.
         clusters: ``(n,)`` int64 clusters of the pairs.
         calibration: Calibration of the logits.

@@ -76,13 +76,13 @@ def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     if folds:
         return folds, f"{_count(folds, train)} training pairs by {_FOLDS}-fold cross-validation over groups", given
     inside, inner = _apart(train, clusters, answers, random)
-    if len(inside) == len(train):  # few as they are, only the given pairs were not trained on
+    if len(inside) == len(train):  # although they are few, only the given pairs were not used for training
         return [Fold(inside, inner, dev, train[:0])], given, ""
     return [Fold(inside, inner, inner, dev)], held, given
 
 
 def _answers(data: Prepared) -> Answers:
-    """Return the answers of the training part and then the development part."""
+    """Return the answers of the training part, then those of the development part."""
     train, dev = data.train.truth, data.dev.truth
     if not (isinstance(train, Answers) and isinstance(dev, Answers)):
         raise TypeError("folds of a classification expect answers")
@@ -90,7 +90,7 @@ def _answers(data: Prepared) -> Answers:
 
 
 def _count(folds: list[Fold], rows: Tensor) -> str:
-    """Describe how many pairs are held out once: all, or all except the only examples of their class."""
+    """Describe how many pairs are ever held out: all, or all except the only examples of a class."""
     held = sum(len(fold.held_out) for fold in folds)
     return f"{held:,}" if held == len(rows) else f"{held:,} of {len(rows):,}"
 
@@ -98,7 +98,7 @@ def _count(folds: list[Fold], rows: Tensor) -> str:
 def _spare(
     rows: tuple[Tensor, Tensor], clusters: Tensor, answers: Answers, random: np.random.Generator
 ) -> tuple[list[Fold], str]:
-    """Cross-validate over all pairs, because a randomly set aside development part is like the rest."""
+    """Cross-validate over all pairs, because a development part set aside at random is no different from the rest."""
     (train, dev), nothing = rows, rows[0][:0]
     together = torch.cat(rows)
     if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
@@ -116,7 +116,10 @@ def _spare(
 
 
 def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(others, held out)`` rows for every fold; a cluster is in one fold, or in none if a class needs it."""
+    """Return the rows ``(others, held out)`` of every fold.
+
+    A cluster is held out in one fold, or in none if a class cannot spare it.
+    """
     names = torch.unique(clusters[rows]).numpy()
     own, of_rows = clusters[rows], answers.select(rows)
     order = random.permutation(names)
@@ -132,7 +135,7 @@ def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Gen
 def _apart(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Set a tenth of the clusters aside for early stopping and calibration.
 
-    If no class can spare a cluster, the tenth stays in the first part too.
+    If no class can spare a cluster, the tenth also remains in the first part.
     """
     names = np.unique(clusters[rows].numpy())
     order = random.permutation(names).tolist()

@@ -1,6 +1,6 @@
 """Fit a candidate of ``auto`` on every fold, to predict held-out pairs.
 
-Finished work (a fold of a seed, then the candidate) is saved: an interrupted selection continues with the next.
+Finished work (a fold of a seed, then a candidate) is saved, so an interrupted selection continues after it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ NO_TIME, TOO_LONG = "no time left", "would take more than the remaining time"
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
 _DETERMINISTIC = ("majority", "linear", "kernel", "zero-shot")
-# Development pairs; with fewer, the best epoch is chance (research/experiments/log.md), so networks run their whole
-# schedule and keep its end, whatever patience was requested.
+# Development pairs. With fewer, the best epoch is a matter of chance (research/experiments/log.md), so networks run
+# their whole schedule and keep the last epoch, whatever patience was requested.
 _FEWEST_TO_STOP_BY = 1_000
 
 
@@ -57,13 +57,13 @@ class CandidateScores:
 
     Attributes:
         candidate: The candidate.
-        hits: ``(n,)`` float, its score on each pair (`frevl.training.selection.measures`; by default the weight of the
-            predicted class), averaged over seeds.
+        hits: ``(n,)`` float, the candidate's score on each pair (`frevl.training.selection.measures`; by default the
+            weight of the predicted class), averaged over seeds.
         probabilities: ``(n, outputs)`` calibrated probabilities.
-        fit_seconds: Time of its longest single fit, in seconds.
+        fit_seconds: Duration of the longest single fit, in seconds.
         seeds: Number of seeds tried.
-        check_hits: ``(m,)`` the same on the pairs of the check; empty if there are none.
-        check_probabilities: ``(m, outputs)`` likewise.
+        check_hits: ``(m,)`` float, ``hits`` on the pairs of the check; empty if there are none.
+        check_probabilities: ``(m, outputs)``, ``probabilities`` of the same pairs.
     """
 
     candidate: Candidate
@@ -80,7 +80,7 @@ class CandidateScores:
         return self.candidate.name
 
     def on_the_other_side(self) -> CandidateScores:
-        """Return the same with the pairs of the check and of the comparison exchanged."""
+        """Return a copy in which the pairs of the comparison and those of the check are swapped."""
         return replace(
             self,
             hits=self.check_hits,
@@ -91,7 +91,7 @@ class CandidateScores:
 
 
 def recalled(candidate: Candidate, place: Checkpoint) -> CandidateScores | str | None:
-    """Return the outcome of a candidate before an interruption: its scores, or why it was left out."""
+    """Return the saved outcome of a candidate: its scores, or the reason for which it was left out."""
     saved = place.load()
     if saved is None:
         return None
@@ -127,7 +127,7 @@ def score_held_out(
 ) -> CandidateScores | str:
     """Fit a candidate on every fold, with several seeds if it is cheap; return a reason if that would take too long.
 
-    ``tell`` receives the share of the fits that is done.
+    ``tell`` receives the share of the fits that are done.
     """
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
@@ -151,7 +151,7 @@ def score_held_out(
         probabilities.append(torch.cat(parts))
         held = everything.select(torch.cat([fold.held_out for fold in splits]))
         hits.append(hits_of(probabilities[-1], held, options.choose_by))
-        # Every fold predicts the same pairs of the check: take the mean, as an average of the folds would.
+        # All folds predict the same pairs of the check, so their predictions are averaged, as in an ensemble.
         checks.append(torch.stack(check_parts).mean(dim=0))
         seeds += 1
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
@@ -180,7 +180,7 @@ def _held_out(
     """Fit a candidate on one fold.
 
     Returns:
-        Its probabilities for the held-out part and for the pairs of the check, and the seconds of the fit.
+        Its probabilities for the held-out part and for the pairs of the check, and the duration of the fit in seconds.
     """
     saved = place.load()
     if saved is not None:
@@ -206,7 +206,7 @@ def _held_out(
 
 
 def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
-    """Return options that keep the last epoch of the whole schedule if there are too few pairs for early stopping."""
+    """Return options with which the last epoch is kept, if there are too few pairs for early stopping."""
     if not isinstance(options, PairwiseOptions) or development_pairs >= _FEWEST_TO_STOP_BY:
         return options
     return replace(options, keep_last=True, patience=sys.maxsize)

@@ -1,14 +1,14 @@
 """Measures by which ``auto`` compares candidates: one number per pair, averaged, with its standard error.
 
-In this way one rule serves all measures: means, paired differences and their standard errors by cluster are those of
-the numbers. For a measure that is not a mean over pairs (macro F1, balanced accuracy) the numbers are its
-pseudo-values, measure plus influence: their mean is the measure, and their standard error that of the infinitesimal
+The same rule then works for all measures, since means, paired differences and their standard errors by cluster are
+computed from these numbers. For a measure that is not a mean over pairs (macro F1, balanced accuracy) the numbers are
+pseudo-values (measure plus influence): their mean is the measure, and their standard error that of the infinitesimal
 jackknife (Jaeckel 1972), with whole clusters as units.
 
 The one-standard-error rule chooses the simplest candidate that is not measurably worse than the best, in both tasks. If
 two estimates of the same accuracy, on given development pairs and on held-out training pairs, differ by more than
-chance, one of them is wrong for the user's question: dependent training pairs make cross-validation too optimistic, and
-so do development pairs that resemble the training pairs. The lower estimate is believed (ours).
+chance, one of them is misleading: dependent training pairs make cross-validation too optimistic, and development pairs
+that resemble the training pairs do the same to the other estimate. The lower estimate is trusted (ours).
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def check_measure(choose_by: str, truth: Answers) -> None:
         truth: The answers of all pairs.
 
     Raises:
-        UsageError: Weighted answers support accuracy alone, and pairs with several right answers have no F1.
+        UsageError: The answers are weighted, which supports only accuracy, or a pair has several right answers, for
+            which F1 is not defined.
     """
     several = bool(((truth.weights > 0).sum(dim=1) > 1).any())
     if choose_by != "accuracy" and (truth.soft or (several and choose_by != "nll")):
@@ -61,14 +62,14 @@ def check_measure(choose_by: str, truth: Answers) -> None:
 
 
 def earned(choose_by: str, probabilities: Tensor, truth: Answers) -> Tensor:
-    """Return the ``(n,)`` scores of predictions on each pair; their mean is the measure, and more is better.
+    """Return an ``(n,)`` score of each prediction; the mean is the measure, and higher is better.
 
     Args:
         choose_by: ``accuracy``, ``balanced_accuracy`` (mean recall of the classes that occur), ``macro_f1`` (as in
             `frevl.evaluation.metrics.macro_f1`), or ``nll`` (the log-likelihood in nats).
         probabilities: ``(n, outputs)`` predicted probabilities.
-        truth: Answers of the same pairs. A class that training never saw counts as one more class, which is never
-        predicted.
+        truth: Answers of the same pairs. Classes without a training pair count as one more class, which is never
+            predicted.
     """
     hits = truth.hits(probabilities.argmax(dim=1))
     if choose_by == "accuracy" or not len(hits):
@@ -99,7 +100,7 @@ def shown(choose_by: str, mean: float) -> str:
 
 
 def in_nats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a table of log-likelihoods with the negative as metric, and everything in nats."""
+    """Return the rows of a table with the negative log-likelihood as metric, and all values in nats."""
     keys = ("standard_error", "behind_best", "standard_error_of_difference")
     return [
         {**row, "metric": -row["metric"] / 100, **{key: row[key] / 100 for key in keys}} if "metric" in row else row
@@ -108,7 +109,7 @@ def in_nats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Compared(Protocol):
-    """A candidate with its scores on the pairs of the comparison."""
+    """A candidate with its scores in the comparison."""
 
     @property
     def name(self) -> str:
@@ -116,11 +117,11 @@ class Compared(Protocol):
 
     @property
     def hits(self) -> Tensor:
-        """``(n,)``, mostly in [0, 1]: its score on each pair, or on each image."""
+        """``(n,)``, usually in [0, 1]: the score on each pair, or on each image."""
 
     @property
     def fit_seconds(self) -> float:
-        """Time of its longest fit, in seconds."""
+        """Duration of the longest fit, in seconds."""
 
     @property
     def seeds(self) -> int:
@@ -138,8 +139,8 @@ def one_standard_error(
     Args:
         candidates: Candidates, simplest first.
         clusters: ``(n,)`` int64, the unit of resampling: pairs in one cluster are not independent.
-        worthwhile: Minimum gain in [0, 1] that justifies a less simple candidate, however certain it is.
-        unit: Name of one hundredth.
+        worthwhile: Minimum gain in [0, 1] that justifies a more complex candidate, however certain the gain is.
+        unit: Name of a difference of one hundredth.
 
     Returns:
         The choice, the reason, and the table.
@@ -160,7 +161,7 @@ def one_standard_error(
 
 
 def table_row(one: Compared, best: Compared, clusters: Tensor) -> dict[str, Any]:
-    """Return the row of a candidate: its metric and its distance from the best, in percent and points.
+    """Return the row of a candidate: its metric in percent, and its difference from the best in points.
 
     Args:
         one: The candidate.
@@ -186,7 +187,7 @@ def standard_error(values: Tensor, clusters: Tensor) -> float:
     return float(deviations.square().sum().sqrt() / len(values))
 
 
-_Z = 2.58  # standard errors: exceeded once in a hundred by chance, in either direction
+_Z = 2.58  # standard errors: exceeded by chance in one case in a hundred, in either direction
 _FEWEST_CLUSTERS = 10  # with fewer, the standard errors mean little
 
 
@@ -195,10 +196,10 @@ class Gap:
     """Two estimates of the accuracy of the candidate that won the comparison.
 
     Attributes:
-        compared: Percent right on the pairs of the comparison.
-        checked: Percent right on the pairs of the check.
+        compared: Accuracy in percent on the pairs of the comparison.
+        checked: Accuracy in percent on the pairs of the check.
         error: Standard error of their difference in points.
-        beyond_chance: Whether they differ by more than chance explains.
+        beyond_chance: Whether they differ by more than chance.
     """
 
     compared: float
@@ -211,7 +212,7 @@ class Gap:
         high, low = (compared_on, checked_on) if self.compared > self.checked else (checked_on, compared_on)
         best, worst = max(self.compared, self.checked), min(self.compared, self.checked)
         return (
-            f"Two estimates disagree by more than chance explains: {worst:.1f} % on {low}, {best:.1f} % on {high}. The "
+            f"Two estimates differ by more than chance: {worst:.1f} % on {low}, {best:.1f} % on {high}. The "
             "lower one counts, and the model was chosen by it. Pairs that belong together on both sides of a split, "
             "or development pairs of another kind, cause this; name such groups with --group-by."
         )

@@ -1,4 +1,4 @@
-"""How much may be set aside for development: not every example of a class, and not more pairs than are of use."""
+"""Limits on what is set aside for development: never all examples of a class, and no more pairs than are useful."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ evaluating a tenth of ten million pairs after every epoch would take minutes."""
 _MOST_LOST = 0.2
 """Maximum share of a held-out cluster's pairs whose classes occur nowhere else.
 
-A labelled image is its own cluster, so the only image of a class is never held out. An image with fifty questions often
-has an answer that no other image has; it may be held out all the same, or nothing could be.
+A labelled image is a cluster of its own, so the only image of a class is never held out. An image with fifty questions
+often has an answer that no other image has; if it could not be held out, hardly any image could.
 """
 
 
@@ -31,8 +31,8 @@ def spare_clusters(
     """Return clusters, in order, that no class needs for training.
 
     Args:
-        clusters: ``(n,)`` int64, the cluster of every pair.
-        answers: The answers of every pair; an answer that is not a class is ignored.
+        clusters: ``(n,)`` int64, the cluster of each pair.
+        answers: The answers of each pair; an answer that is not a class is ignored.
         order: Clusters that may be held out, in the order in which they are tried.
         most: Maximum number of clusters; None takes all that can be spared.
 
@@ -65,17 +65,17 @@ def spare_clusters(
 
 
 def set_aside_note(pairs: Pairs, dev: Pairs, share: float) -> list[str]:
-    """Return a note that fewer pairs were set aside than the share asks for.
+    """Return a note that fewer pairs were set aside than requested.
 
     Args:
-        pairs: All.
-        dev: Those that were set aside.
-        share: Share of the groups to set aside, as given by the user or by default.
+        pairs: All pairs.
+        dev: The pairs that were set aside.
+        share: Share of the groups to set aside, given by the user or the default.
     """
     if share * len(pairs) <= MOST_SET_ASIDE:
         return []
     return [
-        f"For development {len(dev):,} of {len(pairs):,} pairs were set aside, not the share of {share:g} that "
-        f"--dev-share asks for: about {MOST_SET_ASIDE:,} are the most, because every epoch is measured on them. "
-        "Training has the others; a file given with --dev is used whole."
+        f"For development {len(dev):,} of {len(pairs):,} pairs were set aside instead of the share of {share:g} "
+        f"from --dev-share: the maximum is about {MOST_SET_ASIDE:,}, because every epoch is evaluated on them. "
+        "The others are used for training; a file given with --dev is used whole."
     ]
