@@ -2,10 +2,8 @@
 
 Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic for a seed
 and hold only one block of draws in memory. More than 200,000 clusters are first joined at random into that many groups
-(`drawn_together`).
-
-`against_majority` tells whether a classifier is measurably better than always giving the most frequent answer, which a
-score with an interval does not show.
+(`drawn_together`). `against_majority` tells whether a classifier is measurably better than always giving the most
+frequent answer, which a score with an interval does not show.
 """
 
 from __future__ import annotations

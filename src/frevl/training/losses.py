@@ -183,7 +183,7 @@ def contrastive_loss(
 
 
 def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
-    """Return one direction of the contrastive loss; rows are anchors. ``positive`` is symmetric with a True diagonal."""
+    """Return one direction of the contrastive loss, from rows. ``positive`` is symmetric with a True diagonal."""
     # Finite instead of -inf, so that a row without negatives has a gradient of 0 instead of NaN.
     least = torch.finfo(similarity.dtype).min / 4
     negatives = similarity.masked_fill(positive, least).logsumexp(dim=1, keepdim=True)

@@ -204,9 +204,7 @@ class TwoTowerOptions(DescentOptions):
     """Options of ``dual``, the two-tower network, which can search."""
 
     epochs: int = option(6, "Passes over the pairs.", at_least=1)
-    batch_size: int = option(
-        1024, "Pairs per step. The other pairs of the batch are negatives, so large batches help.", at_least=1
-    )
+    batch_size: int = option(1024, "Pairs per step. The others are negatives, so large batches help.", at_least=1)
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
     warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)

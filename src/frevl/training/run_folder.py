@@ -359,9 +359,7 @@ def write_config(
     from frevl.data.columns import columns_of
     from frevl.data.pairs import Pairs
 
-    comments = [
-        f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats the command with the same settings."
-    ]
+    comments = [f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats it with the same settings."]
     record: dict[str, Any] = {}
     for name, value in arguments.items():
         flag = name.replace("_", "-")

@@ -60,9 +60,7 @@ CANDIDATES = (
     Candidate("text", "text"),
     Candidate("image", "image"),
     Candidate("linear", "linear"),
-    Candidate(
-        "kernel", "kernel"
-    ),  # two numbers are selected, the rest has a closed-form solution: simpler than gradient descent
+    Candidate("kernel", "kernel"),  # selects two numbers and solves the rest: simpler than gradient descent
     Candidate("mlp", "mlp"),
     Candidate("tiny", "tiny"),
     Candidate("tiny standardised", "tiny", _REGULARISED),

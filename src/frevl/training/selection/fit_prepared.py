@@ -30,9 +30,7 @@ from frevl.training.selection.choose import choose
 __all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 
-_FOR_POSTERIOR = (
-    1_000_000  # evenly spaced matching pairs that are given wrong texts for the posterior of the last layer
-)
+_FOR_POSTERIOR = 1_000_000  # evenly spaced matching pairs that get wrong texts for the posterior of the last layer
 _NOTHING_HELD_OUT = (
     "The development metric is meaningless: nearly every class has just one example, so none could be set aside "
     "and it is measured on training pairs. For a valid metric and calibrated probabilities, give other pairs with "
