@@ -348,7 +348,7 @@ def test_label_errors(named, accuracies, start):
     if named == 0:
         assert advice == "Nothing to do."
     elif "cannot be distinguished" in claim:
-        assert f"Both contradict {named} of 1,000 labels with the same other answer ({named / 10:.1f} %)." in claim
+        assert f"Together they clearly contradict {named} of 1,000 labels ({named / 10:.1f} %)." in claim
         assert "before changing anything" in advice
         assert "likely wrong" not in claim
     else:

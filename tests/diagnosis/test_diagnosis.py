@@ -14,7 +14,7 @@ from frevl.diagnosis import cross_validation
 from frevl.diagnosis import model_comparison as comparison_module
 from frevl.diagnosis import splits as splits_module
 from frevl.diagnosis.cross_validation import contenders, cross_validate_contenders
-from frevl.diagnosis.data_quality import label_errors
+from frevl.diagnosis.data_quality import label_rule
 from frevl.diagnosis.data_quality.label_errors import label_error_finding
 from frevl.diagnosis.diagnosis import diagnose
 from frevl.diagnosis.findings import SECTIONS
@@ -308,7 +308,7 @@ def test_all_labels_of_many_pairs_are_looked_at_in_blocks(world, tmp_path, monke
     comparison = compare_models(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
     monkeypatch.setattr(cross_validation, "SMALL", 60)
     monkeypatch.setattr(splits_module, "MOST_LEARNT", 150)
-    monkeypatch.setattr(label_errors, "_MOST_CELLS", 1400)
+    monkeypatch.setattr(label_rule, "_MOST_CELLS", 1400)
     assert cross_validate_contenders(comparison, folder=tmp_path, time_limit=100) == (comparison, [])
     learnt = []
     real = cross_validation.fit

@@ -8,7 +8,8 @@ import pytest
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.data_quality.image_leaks import leak_findings, likeness_threshold, nearest_others
-from frevl.diagnosis.data_quality.label_errors import conflict_finding, likely_errors
+from frevl.diagnosis.data_quality.label_errors import conflict_finding
+from frevl.diagnosis.data_quality.label_rule import likely_errors
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, Predictions
 from frevl.diagnosis.model_specs import MODEL_SPECS

@@ -19,7 +19,8 @@ from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
-from frevl.diagnosis.data_quality.label_errors import check_cleanlab, conflict_finding, label_error_finding
+from frevl.diagnosis.data_quality.label_errors import conflict_finding, label_error_finding
+from frevl.diagnosis.data_quality.label_rule import check_cleanlab
 from frevl.diagnosis.embeddings.embedding_findings import embedding_findings
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_findings
 from frevl.diagnosis.embeddings.probes import probe_findings

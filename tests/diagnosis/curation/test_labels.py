@@ -9,7 +9,6 @@ import pytest
 import frevl
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.folds import answers
-from frevl.diagnosis.curation.labels import _contradicted, _shares
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.splits import deal_folds
 from frevl.store.importing.vectors import import_embeddings
@@ -202,39 +201,3 @@ def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch
     monkeypatch.setattr("frevl.diagnosis.curation.folds.answers._LEAST_SECONDS", 1e-9)
     told = frevl.curate(*planted[:2], drop=["label"], time_limit=1e-9)
     assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were checked by models")
-
-
-def test_the_largest_odds_are_wrong_rather_than_what_the_models_cannot_do():
-    """Two models of unequal sharpness, and lines that are hard to both: a wrong label has larger odds against it."""
-    precisions, recalls = [], []
-    for seed in range(3):
-        random = np.random.default_rng(seed)
-        truth, hard = random.integers(0, 12, 600), 2.1 * random.random((600, 1))
-        logits = 3.5 * np.eye(12)[truth] + hard * random.standard_normal((600, 12))
-        said = [
-            softmax(logits + 0.5 * random.standard_normal(logits.shape)),
-            softmax(0.6 * (logits + 0.8 * random.standard_normal(logits.shape))),
-        ]
-        labels = truth.copy()
-        labels[:60] = (truth[:60] + random.integers(1, 12, 60)) % 12
-        found = _contradicted(labels, said, np.array([0.5, 0.5], np.float32), 0)
-        assert (np.diff(found) > 0).all()
-        precisions.append((found < 60).mean())
-        recalls.append((found < 60).sum() / 60)
-    assert np.mean(precisions) > 0.73  # by the probability of the label 0.61
-    assert np.mean(recalls) > 0.73  # 0.62
-
-
-def softmax(logits):
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def test_of_a_model_that_knows_and_one_that_guesses_the_first_counts():
-    labels = np.arange(300) % 3
-    knows = np.where(np.eye(3, dtype=bool)[labels], 0.9, 0.05).astype(np.float32)
-    guesses = np.random.default_rng(0).dirichlet(np.ones(3), 300).astype(np.float32)
-    assert _shares(labels, [knows, guesses]).tolist() == [1, 0]
-    assert _shares(labels, [guesses, knows]).tolist() == [0, 1]
-    halves = [np.where(np.arange(300)[:, None] % 2 == part, knows, 1 / 3).astype(np.float32) for part in (0, 1)]
-    assert _shares(labels, halves).tolist() == [0.5, 0.5]  # each knows what the other does not

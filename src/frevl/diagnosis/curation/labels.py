@@ -1,8 +1,7 @@
 """The filters ``label`` and ``blind``: wrong labels, and lines that the text alone answers.
 
-Both use models not trained on the line's group. As many labels count as wrong as confident learning (Northcutt et al.
-2021, as in cleanlab) names and two different models contradict with the same other label: those with the largest odds
-against them (ours).
+Both use models not trained on the line's group. Labels are found wrong by the rule of
+`frevl.diagnosis.data_quality.label_rule`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,14 @@ from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
 from frevl.diagnosis.curation.folds.each_fold import cut_short
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.word_classifier import by_words
-from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
+from frevl.diagnosis.data_quality.label_rule import (
+    check_cleanlab,
+    deal_blocks,
+    find_wrong_labels,
+    least_accuracy,
+    model_weights,
+    stands_out,
+)
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of, deal_folds
@@ -31,10 +37,6 @@ GIVEN_AWAY = 0.9
 
 _ODDS = 3.0  # ... if its odds are this many times those of the label in the file: a frequent label is no leak
 _NAMED = 5  # labels listed in a sentence
-_MOST_CELLS = 40_000_000  # probabilities given to cleanlab at once
-_TRUSTED = 0.9  # required accuracy, or contradictions say more about the models than about the labels
-_SHARES = np.linspace(0, 1, 21)  # tried for the second model
-_LEAST_SKILL = 0.4  # required share of the way from the most frequent label to perfect; below is no evidence
 
 # A network needs enough steps: with a diagnosis's 20 epochs in batches of 128, 92 % of the unseen clean lines of
 # easy-VQA were right, with these 95 % (research/experiments/log.md).
@@ -75,15 +77,15 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in said]
     usual = float(np.bincount(labels).max() / len(labels))
     told = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
-    if min(accuracies) < usual + _LEAST_SKILL * (1 - usual):
+    if min(accuracies) < least_accuracy(usual):
         reason = (
             f"wrong labels cannot be distinguished from model errors (accuracy on held-out lines: {told}; always "
             f"the most frequent label: {100 * usual:.1f} %)"
         )
         return _silent(lines, "label", given, reason, cut)
-    shares = _shares(labels, said)
-    wrong = _contradicted(labels, said, shares, lines.session.seed)
-    mean = np.tensordot(shares, np.stack(said), axes=1)
+    weights = model_weights(labels, said)
+    wrong = _contradicted(labels, said, weights, lines.session.seed)
+    mean = np.tensordot(weights, np.stack(said), axes=1)
     belief = np.full(len(lines), np.nan)
     belief[rows] = mean[np.arange(len(rows)), labels]
     likelier = {row: classes[number] for row, number in zip(rows.tolist(), mean.argmax(axis=1).tolist(), strict=True)}
@@ -93,8 +95,8 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     ]
     flagged = np.zeros(len(lines), bool)
     flagged[rows[wrong]] = True
-    doubts, share = [], len(wrong) / len(rows)
-    if min(accuracies) < _TRUSTED or 2 * share < 1 - min(accuracies):
+    doubts = []
+    if not stands_out(len(wrong) / len(rows), accuracies):
         doubts = [
             f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {told}). Look at a "
             "hundred of them first."
@@ -231,52 +233,14 @@ def _text_model(count: int) -> ModelSpec:
     return ModelSpec("text", "text", "text", 0.2, epochs=4)
 
 
-def _shares(labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the share of each of two models in their average under which the given labels are likeliest.
-
-    One number from all lines, each answered by models that were not trained on it.
-    """
-    first, second = (one[np.arange(len(labels)), labels].astype(np.float64) for one in said)
-    likelihoods = [np.log((1 - share) * first + share * second + 1e-9).sum() for share in _SHARES]
-    best = _SHARES[int(np.argmax(likelihoods))]
-    return np.array([1 - best, best], np.float32)
-
-
 def _contradicted(
-    labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]], shares: NDArray[np.float32], seed: int
+    labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]], weights: NDArray[np.float32], seed: int
 ) -> NDArray[np.int64]:
-    """Return the rows whose label is likely wrong.
-
-    As many as confident learning names on the mean of the models and all models contradict with the same other label;
-    those where the odds against the label are largest, in the average with the given shares. In each of 20 planted sets
-    these were wrong more often than those with the least probable label, which include what the models cannot do
-    (research/experiments/log.md). Many rows and classes are processed in blocks.
-    """
-    blocks = max(1, -(-len(said) * said[0].size // _MOST_CELLS))
-    block_of = np.random.default_rng(seed).integers(0, blocks, len(labels))
+    """Return the rows whose label is likely wrong; many rows and classes are processed in blocks."""
+    blocks, block_of = deal_blocks(len(labels), len(said), said[0].shape[1], seed=seed)
     found: list[int] = []
     for block in range(blocks):
         rows = np.flatnonzero(block_of == block)
-        present, numbers = np.unique(labels[rows], return_inverse=True)
-        if len(present) < 2:
-            continue
-        by_model = [one[rows][:, present] for one in said]
-        by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
-        likelier = [one.argmax(axis=1) for one in by_model]
-        mean = np.mean(by_model, axis=0)
-        named = likely_errors(numbers, mean)
-        same = np.all([(one == likelier[0]) & (one != numbers) for one in likelier], axis=0)
-        odds = _odds_against(np.tensordot(shares, np.stack(by_model), axes=1), numbers)
-        first = np.argsort(-odds, kind="stable")[: int(same[named].sum())]
-        found += rows[first[odds[first] > 0]].tolist()
+        wrong = find_wrong_labels(labels[rows], [one[rows] for one in said], weights=weights)
+        found += rows[wrong.rows].tolist()
     return np.array(sorted(found), np.int64)
-
-
-def _odds_against(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return ``(n,)`` log odds of the likeliest other class against the label."""
-    at = np.arange(len(labels))
-    others = np.maximum(probabilities.astype(np.float64), 1e-12)
-    own = others[at, labels].copy()
-    others[at, labels] = 0
-    odds: NDArray[np.float64] = np.log(others.max(axis=1)) - np.log(own)
-    return odds

@@ -1,11 +1,10 @@
-"""Find likely label errors: labels that two different models contradict in the same way.
+"""Find likely label errors: labels that two different models, not trained on them, contradict.
 
-Confident learning (Northcutt et al. 2021) as in cleanlab, on out-of-fold probabilities.
+The rule is that of `frevl.diagnosis.data_quality.label_rule`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,66 +15,34 @@ import numpy as np
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.cross_validation import cross_validate
+from frevl.diagnosis.data_quality.label_rule import (
+    LEAST_SKILL,
+    TRUSTED,
+    deal_blocks,
+    find_wrong_labels,
+    least_accuracy,
+    stands_out,
+)
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, seen_by
 from frevl.diagnosis.model_specs import ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of
-from frevl.errors import MissingExtraError
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
 from frevl.store.usable_pairs import content_of_units
 
 __all__ = [
-    "check_cleanlab",
     "conflict_claim",
     "conflict_finding",
     "label_claim",
     "label_error_finding",
-    "likely_errors",
 ]
 
 _LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot detect errors
-_LEAST_SKILL = 0.4  # share of the way from the most frequent answer to perfect
-_MOST_CELLS = 40_000_000  # probabilities in memory; more are processed in blocks
 _AS_GOOD = 0.02
-_SURE = 0.8  # share of the mean confidence
-_TRUSTED = 0.9  # accuracy below which a contradiction says more about the model than about the label
 _SHOWN = 30
-
-
-def check_cleanlab() -> None:
-    """Fail now rather than after minutes of training.
-
-    Raises:
-        MissingExtraError: cleanlab is not installed.
-    """
-    try:
-        importlib.import_module("cleanlab")
-    except ImportError as error:
-        raise MissingExtraError("cleanlab", "diagnose") from error
-
-
-def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the rows whose label is likely wrong, likeliest first.
-
-    Uses confident learning; in addition, the model must be about as sure of another answer as it usually is (ours).
-
-    Args:
-        labels: ``(n,)`` int64 classes; every class of the probabilities occurs.
-        probabilities: ``(n, classes)`` out of fold, calibrated, rows sum to 1.
-    """
-    filter_module = importlib.import_module("cleanlab.filter")
-    found = filter_module.find_label_issues(
-        labels, probabilities, return_indices_ranked_by="self_confidence", filter_by="prune_by_noise_rate", n_jobs=1
-    )
-    # On pairs that it cannot solve, a model is unsure; only if it is about as sure as usual does its contradiction say
-    # something about the label.
-    sure = probabilities.max(axis=1)
-    ranked = np.asarray(found, np.int64)
-    kept: np.ndarray = ranked[sure[ranked] >= _SURE * sure.mean()]
-    return kept
 
 
 def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
@@ -128,7 +95,7 @@ def _best_of(comparison: ModelComparison) -> ComparedModel:
 def _able(comparison: ModelComparison) -> list[ComparedModel]:
     """Return the models accurate enough to contradict a label, simplest first."""
     by_count = _accuracy(comparison.best("majority"))
-    least = max(_LEAST_ACCURACY, by_count + _LEAST_SKILL * (1 - by_count))
+    least = max(_LEAST_ACCURACY, least_accuracy(by_count))
     return [model for model in comparison.models if model.spec.role != "majority" and _accuracy(model) >= least]
 
 
@@ -147,10 +114,15 @@ class _Part:
     pairs: Pairs
     scorers: list[Scorer]
 
+    @property
+    def known(self) -> set[str]:
+        """Answers that all models were trained on; a model would contradict any other."""
+        return set.intersection(*(set(_answers_of(scorer)) for scorer in self.scorers))
+
 
 @dataclass(frozen=True)
 class _Contradicted:
-    """The labels examined, and those that all models contradict in the same way."""
+    """The labels examined, and those that are likely wrong."""
 
     looked_at: int
     rows: list[dict[str, Any]]
@@ -160,9 +132,9 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
     """Examine the labels of all pairs, in blocks if memory requires."""
     index = {name: number for number, name in enumerate(classes)}
     labels = [[_label(part.pairs, row, splits.task) for row in range(len(part.pairs))] for part in parts]
-    blocks = -(-len(specs) * sum(map(len, labels)) * len(classes) // _MOST_CELLS)
-    random = np.random.default_rng(splits.seed)
-    block_of = [random.integers(0, blocks, len(part)) for part in labels]
+    counts = [len(part) for part in labels]
+    blocks, dealt = deal_blocks(sum(counts), len(specs), len(classes), seed=splits.seed)
+    block_of = np.split(dealt, np.cumsum(counts)[:-1])
     # Wrong pairs that we drew ourselves are not labels.
     drawn = splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all())
     looked_at, table = 0, []
@@ -171,43 +143,32 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
         numbers: list[int] = []
         answered: list[list[np.ndarray]] = [[] for _ in specs]
         for part, given, blocked in zip(parts, labels, block_of, strict=True):
-            rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in index]
+            known = index.keys() & part.known
+            rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in known]
             where += [(part.pairs, row) for row in rows]
             numbers += [index[str(given[row])] for row in rows]
             for said, spec, scorer in zip(answered, specs, part.scorers, strict=True):
                 said.append(_probabilities(scorer, seen_by(spec, part.pairs.select(rows), splits), classes))
-        looked_at += sum(not drawn or classes[number] == MATCH_LABELS[1] for number in numbers)
-        present, given_numbers = np.unique(np.array(numbers, np.int64), return_inverse=True)
-        if len(present) < 2:
+        given_numbers = np.array(numbers, np.int64)
+        labelled = given_numbers == 1 if drawn else np.ones(len(numbers), bool)
+        looked_at += int(labelled.sum())
+        if not len(numbers):
             continue
-        # Other classes are dropped and the rest renormalised; a row with nothing left is uninformative.
-        by_model = [np.maximum(np.concatenate(said)[:, present], 1e-9) for said in answered]
-        by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
-        for row in _agreed(given_numbers, by_model):
+        # A row with nothing left of the classes examined is uninformative.
+        by_model = [np.maximum(np.concatenate(said), 1e-9) for said in answered]
+        wrong = find_wrong_labels(given_numbers, by_model, candidates=labelled, cautious=True)
+        for row in wrong.rows.tolist():
             pairs, place = where[row]
-            label = classes[numbers[row]]
-            if drawn and label != MATCH_LABELS[1]:
-                continue
-            left = float(np.mean([one[row, given_numbers[row]] for one in by_model]))
             table.append(
                 {
                     "place": pairs.places[place], "image": pairs.images[place], "text": pairs.texts[place],
-                    "label": label, "likelier": classes[present[int(by_model[0][row].argmax())]],
-                    "probability of label %": 100 * left,
+                    "label": classes[numbers[row]], "likelier": classes[int(wrong.likelier[row])],
+                    "probability of label %": 100 * float(wrong.beliefs[row]),
+                    "probability of likelier %": 100 * float(wrong.likeliest[row]),
                 }
             )  # fmt: skip
-    return _Contradicted(looked_at, sorted(table, key=lambda line: float(line["probability of label %"])))
-
-
-def _agreed(labels: np.ndarray, by_model: Sequence[np.ndarray]) -> list[int]:
-    """Return the rows whose label every model flags as likely wrong, with the same other answer.
-
-    Args:
-        labels: ``(n,)`` int64 classes; every class of the probabilities occurs.
-        by_model: ``(n, classes)`` for every model, as in `likely_errors`.
-    """
-    named = set.intersection(*({int(row) for row in likely_errors(labels, one)} for one in by_model))
-    return [row for row in sorted(named) if len({int(one[row].argmax()) for one in by_model}) == 1]
+    table.sort(key=lambda line: float(line["probability of label %"]) / float(line["probability of likelier %"]))
+    return _Contradicted(looked_at, table)
 
 
 def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
@@ -222,12 +183,13 @@ def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
         value=100 * share,
         ci95=None,
         how=(
-            "Confident learning (cleanlab, prune by noise rate) on the held-out probabilities of two different "
-            f"models, whose accuracy on such pairs is: {told}. A label counts only where both contradict it with "
-            "the same other answer, about as surely as they usually answer. Single answers of classes with at "
-            f"least {FEWEST_OF_CLASS} pairs; percent of labels. Reported as likely wrong only if both models "
-            f"answer {100 * _TRUSTED:.0f} % right and agree on at least half of what either gets wrong; otherwise "
-            "model errors look like wrong labels."
+            "Held-out probabilities of two different models, whose accuracy on such pairs is: "
+            f"{told}. As many labels as confident learning (cleanlab, prune by noise rate) names on each of them and "
+            "both contradict with the same other answer: those with the largest odds of another answer, in the average "
+            "of the models that makes the given labels likeliest. Single answers of classes with at least "
+            f"{FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels. Reported as likely wrong "
+            f"only if both models answer {100 * TRUSTED:.0f} % right and the labels found are at least half of what "
+            "either gets wrong; otherwise model errors look like wrong labels."
         ),
         advice=advice,
         table=table,
@@ -238,7 +200,7 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     """Return claim and advice.
 
     Args:
-        named: Number of labels that both models contradict in the same way.
+        named: Number of labels found by the rule.
         of: Number of labels examined.
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
         mostly: What most of them have in common, preceded by a semicolon.
@@ -246,19 +208,18 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     share = named / max(of, 1)
     names = " and ".join(accuracies)
     if named == 0:
-        return f"None of the {of:,} labels examined is contradicted by both {names}.", "Nothing to do."
-    weakest = min(accuracies.values())
-    if weakest >= _TRUSTED and 2 * share >= 1 - weakest:
+        return f"None of the {of:,} labels examined looks wrong to {names} together.", "Nothing to do."
+    if stands_out(share, list(accuracies.values())):
         return (
             f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
-            "trained on these pairs, agree on another answer.",
+            "trained on these pairs, together favour another answer.",
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
     told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     return (
-        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {told}). Both "
-        f"contradict {named:,} of {of:,} labels with the same other answer ({100 * share:.1f} %{mostly}).",
+        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {told}). Together "
+        f"they clearly contradict {named:,} of {of:,} labels ({100 * share:.1f} %{mostly}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
     )
@@ -284,7 +245,7 @@ def _cannot_tell(reason: str) -> Finding:
         ci95=None,
         how=(
             f"Checked only if two different models answer at least {100 * _LEAST_ACCURACY:.0f} % of held-out pairs "
-            f"right and come {100 * _LEAST_SKILL:.0f} % of the way from the most frequent answer to perfect."
+            f"right and come {100 * LEAST_SKILL:.0f} % of the way from the most frequent answer to perfect."
         ),
         advice="Look at a hundred labels by hand instead.",
     )
@@ -302,6 +263,10 @@ def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarr
     chosen = np.zeros((len(pairs), len(classes)), np.float32)
     chosen[:, known] = said[:, [columns[classes[number]] for number in known]]
     return chosen
+
+
+def _answers_of(scorer: Scorer) -> list[str]:
+    return MATCH_LABELS if scorer.run.task == "matching" else scorer.run.labels
 
 
 def _classes(splits: Splits) -> list[str]:
