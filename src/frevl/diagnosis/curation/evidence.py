@@ -1,4 +1,8 @@
-"""Evidence that a line is right, combined into one score; and a text's agreement with its image's other texts."""
+"""Evidence that a line is right, combined into one score; and a text's agreement with its image's other texts.
+
+If all texts of an image were exchanged for those of another, they agree with each other, and each looks right. So the
+texts of an image are also judged together, without their agreement.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["TextsOfImages", "one_score"]
+from frevl.diagnosis.curation.match_probability import Mixture, fit_mixture
+
+__all__ = ["ExchangedImages", "TextsOfImages", "exchange_images", "judge_images", "one_score"]
 
 _MOST_TEXTS = 8  # texts of an image with which a text is compared
 _PENALTY = 1.0  # ridge penalty on standardised features
 _STEPS = 30
+_WITHOUT_OTHERS = 4  # the first features, which do not depend on the image's other texts
+_FEWEST_IMAGES = 100  # with several texts; fewer show no distribution
 
 
 @dataclass(frozen=True)
@@ -101,3 +109,106 @@ def one_score(
         return found
 
     return scores(given), scores(drawn), scores(learnt)
+
+
+def exchange_images(image: Tensor, group: Tensor, source: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Give images with several texts all texts of another such image.
+
+    Args:
+        image: ``(n,)`` the image of every line.
+        group: ``(n,)`` the group of every line.
+        source: Rows of right lines.
+        seed: Random seed.
+
+    Returns:
+        The images ``(m,)``, and the lines whose text each is given ``(m,)``. Images of one group are not exchanged.
+    """
+    lines: dict[int, list[int]] = {}
+    for row in source.tolist():
+        lines.setdefault(int(image[row]), []).append(row)
+    several = [number for number, rows in lines.items() if len(rows) > 1]
+    order = torch.randperm(len(several), generator=torch.Generator().manual_seed(seed)).tolist()
+    mixed = [several[place] for place in order]
+    pairs = [
+        (one, row)
+        for one, other in zip(mixed, mixed[1:] + mixed[:1], strict=True)
+        if group[lines[one][0]] != group[lines[other][0]]
+        for row in lines[other]
+    ]
+    table = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+@dataclass(frozen=True)
+class ExchangedImages:
+    """What the texts of images say together.
+
+    Attributes:
+        beliefs: ``(n,)`` probability that the image of a line was not given the texts of another as a whole; 1 for
+            images not judged, such as those with one text.
+        images: The estimate over images.
+    """
+
+    beliefs: NDArray[np.float64]
+    images: Mixture
+
+    def with_lines(self, lines: Mixture) -> tuple[float, tuple[float, float]]:
+        """Return the share of lines that are wrong by themselves or with their image, and its interval."""
+        low, high = self.images.ci95
+        share = 1 - (1 - lines.wrong_share) * (1 - self.images.wrong_share)
+        return share, (max(lines.ci95[0], low), 1 - (1 - lines.ci95[1]) * (1 - high))
+
+    def sentence(self) -> str:
+        """Return the note."""
+        low, high = (100 * bound for bound in self.images.ci95)
+        return (
+            f"About {100 * self.images.wrong_share:.1f} % [{low:.1f}, {high:.1f}] of the images with several texts "
+            "seem to have those of another image: together, they fit no better."
+        )
+
+
+def judge_images(
+    given: NDArray[np.float64],
+    drawn: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    flagged: NDArray[np.bool_],
+    images: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    exchanged: tuple[NDArray[np.float64], NDArray[np.int64]],
+) -> ExchangedImages | None:
+    """Judge the texts of an image together, without what depends on their agreement.
+
+    Args:
+        given: ``(n, features)`` features of the given lines.
+        drawn: ``(m, features)`` features of the drawn lines.
+        right: ``(n,)`` bool, lines given as right.
+        flagged: ``(n,)`` bool, lines that are likely wrong by themselves. They explain why the texts of their image fit
+            less well together, so it is not judged.
+        images: ``(n,)`` image of every line.
+        groups: ``(n,)`` group of every line.
+        exchanged: ``(k, features)`` and ``(k,)`` features and images of exchanged texts (`exchange_images`).
+
+    Returns:
+        None if the share of exchanged images may be 0, or if fewer than 100 images can be judged.
+    """
+    table, of = exchanged
+    if given.shape[1] <= _WITHOUT_OTHERS or not len(table):
+        return None
+    features = slice(_WITHOUT_OTHERS)
+    own, _, others = one_score(given[:, features], drawn[:, features], right, table[:, features])
+    _, first, at, count = np.unique(images[right], return_index=True, return_inverse=True, return_counts=True)
+    several = (count > 1) & (np.bincount(at, flagged[right]) == 0)
+    if several.sum() < _FEWEST_IMAGES:
+        return None
+    _, made = np.unique(of, return_inverse=True)
+    means = (np.bincount(at, own[right]) / count)[several]
+    found = fit_mixture(
+        means, np.bincount(made, others) / np.bincount(made), groups[right][first][several], np.arange(made.max() + 1)
+    )
+    if found.ci95[0] <= 0:
+        return None
+    by_image = np.ones(len(count))
+    by_image[several] = found.right
+    belief = np.ones(len(given))
+    belief[right] = by_image[at]
+    return ExchangedImages(belief, found)

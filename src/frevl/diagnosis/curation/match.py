@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
+from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, judge_images, one_score
 from frevl.diagnosis.curation.folds.each_fold import cut_short, each_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
@@ -67,7 +67,8 @@ class _Scores:
 
     ``given`` is ``(n, features)``, ``drawn`` ``(m, features)``; each column separates right from wrong lines a little,
     and `frevl.diagnosis.curation.evidence` combines them into one score. ``learnt`` ``(k, features)`` are wrong lines
-    whose text the model knows from an image of its own; none for a run trained elsewhere.
+    whose text the model knows from an image of its own, and ``exchanged`` those of images given all texts of another;
+    none for a run trained elsewhere.
     """
 
     given: Tensor
@@ -75,6 +76,8 @@ class _Scores:
     drawn_groups: Tensor
     learnt: Tensor
     learnt_groups: Tensor
+    exchanged: Tensor
+    exchanged_images: Tensor
 
 
 def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it is the first
@@ -142,13 +145,21 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     )
     belief = np.full(len(lines), np.nan)
     belief[right] = found.right
+    notes: tuple[str, ...] = ()
+    share, (low, high) = found.wrong_share, found.ci95
+    whole = judge_images(
+        table, drawn_table, right, belief < UNLIKELY, np.unique(lines.pairs.images, return_inverse=True)[1], groups,
+        (scores.exchanged.double().numpy(), scores.exchanged_images.numpy()),
+    )  # fmt: skip
+    if whole is not None:
+        belief *= whole.beliefs
+        (share, (low, high)), notes = whole.with_lines(found), (whole.sentence(),)
     said = belief.copy()
     order = np.argsort(given[right], kind="stable")
     said[~right] = np.interp(given[~right], given[right][order], found.even[order])
-    low, high = (100 * bound for bound in found.ci95)
-    notes = (
+    notes += (
         "The number of wrong texts cannot be known from the lines alone: about "
-        f"{100 * found.wrong_share:.1f} % [{low:.1f}, {high:.1f}] describe their image no better than random texts do, "
+        f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] describe their image no better than random texts do, "
         "and wrong texts that come close (from a similar image, or with one wrong word) count as right.",
     )
     return Found(
@@ -157,7 +168,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         belief,
         tuple(doubts),
         notes,
-        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "above_drawn": told},
+        {"wrong_share": share, "ci95": [low, high], "above_drawn": told},
     )
 
 
@@ -175,12 +186,13 @@ def _out_of_fold(lines: Lines, doubts: list[str]) -> _Scores | str:
                 "be drawn from it; use fewer --folds"
             )
     given = torch.zeros(len(lines), _FEATURES)
-    drawn, drawn_groups, known, known_groups = [], [], [], []
+    drawn, drawn_groups, known, known_groups, exchanged, of = [], [], [], [], [], []
     cut = 0
     for fold in each_fold(
         lines, "match", work.folds, work, _ScoredFolds, limit=lines.session.time_limit, least=_LEAST_SECONDS
     ):
-        empty = {"learnt": fold.tensors["drawn"][:0], "learnt_groups": work.groups[:0]}  # earlier versions lack them
+        empty = dict.fromkeys(("learnt", "exchanged"), fold.tensors["drawn"][:0])  # earlier versions lack some
+        empty |= dict.fromkeys(("learnt_groups", "exchanged_images"), work.groups[:0])
         scores = _Scores(**{**empty, **fold.tensors})
         cut += fold.cut
         if len(scores.drawn) < 2:
@@ -193,8 +205,10 @@ def _out_of_fold(lines: Lines, doubts: list[str]) -> _Scores | str:
         drawn_groups.append(scores.drawn_groups)
         known.append((scores.learnt - middle) / width)
         known_groups.append(scores.learnt_groups)
+        exchanged.append((scores.exchanged - middle) / width)
+        of.append(scores.exchanged_images)
     doubts += cut_short(cut, work.folds)
-    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups), torch.cat(known), torch.cat(known_groups))
+    return _Scores(given, *map(torch.cat, (drawn, drawn_groups, known, known_groups, exchanged, of)))
 
 
 class _ScoredFolds:
@@ -290,12 +304,16 @@ def _one_fold(
             return torch.cat(columns)
 
         rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
+        other_images, lines_of = exchange_images(image_at, groups[held], source, seed)
+        exchanged = features(other_images, text_at[lines_of], lines_of)
         given = features(image_at, text_at, torch.arange(len(held)))
         drawn = features(image_at[rows], text_at[columns], rows)
         wrong = (own.rows[image_at[source]] != other_text[:, None]).all(dim=1)
         source, other_text = source[wrong], other_text[wrong]
         known = features(image_at[source], other_text, source)
-    return _Scores(given, drawn, groups[held[rows]], known, groups[held[source]]), report.stopped == "time"
+    swapped = exchanged, image_ids[other_images]
+    scores = _Scores(given, drawn, groups[held[rows]], known, groups[held[source]], *swapped)
+    return scores, report.stopped == "time"
 
 
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
@@ -325,7 +343,8 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     with scoring_through(lines.ray, scorer, _scored, notes=lines.notes) as through:
         scores = torch.from_numpy(np.concatenate(list(through(blocks))))[:, None]
     given, drawn = scores[: len(lines)], scores[len(lines) :]
-    return _Scores(given, drawn, groups[rows], drawn[:0], groups[:0])
+    none = drawn[:0], groups[:0]
+    return _Scores(given, drawn, groups[rows], *none, *none)
 
 
 def _scored(scorer: Scorer, pairs: list[tuple[str, str]]) -> NDArray[np.float32]:

@@ -208,7 +208,7 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     share = named / max(of, 1)
     names = " and ".join(accuracies)
     if named == 0:
-        return f"None of the {of:,} labels examined looks wrong to {names} together.", "Nothing to do."
+        return f"None of the {of:,} labels examined is contradicted by both {names}.", "Nothing to do."
     if stands_out(share, list(accuracies.values())):
         return (
             f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
