@@ -70,6 +70,7 @@ def test_too_few_images_promise_everything_and_say_so():
     conformal = ConformalScores.fit(probabilities, right, names)
     assert conformal.sets(probabilities, 0.9).all()
     assert "8 held-out images cannot guarantee more (at least 9 are needed" in conformal.note(0.9)[0]
+    assert ": 1 held-out image cannot guarantee more" in ConformalScores("probability", np.zeros(1)).note(0.9)[0]
     assert conformal.note(0.5) == []
 
 

@@ -196,7 +196,7 @@ class ConformalScores:
         if math.isfinite(self.threshold(level)):
             return []
         return [
-            f"Sets of {100 * level:g} % contain every class: {len(self.scores):,} held-out {items} cannot guarantee "
+            f"Sets of {100 * level:g} % contain every class: {self._counted(items)} cannot guarantee "
             f"more (at least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); {remedy}."
         ]
 
@@ -212,9 +212,13 @@ class ConformalScores:
         if high - low < _WIDE:
             return []
         return [
-            f"Sets of {100 * level:g} % rest on {len(self.scores):,} held-out {items}: the right class may be in "
+            f"Sets of {100 * level:g} % rest on {self._counted(items)}: the right class may be in "
             f"{100 * low:.0f} to {100 * high:.0f} % of them; {remedy}."
         ]
+
+    def _counted(self, items: str) -> str:
+        count = len(self.scores)
+        return f"{count:,} held-out {items.removesuffix('s') if count == 1 else items}"
 
     def coverage(self, level: float) -> tuple[float, float]:
         """Return the bounds of the coverage of sets in 95 of 100 measurements with as many scores."""

@@ -139,7 +139,7 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         # Besides fields, pydantic's locations include its own functions.
         steps = [step for step in first["loc"] if not str(step).startswith("function-")]
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
-        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "string_type" and error.errors()[0]["input"] is None:
             message = "null is not allowed here; omit the field, or give a text"
