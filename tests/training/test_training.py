@@ -253,6 +253,13 @@ def test_pairs_that_cannot_be_trained_on_are_refused_with_their_place(made, tmp_
     single = write(tmp_path / "single.jsonl", [{"image": i, "text": text, "target": "yes"} for i in images[:9]])
     with pytest.raises(PairsError, match=r"single.jsonl, field 'target': expected at least two classes.*only 'yes'"):
         quick(made, tmp_path / "run", pairs=single)
+    targets = ["yes", 1.5, 0.25]  # numbers with a fraction are no classes
+    numbers = write(
+        tmp_path / "numbers.jsonl",
+        [{"image": image, "text": text, "target": targets[n % 3]} for n, image in enumerate(images[:9])],
+    )
+    with pytest.raises(PairsError, match=r"found only 'yes'\. Left out: 6 pairs .*found float 1\.5"):
+        quick(made, tmp_path / "run", pairs=numbers)
     lone = write(tmp_path / "lone.jsonl", [{"image": images[0], "text": text, "target": t} for t in "ab"])
     with pytest.raises(PairsError, match="expected at least two different images"):
         quick(made, tmp_path / "run", pairs=lone)

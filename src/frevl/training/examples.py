@@ -280,9 +280,10 @@ def examples_of(
             _check_targets(part)
         labels = label_vocabulary(train_pairs.targets, min_count=min_answer_count)
         if len(labels) < 2:
+            left_out = next((f". {note}" for note in notes if note.startswith("Left out: ")), "")
             raise PairsError(
                 f"{train_pairs.places[0].rpartition(':')[0]}, field 'target': expected at least two classes in the "
-                f"training pairs, found only '{labels[0]}'"
+                f"training pairs, found only '{labels[0]:.60}'{left_out}"
             )
         learned = len(labels)
         if dev_is_spare:  # classes of the pairs set aside also count: the final model may be trained on them
