@@ -128,6 +128,14 @@ def test_tokens_stay_in_memory(made_tokens, nothing_fits):
     assert fit_in_memory([(10**9, towers)])
 
 
+def test_a_mapped_file_is_no_memory_of_the_process_alone(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("FREVL_CACHE", str(tmp_path))
+    mapped = map_items(made.store, "image", made.store.image_ids[:3], made.store.select_towers("image"))
+    mapped.values[1, 0, 0] = 7.0
+    mapped.release()  # which throws the pages of a private copy away
+    assert mapped.values[1, 0, 0] == 7.0
+
+
 def test_embeddings_take_an_eighth_of_what_the_process_may_use(made, monkeypatch):
     towers = made.store.select_towers("image")
     size = 1_000 * sum(tower.dim * np.dtype(tower.identity["dtype"]).itemsize for tower in towers)

@@ -85,7 +85,8 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             dtype = _copied(store, modality, ids, towers, file)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            # Shared with a file that nobody else has: a private copy would count where `ulimit -d` bounds the process.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_WRITE)
     except OSError as error:
         raise TrainingError(
             f"{folder}: the embeddings of this training do not fit in memory and cannot be written here "
