@@ -161,6 +161,17 @@ class Reject:
     reason: str
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 test image`` or ``2,000 test images``.
+
+    Args:
+        number: How many.
+        noun: The noun in the singular, with its adjectives.
+        plural: The plural, if it is not the singular with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 
@@ -178,10 +189,10 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     beside = Counter(_ending(one) for one in rejects if _stands_beside(one))
     told = [one for one in rejects if not _stands_beside(one)] or rejects
     counts = Counter(one.kind for one in told)
-    counted = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
+    told_of = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
     named = one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in told[:shown]))
     more = f"; and {len(told) - shown:,} more" if len(told) > shown else ""
-    sentence = f"Left out: {', '.join(counted)} ({named}{more})"
+    sentence = f"Left out: {', '.join(told_of)} ({named}{more})"
     others = sum(beside.values())
     if not others or told is rejects:
         return f"{sentence}."

@@ -350,7 +350,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, draw):
     assert verify(tmp_path / "s") == []
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert "Embedded 0 images and 1 texts in" in done.stdout
+    assert "Embedded 0 images and 1 text in" in done.stdout
     assert "30 images and 21 texts were already in the store" in done.stdout
     again = Store.open(tmp_path / "s")
     assert sorted(again.texts) == sorted(texts)

@@ -188,7 +188,7 @@ def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():
     assert result.metrics["accuracy"] == 50
     assert result.metrics["single_answer_accuracy"] == pytest.approx(100 / 3)
     assert result.ci95["single_answer_accuracy"] == [0, 100]
-    assert result.notes[0] == "1 pairs have only classes that were not in training; they count as wrong."
+    assert result.notes[0] == "1 pair has only classes that were not in training; it counts as wrong."
     assert "single_answer_accuracy" not in evaluate(scorer, pairs_of(rows[:3])).metrics
     assert "single_answer_accuracy" not in evaluate(scorer, pairs_of(rows[3:])).metrics
 

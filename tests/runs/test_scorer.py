@@ -271,7 +271,7 @@ def test_unseen_classes_are_wrong_and_said_and_leaks_are_found(made, answering):
     test = made.test
     test.targets[0] = "never heard of"
     result = evaluate(scorer, test)
-    assert any("1 pairs have only classes that were not in training" in note for note in result.notes)
+    assert any("1 pair has only classes that were not in training" in note for note in result.notes)
     assert not any("Leak" in note for note in result.notes)
     leaked = evaluate(scorer, made.train)
     count = len(set(made.train.images))

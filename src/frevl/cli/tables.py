@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frevl.errors import counted
 from frevl.terminal import table
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ def result_table(result: Result) -> str:
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
     # Notes on what makes the figures too optimistic come first.
     leaks = [note for note in result.notes if note.startswith("Leak: ")]
-    parts = [*leaks, f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
+    parts = [
+        *leaks,
+        f"{counted(result.n, 'pair')}, task {result.task}",
+        table(["metric", "value", "95 % interval"], rows),
+    ]
     metric = next(iter(result.metrics))
     for key, groups in result.slices.items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
@@ -131,7 +136,8 @@ def queries_table(record: dict[str, Any]) -> str:
     queries = [[one["query"][:60], f"{one['max_skew']:.3f}", f"{one['min_skew']:.3f}"] for one in record["queries"]]
     return "\n\n".join(
         [
-            f"{len(queries):,} queries, a pool of {record['n']:,} images, the first {k} hits of each",
+            f"{counted(len(queries), 'query', 'queries')}, a pool of {counted(record['n'], 'image')}, "
+            f"the first {k} hits of each",
             table([f"mean at {k}", "value", "95 % interval"], rows),
             table(["group", "images", "pool %", f"first {k} %"], groups),
             table(["query", "max skew", "min skew"], queries),
@@ -159,7 +165,7 @@ def run_sentence(run: Run) -> str:
     """Describe what was trained and how well it does."""
     development = run.results["development"]
     done = (
-        f"Trained {run.model} ({run.parameters:,} parameters) on {run.results['train_pairs']:,} pairs in "
+        f"Trained {run.model} ({run.parameters:,} parameters) on {counted(run.results['train_pairs'], 'pair')} in "
         f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
         f"pairs. Saved in {run.path}"
     )
@@ -172,7 +178,7 @@ def classify_sentence(run: Run) -> str:
     made = " and ".join(
         [
             *(["their names"] if selection["names"] else []),
-            *([f"{run.results['train_pairs']:,} examples"] if run.results["train_pairs"] else []),
+            *([counted(run.results["train_pairs"], "example")] if run.results["train_pairs"] else []),
         ]
     )
     reached = f"{development['accuracy']:.2f} % of {selection['judged_on']}" if development["n"] else "not measured"
@@ -187,11 +193,11 @@ def labelling_sentence(labelling: Labelling) -> str:
     """State how many images were labelled, and the largest classes."""
     largest = ", ".join(f"{label} {count:,}" for label, count in labelling.counts.most_common(_LARGEST))
     rest = len(labelling.counts) - _LARGEST
-    more = f" and {rest:,} more classes" if rest > 0 else ""
+    more = f" and {counted(rest, 'more class', 'more classes')}" if rest > 0 else ""
     unknown = f"; {labelling.unknown:,} unknown" if labelling.unknown else ""
     if not labelling.labelled:
         return f"No image was labelled: the store has none, or none meets --where.{_written_to(labelling)}"
-    return f"Labelled {labelling.labelled:,} images: {largest}{more}{unknown}.{_written_to(labelling)}"
+    return f"Labelled {counted(labelling.labelled, 'image')}: {largest}{more}{unknown}.{_written_to(labelling)}"
 
 
 def _written_to(labelling: Labelling) -> str:
@@ -246,8 +252,9 @@ def store_table(description: dict[str, Any]) -> str:
     rejects = ", ".join(f"{n:,} {kind}" for kind, n in description["rejects"].items()) or "none"
     return "\n".join(
         [
-            f"{description['path']}: {description['images']:,} images, {description['texts']:,} texts, "
-            f"{description['bytes'] / 1e6:,.1f} MB, encoders: {', '.join(description['encoders']) or 'none'}",
+            f"{description['path']}: {counted(description['images'], 'image')}, "
+            f"{counted(description['texts'], 'text')}, {description['bytes'] / 1e6:,.1f} MB, "
+            f"encoders: {', '.join(description['encoders']) or 'none'}",
             table(["tower", "of", "width", "tokens", "type", "missing", "fingerprint"], rows),
             f"rejects: {rejects}; fingerprint of the store: {description['fingerprint']}",
             *_shard(description),

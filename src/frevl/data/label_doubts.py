@@ -9,6 +9,7 @@ import numpy as np
 
 from frevl.data.packed.columns import different, joined
 from frevl.data.pairs import Pairs, Target
+from frevl.errors import counted
 
 __all__ = ["contradiction_note", "look_alike_note", "plain_label", "unseen_note"]
 
@@ -53,7 +54,9 @@ def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) ->
     meant = {plain_label(label): label for label in labels}
     close = [(answer, meant[plain_label(answer)]) for answers in unseen for answer in answers
              if plain_label(answer) in meant]  # fmt: skip
-    note = f"{len(unseen):,} pairs have only classes that were not in training; they count as wrong."
+    counts = "it counts" if len(unseen) == 1 else "they count"
+    some = counted(len(unseen), "pair has", "pairs have")
+    note = f"{some} only classes that were not in training; {counts} as wrong."
     if close:
         answer, label = close[0]
         note += (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SECTIONS", "Finding", "chart", "counted", "sections_of", "series"]
+__all__ = ["SECTIONS", "Finding", "chart", "sections_of", "series"]
 
 # The sections of the page, in order, with their headings.
 SECTIONS = {
@@ -100,8 +100,3 @@ def series(
         "high": None if high is None else list(high),
         "dashed": dashed,
     }
-
-
-def counted(number: int, noun: str) -> str:
-    """Return ``1 test image`` or ``2,000 test images``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

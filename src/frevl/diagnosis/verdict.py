@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from frevl.diagnosis.findings import Finding, chart, counted, series
+from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import FEWEST_IMAGES, edges, span
 from frevl.diagnosis.model_choice import SMALL_GAIN, ModelChoice, ModelResult
+from frevl.errors import counted
 from frevl.evaluation.intervals import bootstrap_interval
 
 __all__ = ["KINDS", "comparison_findings", "fusion_advice", "fusion_sentence", "model_sentence", "reach_verdict"]

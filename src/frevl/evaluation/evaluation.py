@@ -13,7 +13,7 @@ from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.label_doubts import contradiction_note, unseen_note
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
-from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
+from frevl.errors import PairsError, Reject, UsageError, counted, rejects_sentence
 from frevl.evaluation.choice_sets import choice_set_scores
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
@@ -218,8 +218,8 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     if missing:
         raise PairsError(
             f"{missing[0]}, field 'target': expected the right answer, found none in {len(missing):,} of "
-            f"{len(pairs):,} pairs; give the column that holds it with --columns target=NAME, or use frevl score "
-            "for pairs without targets"
+            f"{counted(len(pairs), 'pair')}; give the column that holds it with --columns target=NAME, or use frevl "
+            "score for pairs without targets"
         )
     labels, clusters = scorer.run.labels, pairs.clusters
     truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs
-from frevl.errors import UsageError
+from frevl.errors import UsageError, counted
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import median_rank, rank_of_best_match
 from frevl.runs.pair_grid import PairScores, ScoreRows, dot_rows, scored_rows
@@ -248,7 +248,7 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
     cluster_of = dict(zip(reversed(pairs.images), reversed(pairs.clusters), strict=True))
     of_images = [cluster_of[image] for image in images]
     of_texts = [of_images[min(found)] for found in of_text]
-    note = f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts"
+    note = f"Retrieval among {counted(len(images), 'image')} and {counted(len(texts), 'text')}; any right one counts"
     shared = sum(len(found) > 1 for found in of_text)
     if shared:
         note += f" ({shared:,} of the texts belong to several images)"

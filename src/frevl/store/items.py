@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from frevl.encoders.interface import Embeddings, ImageTower, TextTower, stack
-from frevl.errors import Reject, rejects_sentence
+from frevl.errors import Reject, counted, rejects_sentence
 from frevl.store.ids.rows_of_ids import RowsOfIds, find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -376,7 +376,7 @@ class ExtractionReport:
     def sentence(self) -> str:
         """Return a one-line summary."""
         done = (
-            f"Embedded {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
+            f"Embedded {counted(self.images, 'image')} and {counted(self.texts, 'text')} in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
         )
         return " ".join([done, *self.notes, rejects_sentence(self.rejects)]).rstrip()

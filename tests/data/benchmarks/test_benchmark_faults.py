@@ -127,7 +127,7 @@ def test_blank_texts_and_half_letters_are_left_out_with_their_reason(tmp_path: P
     out, record = tmp_path / "out.jsonl", tmp_path / "out.json"
     said = frevl("pairs", "vqa-v2", "--root", tmp_path, "--out", out, "--json", record)
     assert said.code == 0
-    assert f"Wrote 1 pairs of vqa-v2 (classification) to {out}. Left out: 2 (1 x {BLANK}; 1 x {HALF})." in said.out
+    assert f"Wrote 1 pair of vqa-v2 (classification) to {out}. Left out: 2 (1 x {BLANK}; 1 x {HALF})." in said.out
     assert read_pairs(out).texts == ["What \U0001f600?"]
     assert json.loads(record.read_text())["left_out"] == [["question_id 1", BLANK], ["question_id 2", HALF]]
 

@@ -45,7 +45,7 @@ def refused(path, expected):
 def test_a_copy_that_left_out_a_tables_manifests_is_refused(store, name, folders):
     for folder in [store / f"{name}.lance"] if folders == "whole" else (store / f"{name}.lance").glob(folders):
         shutil.rmtree(folder)
-    versions = {"images": "version 3 with 3 rows", "towers": "version 1 with 1 rows"}
+    versions = {"images": "version 3 with 3 rows", "towers": "version 1 with 1 row"}
     refused(store, f"the table '{name}' has lost its last commits (expected {versions[name]}, found no manifest)")
 
 

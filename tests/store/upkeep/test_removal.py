@@ -154,7 +154,7 @@ def test_the_commands(store, frevl, tmp_path):
     assert frevl("store", "remove", store).code == 2
     (tmp_path / "ids.txt").write_text("it's\nnot there\n")
     said = frevl("store", "remove", store, "--ids", tmp_path / "ids.txt", "--of", "texts")
-    assert "Removed 1 texts; 6 remain. 1 ids are not in the store (the first is 'not there')." in said.out
+    assert "Removed 1 text; 6 remain. 1 id is not in the store (the first is 'not there')." in said.out
 
 
 DOOMED = """

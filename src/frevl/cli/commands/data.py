@@ -20,7 +20,7 @@ from frevl.cli.options import (
     typed,
     write,
 )
-from frevl.errors import UsageError
+from frevl.errors import UsageError, counted
 
 __all__ = ["encoders_app"]
 
@@ -176,7 +176,7 @@ def pairs(
     )
     refuse_inputs({"--out": out, "--json": json}, {"--root": list(benchmark.files)})
     write_rows(benchmark.rows, out)
-    written = f"Wrote {len(benchmark.rows):,} pairs of {name} ({benchmark.task}) to {out}."
+    written = f"Wrote {counted(len(benchmark.rows), 'pair')} of {name} ({benchmark.task}) to {out}."
     say(f"{written} {left_out_sentence(benchmark)}".strip())
     for note in benchmark.notes:
         say(note)

@@ -25,7 +25,7 @@ from frevl.cli.options import (
     typed,
     write,
 )
-from frevl.errors import UsageError
+from frevl.errors import UsageError, counted
 
 BackendOption = Annotated[
     str | None,
@@ -217,13 +217,14 @@ def score(
         raise UsageError("--ray distributes pairs, but --grid and --backend run on this machine; leave one of them out")
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
-        say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
+        done = f"Scored {counted(images, 'image')} with {counted(texts, 'text')} into {out}."
+        say(f"{done} {rejects_sentence(left_out)}".rstrip())
         rejects = [vars(reject) for reject in left_out]
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
     notes: list[str] = []
     scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate, doubt=doubt, ray=ray)
-    say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
+    say(" ".join([f"Scored {counted(scored, 'pair')} into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.data_quality.near_duplicates import expected_more, normal_text
 from frevl.diagnosis.data_quality.text_leaks import text_leak_findings
-from frevl.diagnosis.findings import Finding, counted
+from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.splits import Splits
+from frevl.errors import counted
 from frevl.store.usable_pairs import content_of_units
 
 __all__ = [

@@ -20,8 +20,9 @@ from frevl.diagnosis.data_quality.near_duplicates import (
     one_word_apart,
     words_of,
 )
-from frevl.diagnosis.findings import Finding, counted
+from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.splits import Splits
+from frevl.errors import counted
 from frevl.runs.targets import match_truth
 
 __all__ = ["near_pair_claim", "near_text_claim", "same_text_claim", "text_leak_findings"]

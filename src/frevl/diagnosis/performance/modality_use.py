@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from frevl.data.pairs import Pairs
-from frevl.diagnosis.findings import Finding, chart, counted, series
+from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import FEWEST_IMAGES, HOW_COMPARED, Gap, compare, edges
 from frevl.diagnosis.model_comparison import (
     ComparedModel,
@@ -22,6 +22,7 @@ from frevl.diagnosis.model_comparison import (
     seen_by,
 )
 from frevl.diagnosis.splits import Splits
+from frevl.errors import counted
 from frevl.evaluation.intervals import bootstrap_interval
 
 __all__ = [

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
-from frevl.errors import UsageError, nearest
+from frevl.errors import UsageError, counted, nearest
 from frevl.evaluation.fairness.rates import Cells
 from frevl.evaluation.measures import Measure, single_answer
 from frevl.evaluation.slices import Rows, group_rows, rows_by_group, slice_table
@@ -66,7 +66,9 @@ class Groups:
                 f"{shown}{more}."
             )
         if self.without:
-            found.append(f"{self.without:,} pairs have no '{self.key}' and belong to no group.")
+            some = counted(self.without, "pair has", "pairs have")
+            belong = "belongs" if self.without == 1 else "belong"
+            found.append(f"{some} no '{self.key}' and {belong} to no group.")
         return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from frevl.errors import InputError
+from frevl.errors import InputError, counted
 from frevl.files import replace_file
 from frevl.runs.labelling.label_store import Labelling
 from frevl.runs.search.contact_sheet import thumbnail
@@ -60,7 +60,7 @@ def write_label_sheet(path: str | Path, labelling: Labelling, *, images: Path | 
 
 def label_sheet(labelling: Labelling, *, images: Path | None, notes: list[str]) -> str:
     """Return the page; all data are escaped."""
-    title = f"{labelling.labelled:,} images in {len(labelling.counts):,} classes"
+    title = f"{counted(labelling.labelled, 'image')} in {len(labelling.counts):,} classes"
     unknown = [f"{labelling.unknown:,} belong to no class."] if labelling.unknown else []
     said = escape(" ".join([*unknown, *notes]))
     classes = [_class(label, count, labelling, images) for label, count in labelling.counts.most_common()]

@@ -17,7 +17,7 @@ from torch import Tensor
 from frevl.data.outputs import refuse_inputs
 from frevl.data.packed.columns import chosen as chosen_values
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
-from frevl.errors import InputError, PairsError, Reject, UsageError, rejects_sentence
+from frevl.errors import InputError, PairsError, Reject, UsageError, counted, rejects_sentence
 from frevl.files import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
@@ -281,7 +281,9 @@ def select_sheet(selection: Selection, *, images: Path | None) -> str:
     said = selection.sentence()
     if len(shown) < len(selection.lines):
         said += f" The first {len(shown):,} are shown."
-    return page_of(f"{len(selection.lines):,} pairs to label next", said, [_entry(line, images) for line in shown])
+    return page_of(
+        f"{counted(len(selection.lines), 'pair')} to label next", said, [_entry(line, images) for line in shown]
+    )
 
 
 def _entry(line: dict[str, Any], images: Path | None) -> str:

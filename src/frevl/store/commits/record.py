@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frevl.errors import StoreError
+from frevl.errors import StoreError, counted
 from frevl.files import flush_file, flush_folder, write_json
 from frevl.store.remote.address import is_remote
 from frevl.store.remote.objects import Objects
@@ -173,7 +173,7 @@ def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
     newest = next(iter(manifests(store, name)), None)
     if commit is not None and (newest is None or newest < commit.version):
         found = "no manifest" if newest is None else f"version {newest}"
-        expected = f"version {commit.version} with {commit.rows:,} rows"
+        expected = f"version {commit.version} with {counted(commit.rows, 'row')}"
     elif newest is None and data_files(store, name) and not writer_at_work(store).exists():
         if manifests(store, name):  # a writer has finished in the meantime
             return ""

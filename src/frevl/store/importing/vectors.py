@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from frevl.data.outputs import refuse_inputs
 from frevl.encoders.interface import Embeddings
-from frevl.errors import InputError, Reject, UsageError, rejects_sentence
+from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
 from frevl.files import replace_file
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
@@ -78,7 +78,7 @@ class ImportReport:
             else "All vectors had unit length."
         )
         done = (
-            f"Imported {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
+            f"Imported {counted(self.images, 'image')} and {counted(self.texts, 'text')} in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
         )
         differing = (
@@ -198,7 +198,7 @@ def import_embeddings(
             )
     if write_pairs is not None:
         written = _write_pairs(Path(write_pairs), parts, folder, imported)
-        report.notes.append(f"Wrote {written:,} pairs to {write_pairs}.")
+        report.notes.append(f"Wrote {counted(written, 'pair')} to {write_pairs}.")
     report.seconds = time.monotonic() - started
     return report
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frevl.errors import UsageError, nearest
+from frevl.errors import UsageError, counted, nearest
 from frevl.store.importing.formats import read_ids
 from frevl.store.lance_tables import Snapshot
 from frevl.store.reader import TABLES, Store
@@ -53,9 +53,10 @@ class RemovalReport:
 
     def sentence(self) -> str:
         """Return a one-line summary."""
-        said = [f"Removed {self.removed:,} {self.of}; {self.left:,} remain."]
+        said = [f"Removed {counted(self.removed, self.of.removesuffix('s'))}; {self.left:,} remain."]
         if self.unknown:
-            said.append(f"{len(self.unknown):,} ids are not in the store (the first is '{self.unknown[0]:.200}').")
+            unknown = counted(len(self.unknown), "id is", "ids are")
+            said.append(f"{unknown} not in the store (the first is '{self.unknown[0]:.200}').")
         if self.removed:
             source = "files" if self.of == "images" else "lines of pairs files"
             said.append(

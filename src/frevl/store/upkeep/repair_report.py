@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from frevl.errors import counted
+
 __all__ = ["RepairReport"]
 
 
@@ -38,7 +40,7 @@ class RepairReport:
         """Return a one-line summary."""
         said = [f"Restored version {version} of '{name}'." for name, version in self.versions.items()]
         said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
-        said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]
+        said += [f"Removed {counted(count, 'damaged row')} of '{name}'." for name, count in self.removed.items()]
         said += [
             f"'{name}' is missing {count:,} rows of its last commit: extract or import them again."
             for name, count in self.missing.items()
