@@ -178,6 +178,12 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
         evaluate(asked, few, groups="side")
     with pytest.raises(UsageError, match="--groups sid: no pair has a name or a number for this key. Did you mean"):
         evaluate(asked, few, groups="sid")
+    lists = read_pairs(with_key(made.train, tmp_path / "lists.jsonl", lambda row: [number(row)]))
+    with pytest.raises(
+        UsageError, match="no pair has a name or a number for this key. Its values are lists, objects or empty."
+    ) as told:
+        evaluate(asked, lists, groups="side")
+    assert "Did you mean 'side'" not in str(told.value)
     two = read_pairs(with_key(made.captions, tmp_path / "two.jsonl", lambda row: "ab"[number(row) % 2]))
     with pytest.raises(UsageError, match="--queries needs a matching run"):
         evaluate_queries(asked, two, ["red"], groups="side")

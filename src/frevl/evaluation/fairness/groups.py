@@ -85,8 +85,10 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     """
     rows = group_rows(pairs.extras, key)
     if not rows:
-        known = sorted({name for extra in pairs.extras for name in extra})
+        known = sorted({name for extra in pairs.extras for name in extra if name != key})
         hint = nearest(key, known) if known else "The pairs have no further keys."
+        if any(key in extra for extra in pairs.extras):
+            hint = f"Its values are lists, objects or empty. {hint}"
         raise UsageError(f"--groups {key}: no pair has a name or a number for this key. {hint}")
     units = pairs.units
     pictures = {name: len({content.get(units[row], units[row]) for row in own}) for name, own in rows.items()}
