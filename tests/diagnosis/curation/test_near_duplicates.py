@@ -114,6 +114,17 @@ def test_a_part_from_any_place_agrees_and_other_pictures_do_not(change):
     assert aligned_agreement(copies[0], wholes[0], enough=1) == found[0, 0]
 
 
+@pytest.mark.parametrize("degrees", [-6, 4, 5])
+def test_an_image_rotated_by_a_few_degrees_agrees_and_other_pictures_do_not(degrees):
+    wholes = [Picture.of(grey(picture(seed))) for seed in range(4)]
+    rotated = [picture(seed).rotate(degrees, Image.Resampling.BICUBIC) for seed in range(4)]
+    rotated[2:] = [cut(image, 0.09, 0.09, 0.91, 0.91) for image in rotated[2:]]  # the others keep black corners
+    copies = [Picture.of(grey(image)) for image in rotated]
+    found = np.array([[aligned_agreement(one, other, enough=1) for other in copies] for one in wholes])
+    assert found.diagonal().min() > AGREES + 0.05
+    assert found[~np.eye(4, dtype=bool)].max() < AGREES - 0.1
+
+
 def test_a_part_of_two_pictures_that_shows_little_is_no_copy():
     """A pond and a field: the same plain part with one edge, and nothing else in common."""
     pond, field = np.full((2, SIDE, SIDE), 100, np.uint8)
