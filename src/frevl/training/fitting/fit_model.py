@@ -46,7 +46,7 @@ from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
 __all__ = ["MODELS", "NEEDS", "SOLVED", "Fitted", "as_it_is", "fit_model", "trainable"]
 
-# Simplest first: in case of ties, selection takes the earlier one.
+# In order of complexity, simplest first; ties in a selection go to the simpler one.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
 # Models without gradient descent, which have no steps for workers to share.
 SOLVED = ("majority", "cosine", "linear", "kernel")
@@ -82,7 +82,7 @@ class Fitted(Generic[N_co]):
         report: Report of gradient descent; None for closed forms and counts.
         held_out: Scores and truth of all training pairs, each without its own cluster, if the solution provides them.
         held_out_clusters: ``(n,)`` int64 clusters of these pairs.
-        notes: Sentences that the user should read.
+        notes: Notes for the user.
         approximation: How the solution was approximated; None if it is exact, or there is none.
     """
 
@@ -123,7 +123,8 @@ def fit_model(
         outputs: Number of classes; 1 for matching.
         options: Options of this model (`frevl.training.options.options_for`).
         session: Seed, time limit, device and progress.
-        dev_is_spare: Whether we set the development part aside ourselves: a model that needs none may train on it too.
+        dev_is_spare: Whether the development part was set aside from the training pairs: a model that does not need it
+            may also train on it.
         start: A trained fusion of the same sizes, from which a fusion is initialised.
         checkpoint: Where the state of gradient descent, or a fitted linear probe, is saved.
         log_file: Log file of gradient descent, or None.

@@ -98,7 +98,7 @@ class Statistics:
     Attributes:
         image: ``(image_dim,)`` mean and scale; the scale is infinite for a constant dimension, which then becomes zero
             instead of causing a division by zero.
-        text: ``(text_dim,)`` mean and scale, likewise.
+        text: ``(text_dim,)`` mean and scale, as for images.
     """
 
     image: ZScore

@@ -1,9 +1,9 @@
 """Fit a kernel fusion: solve it for several sums of kernels and penalties, and choose the simplest of the best.
 
-Everything is compared on exact leave-one-cluster-out scores (mostly: of one image), so nothing has to be held out. The
-penalty of a sum minimises the squared error; among the sums, the simplest within one standard error of the best
-accuracy is chosen. Pairs whose class occurs in no other cluster carry no information on either and are ignored; if too
-few others remain, shares and penalty are fixed. The procedure is ours; the experiments behind it are in
+Everything is compared by exact leave-one-cluster-out scores (a cluster is usually one image), so nothing has to be held
+out. The penalty of a sum minimises the squared error; among the sums, the simplest within one standard error of the
+best accuracy is chosen. Pairs whose class occurs in no other cluster carry no information on either and are ignored; if
+too few others remain, shares and penalty are fixed. The procedure is ours; the experiments behind it are in
 research/experiments/log.md.
 """
 
@@ -71,10 +71,10 @@ class KernelFit:
         chosen: The chosen sum of kernels.
         ridge: The chosen penalty.
         metric: Accuracy, in [0, 1], of the held-out scores of `known` pairs; 0 if there are none.
-        best_metric: The same for the best sum, which need not be the chosen one.
+        best_metric: Accuracy of the best sum, which need not be the chosen one.
         held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
         known: ``(n,)`` bool: another cluster has a class of the pair, so that its held-out score is meaningful.
-        notes: Sentences that the user should read.
+        notes: Notes for the user.
         rows: Training pairs to which `held_out` and `known` refer; None means all.
         approximation: How the solution was approximated, for the run; None if it is exact.
     """
@@ -153,9 +153,9 @@ def fit_kernel(
         image_rows: ``(n,)`` int64, image of every pair.
         text_rows: ``(n,)`` int64, text of every pair.
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
-        clusters: ``(n,)`` int64; pairs with the same number (mostly: the same image) are held out together.
+        clusters: ``(n,)`` int64; pairs with the same number (usually of the same image) are held out together.
         options: The sums and penalties to try.
-        pair_weights: ``(n,)`` above 0, 1 on average: the weight of each pair's error. None: 1 for each.
+        pair_weights: ``(n,)`` above 0, 1 on average: the weight of each pair's error. None means 1 for each.
 
     Returns:
         The network with the solution on all pairs, and the choices made.
@@ -232,7 +232,7 @@ def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -
         at = penalties.index(screened[-1].ridge)
     if part is problem:
         return screened
-    # More pairs need no stronger penalty than few.
+    # More pairs never need a stronger penalty than fewer pairs.
     return [
         downhill(problem, one.kind, penalties, penalties.index(one.ridge))
         for one in screened

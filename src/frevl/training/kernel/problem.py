@@ -42,8 +42,8 @@ class Sum:
     option: str
 
 
-# Simplest first: the order that breaks ties. Of many shares, these proved useful; linear kernels and other widths did
-# not (research/experiments/log.md).
+# In order of complexity, simplest first; ties go to the simpler sum. Of the many shares that were tried, these proved
+# useful; linear kernels and other widths did not (research/experiments/log.md).
 _SUMS = (
     Sum("text alone", (1.0, 0.0, 0.0), "text_alone"),
     Sum("image alone", (0.0, 1.0, 0.0), "image_alone"),
@@ -60,8 +60,8 @@ def sums_of(options: KernelOptions, *, image: bool, text: bool) -> list[Sum]:
 
     Args:
         options: The sums that the user allows.
-        image: Whether images can distinguish pairs: there are embeddings of more than one.
-        text: Whether texts can distinguish pairs, likewise.
+        image: Whether images can distinguish pairs: whether there are embeddings of more than one.
+        text: Whether texts can distinguish pairs: whether there are embeddings of more than one.
 
     Raises:
         UsageError: The options leave nothing to try.
@@ -153,7 +153,7 @@ class Problem:
         hits = weights.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
         known = self.known if bool(self.known.any()) else torch.ones_like(self.known)
         squares = (scores - weights).square().sum(dim=1)
-        if self.pair_weights is not None:  # class weights apply to the choice, too
+        if self.pair_weights is not None:  # class weights also apply to the choice
             counted = self.pair_weights / self.pair_weights[known].mean()
             hits, squares = hits * counted, squares * counted
         error = squares[known].mean().item()

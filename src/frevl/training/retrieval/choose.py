@@ -44,7 +44,7 @@ _BASELINE_SHARE = 0.05  # of the time limit, for each of linear and mlp
 _FUSION = "tiny"
 _LINEAR_PAIRS = 5000
 _WORTH = 0.002  # a smaller gain in mean recall is not worth another component, however certain
-_SAMPLE = 100  # development images for judging linear and mlp: the network processes all their pairs
+_SAMPLE = 100  # development images for comparing linear and mlp, which score every image with every text
 
 
 N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
@@ -106,7 +106,7 @@ def choose_matching(
             left_out.append(_adapted(adapted, first_stages, tried, dev, seconds))
             _say(tried[0], session)
     steps.begin("reranking")
-    # Different CPUs differ in the last bits, and workers choosing on their own would rerank different candidates.
+    # CPUs differ in the last bits, so workers that chose independently might rerank different candidates.
     first = session.team.agreed(max(first_stages, key=lambda one: float(one.hits.mean())))
     search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
@@ -145,7 +145,7 @@ def _adapted(
 ) -> dict[str, Any]:
     """Replace the cosine by the adapted cosine, unless that is measurably worse on development data.
 
-    Cross-validation over the training images has compared the two on more images than the development data have.
+    Cross-validation over the training images has already compared the two, on more images than the development data.
 
     Returns:
         The table row of the one that is left out.
