@@ -33,7 +33,7 @@ class Neutral:
         network: The new network.
         record: ``before``, ``after`` and ``held_out``: the distance between pairs that should be equal, relative to
             that between different texts (`frevl.training.debiasing.neutral.bias_of`); and counts.
-        notes: Sentences for the user.
+        notes: Notes for the user.
     """
 
     network: PairNetwork

@@ -56,8 +56,8 @@ class OwnData:
         train: Pairs that it was trained on.
         dev: Pairs that it was not fitted on, for choosing a strength and for calibration.
         hashes: ``(n,)`` uint64: content hashes of the images (or texts, if there are only texts) of both.
-        dev_is_seen: Whether the development pairs are also training pairs, so that a figure on them is meaningless.
-        notes: Sentences for the user.
+        dev_is_seen: Whether the development pairs are also training pairs, so that a metric on them is meaningless.
+        notes: Notes for the user.
     """
 
     train: Examples
@@ -71,7 +71,7 @@ def sources_of(run: Run, *, store: Any = None, pairs: Any = None, dev: Any = Non
     """Return the locations of a run's data; given values override the run's record."""
     kept: dict[str, Any] = {}
     with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
-        # A run from elsewhere has no such file, and everything must be given.
+        # A run from elsewhere has no such file, so everything must be given.
         kept = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
 
     def named(name: str) -> Path | None:

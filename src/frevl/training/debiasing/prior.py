@@ -43,7 +43,7 @@ class Lessened:
         network: The network with the chosen strength.
         strength: Strength of the subtraction, in [0, 1]; 0 leaves the run unchanged.
         tried: The development results of each strength, in percent and points.
-        notes: Sentences for the user.
+        notes: Notes for the user.
     """
 
     network: PairNetwork

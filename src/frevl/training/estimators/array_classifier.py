@@ -82,7 +82,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         """
         checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
         vectors, labels = checked
-        with warnings.catch_warnings():  # one example a class is a usual case here, and no regression
+        with warnings.catch_warnings():  # one example per class is common here, and is not regression
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
             check_classification_targets(labels)
         check_seconds(self.time_limit)
