@@ -1,4 +1,4 @@
-"""Cross-validate the compared models over the training images, because few development pairs choose badly.
+"""Cross-validate the compared models over the training images, because a few development pairs are a poor guide.
 
 A tenth of a small set decides little: on 425 development pairs, the worst of several models was chosen. Out-of-fold
 answers for all training pairs are a far larger sample, at the cost of a few more trainings. The same models are later
@@ -60,7 +60,7 @@ def cross_validate_contenders(
         limit = max(_SLOWER * model.seconds * (_PARTS - 1), _LEAST_SECONDS)
         try:
             crossed[model.name] = cross_validate(splits, model.spec, folder=folder / model.name, time_limit=limit)
-        except PairsError:  # a part may hold none of a very rare class
+        except PairsError:  # a part may have no pair of a very rare class
             return comparison, [
                 "Some classes are too rare for cross-validation: the best models were chosen on "
                 f"{len(splits.dev):,} development pairs."
@@ -85,8 +85,8 @@ def contenders(comparison: ModelComparison) -> list[ComparedModel]:
 def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float) -> CrossValidation:
     """Train a model on all but one part of the training images, for every part.
 
-    Three parts, or two for more than `frevl.diagnosis.model_specs.SMALL` pairs, the same for every model. A model is
-    trained on at most 20,000 pairs.
+    There are three parts, or two for more than `frevl.diagnosis.model_specs.SMALL` pairs, the same for every model. A
+    model is trained on at most 20,000 pairs.
 
     Args:
         splits: The pairs; development pairs serve for early stopping and calibration.

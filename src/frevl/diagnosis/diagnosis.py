@@ -284,7 +284,7 @@ def _cut_short(comparison: ModelComparison) -> list[str]:
 def _cases(comparison: ModelComparison) -> list[dict[str, Any]]:
     """Return pairs that the best two-sided model answers right only with the image, and pairs that it gets wrong.
 
-    Most confident first. If the pairs have only one side, there are only pairs of the second kind.
+    The most confident come first. If the pairs have only one side, there are only pairs of the second kind.
     """
     model = comparison.both
     sure = np.argsort(-model.test.confidence, kind="stable")

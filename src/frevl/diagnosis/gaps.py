@@ -82,7 +82,7 @@ class Gap:
         return f"{self.value:+.1f} points, {span(self.ci95)}" + (f", p = {self.p:.2f}" if differ else "")
 
     def size(self) -> str:
-        """Return its magnitude, whatever its sign: ``2.8 points (0.5 to 5.4)``."""
+        """Return the magnitude of the difference, whatever its sign: ``2.8 points (0.5 to 5.4)``."""
         positive = self if self.value >= 0 else -self
         return f"{positive.value:.1f} points ({span(positive.ci95)})"
 

@@ -181,9 +181,9 @@ class ModelChoice:
 
     @cached_property
     def runner_up(self) -> ModelResult:
-        """The best model on the test pairs in another role than `overall`, with which a single leader is compared.
+        """The best model on the test pairs in a role other than `overall`'s, with which a single leader is compared.
 
-        If there is one role only, the best of the other models.
+        If there is only one role, it is the best of the other models.
         """
         others = [model for model in self._pool if model.role != self.overall.role]
         others = others or [model for model in self._pool if model is not self.overall] or [self.majority]
@@ -193,9 +193,9 @@ class ModelChoice:
     def recommended(self) -> ModelResult:
         """The recommended model.
 
-        If image or text adds nothing, the best leader that does without it. Otherwise the simplest leader that is about
-        as good as the best of them: behind by at most one standard error of the difference or `SMALL_GAIN`, whichever
-        is larger. Among equally simple ones, the cross-validation's choice.
+        If image or text adds nothing, this is the best leader that does without it. Otherwise it is the simplest leader
+        that is about as good as the best: behind by at most one standard error of the difference or `SMALL_GAIN`,
+        whichever is larger. Cross-validation chooses among equally simple leaders.
         """
         enough = {_OTHER[side] for side in _OTHER if not self.adds(side)}
         alone = [model for model in self.leaders if model.role in enough]
@@ -223,7 +223,7 @@ class ModelChoice:
 
     @cached_property
     def _sure(self) -> list[ModelResult]:
-        """Those of them that none beats on test and held-out training pairs combined; at least one."""
+        """Those of `_unbeaten` that no model beats on test and held-out training pairs together; at least one."""
         sure = [model for model in self._unbeaten if not any(self._beats_on_all(one, model) for one in self._pool)]
         return sure or self._unbeaten
 

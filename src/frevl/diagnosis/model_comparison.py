@@ -59,7 +59,7 @@ class Predictions:
         labels: Names of the classes.
         hits: ``(n,)`` in [0, 1]: weight of the predicted answer, 1 if it is right.
         confidence: ``(n,)`` in [0, 1]: calibrated probability of the predicted class.
-        raw: ``(n,)`` in [0, 1]: the same before calibration.
+        raw: ``(n,)`` in [0, 1]: this probability before calibration.
     """
 
     predicted: np.ndarray
@@ -262,7 +262,7 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
             time_limit=max(time_limit, 1.0),
             options={**spec.changes, **passes, **patient},
             find_groups=False,  # done once for all models, in `read_splits`
-            workers=1,  # whatever a launcher has set: its processes do not share a diagnosis
+            workers=1,  # whatever a launcher set, because its processes do not share a diagnosis
         )
     return Scorer(run, splits.store)
 
@@ -316,7 +316,7 @@ def predict_all(
     """
     shown = list(zip(images or pairs.images, texts or pairs.texts, strict=True))
     parts = []
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores for thousands of classes would fill memory
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores for many classes would fill memory
         rows = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
         parts.append(predictions_of(scorer, scorer.score(shown[start : start + _PAIRS_AT_ONCE]), pairs.select(rows)))
     joined = {
