@@ -1,6 +1,6 @@
 """The baselines for a fusion: majority, a single modality, a linear probe, an MLP on the concatenation.
 
-Pure torch. Token embeddings are mean-pooled.
+They are pure PyTorch. Token embeddings are mean-pooled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FEWEST_LOOKS = 10  # full passes over the pairs before the time limit counts
 
 
 class Majority(PairNetwork):
-    """Always answers with the training frequencies, regardless of image and text."""
+    """A baseline that always answers with the training frequencies, regardless of image and text."""
 
     key = "majority"
 
@@ -45,7 +45,7 @@ class Majority(PairNetwork):
 
 
 class Linear(PairNetwork):
-    """Logistic regression on ``[v ; t]``, and on ``v*t`` too where the widths agree.
+    """Logistic regression on ``[v ; t]``, and on ``v*t`` too if the widths agree.
 
     Features are standardised with training statistics first. Fitted by `fit_linear`.
     """
@@ -166,9 +166,9 @@ def fit_linear(
 ) -> float:
     """Fit logistic regression to its optimum along a path of L2 penalties (ours).
 
-    The path goes from strong to weak, each fit starts from the last one, and it ends when the development
-    metric falls twice: a linear baseline is only fair with a well-chosen penalty. Penalties are compared by rough fits,
-    and the best one is then fitted to its optimum.
+    The path goes from strong to weak penalties, each fit starts from the previous one, and the path ends when the
+    development metric has fallen twice: a linear baseline is only fair with a well-chosen penalty. Penalties are
+    compared by rough fits, and the best one is then fitted to its optimum.
 
     A fit is full-batch L-BFGS in coordinates in which the problem is nearly round: along the principal directions of
     the features, with each weight multiplied by the root of its curvature. The optimum is that of the plain problem,

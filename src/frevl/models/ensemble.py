@@ -1,4 +1,4 @@
-"""The average of several fitted networks as one network, so that an ensemble is an ordinary run. Pure torch."""
+"""The average of several fitted networks as one network, so that an ensemble is an ordinary run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The FrEVL network: project two frozen embeddings, let each attend to the other, compare them, classify.
 
-Source of the method: arXiv 2508.04469. Where the paper is silent we follow its public code or choose
+The method is that of arXiv 2508.04469. If the paper does not specify something, we follow its public code or choose
 ourselves, and say so ("code", "ours").
 
 Shapes: ``n`` pairs, ``Nv`` image tokens, ``Nt`` text tokens, ``d`` the width of the network. A pooled
@@ -255,7 +255,7 @@ class Fusion(PairNetwork):
 
         Args:
             image: ``(n, image_dim)`` pooled or ``(n, Nv, image_dim)`` token embeddings.
-            text: ``(n, text_dim)`` or ``(n, Nt, text_dim)``; may be pooled where ``image`` is not.
+            text: ``(n, text_dim)`` or ``(n, Nt, text_dim)``; may be pooled even if ``image`` is not.
             image_mask: ``(n, Nv)`` bool, True where a token exists; without it all exist.
             text_mask: ``(n, Nt)`` bool.
 

@@ -1,9 +1,9 @@
 """The fusion, fused for inference, on pooled pairs: blocks of rows that stay in a core's cache (ours).
 
-The same function as `Fusion.forward` except for float32 rounding. It saves everything but the matrix products:
-activations never leave the cache, a block's buffers are reused by the next, norms and GELU treat both modalities
-together, and every core has its own blocks, so that cores wait for each other once per call instead of once per
-operation. For inference on CPUs only.
+The result is that of `Fusion.forward` except for float32 rounding. Time is saved on everything except the matrix
+products: activations never leave the cache, a block's buffers are reused by the next, norms and GELU process both
+modalities together, and every core has its own blocks, so that cores wait for each other once per call instead of once
+per operation. This is for inference on CPUs only.
 
 The two modalities of a block of rows lie in one buffer, ``(2, rows, d)``, the image first.
 """
@@ -283,7 +283,7 @@ def parallel_rows(work: Callable[[int, int], None], count: int) -> None:
     Args:
         work: Called with the first row of a share and the row after its last, in inference mode.
         count: Number of rows. If there are few, they stay in the caller's thread, where an operation may use several
-        cores.
+            cores.
     """
     cores = min(torch.get_num_threads(), count // _LEAST_SHARE)
     if cores <= 1:
