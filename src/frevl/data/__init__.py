@@ -1,4 +1,4 @@
 """Reading pairs: pairs files, published benchmarks, VQA answers.
 
-Reads descriptions of images and texts; independent of encoders, stores and networks.
+The package reads descriptions of images and texts, and does not depend on encoders, stores or networks.
 """

@@ -1,4 +1,4 @@
-"""Labels that are probably mistakes of spelling, and pairs that contradict each other."""
+"""Labels that are probably misspelt, and pairs that contradict each other."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MOST_COMPARED = 2_000_000  # pairs: comparing more takes memory that training n
 
 
 def plain_label(label: str) -> str:
-    """Return a label without what people hardly see: case, surrounding or double blanks, the form of its accents."""
+    """Return a label without details that people overlook: case, surplus spaces, the encoding of accents."""
     return " ".join(unicodedata.normalize("NFC", label).casefold().split())
 
 
 def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
-    """Return a note on classes in columns of targets that look alike: each counts as wrong for the other."""
+    """Return a note on classes that look alike in columns of targets: each counts as wrong for the other."""
     labels = {label for column in columns for label in _labels(different(column))}
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
@@ -41,7 +41,7 @@ def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
 
 
 def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) -> list[str]:
-    """Return a note on pairs whose right answers are no classes of the run, and on classes that they may mean.
+    """Return a note on pairs whose right answers are not classes of the run, and on classes that may be meant.
 
     Args:
         accepted: The right answers of every pair; none if it has none.

@@ -34,7 +34,7 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
         UsageError: An output is an input, would replace a file inside an input folder, or is another output.
     """
     read = [(name, path) for name, value in inputs.items() for path in _existing(value)]
-    # A store to which items are added is read, too.
+    # A store to which items are added is also read.
     read += [(name, path) for name, value in outputs.items() for path in _existing(value) if _is_store(Path(path))]
     written: dict[Path, tuple[str, Any]] = {}
     for name, value in outputs.items():

@@ -1,11 +1,11 @@
 """Pairs files: read, check, split by image.
 
-A pair is an image id, a text and an optional target. One JSON object per line (also Parquet and CSV with the same
-columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a
-string is a class, a list of strings several right answers, an object ``{answer: weight}`` a soft target. If no pair in
-a file has a target, all are positive image-text pairs; if only some have one, the others are unlabelled
-(`with_targets`). Other keys are kept and can slice results. To classify only images, or only texts, omit the other side
-from every pair of the file.
+A pair is an image id, a text and an optional target. A file has one JSON object per line (or is Parquet or CSV with the
+same columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a string is a class,
+a list of strings is several right answers, and an object ``{answer: weight}`` is a soft target. If no pair in a file
+has a target, all are positive image-text pairs; if only some have one, the others are unlabelled (`with_targets`).
+Other keys are kept, and results can be sliced by them. To classify only images, or only texts, omit the other side from
+every pair of the file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Pairs:
 
     @property
     def clusters(self) -> Sequence[str]:
-        """What stays together when pairs are split or resampled: the key ``cluster`` if present, or else the unit."""
+        """The cluster of each pair, kept whole by splits and resampling: the key ``cluster`` if present, or the unit."""
         extras = self.extras
         if isinstance(extras, WithCluster):
             return extras.clusters
