@@ -112,7 +112,7 @@ class Pairs:
 
     @property
     def clusters(self) -> Sequence[str]:
-        """The cluster of each pair, kept whole by splits and resampling: the key ``cluster`` if present, or the unit."""
+        """The cluster of each pair, which splits keep whole: the key ``cluster`` if present, else the unit."""
         extras = self.extras
         if isinstance(extras, WithCluster):
             return extras.clusters
