@@ -58,3 +58,5 @@ def test_training_and_evaluation_say_so(tmp_path):
     mixed = written("c", ["red", "Green", "red", "green"]).rename(tmp_path / "c.jsonl")
     run = frevl.train(tmp_path / "S", mixed, run=tmp_path / "R2", task="classification", model="linear")
     assert run.results["notes"][0].startswith("Classes that look alike: 2 of 3")
+    kept = frevl.curate(tmp_path / "S", mixed, out=tmp_path / "kept.jsonl", drop=["text"])
+    assert any(note.startswith("Classes that look alike: 2 of 3") for note in kept.notes)

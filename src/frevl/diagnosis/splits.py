@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.formats.pair_rows import WITH_ARTICLE
+from frevl.data.label_doubts import look_alike_note
 from frevl.data.pairs import Pairs, Side, Target, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
@@ -124,7 +125,8 @@ def read_splits(
     else:
         for part in (train, held, asked):
             _check_targets(part)
-        notes[:0] = colour_advice(train, towers)
+        doubts = look_alike_note(train.targets, held.targets, asked.targets)
+        notes[:0] = [*doubts, *colour_advice(train, towers)]
     own = [
         None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()

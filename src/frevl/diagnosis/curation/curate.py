@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from frevl.data.label_doubts import look_alike_note
 from frevl.data.names import as_list
 from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
@@ -200,6 +201,7 @@ def curate(
     notes = list(read.notes)
     asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
+    notes += look_alike_note(usable.targets) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, asked)
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"], seed=seed,
