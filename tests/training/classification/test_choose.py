@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Features
+from frevl.training.classification import learning_curve
 from frevl.training.classification.choose import assign_folds, choose_head
 from frevl.training.classification.trials import Labelled
 from frevl.training.options import Session
@@ -147,8 +148,9 @@ def test_a_pair_of_copies_among_single_examples_is_no_covariance():
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_confidence_is_that_of_a_fit_on_all_examples_not_on_those_of_the_folds(seed):
+def test_confidence_is_that_of_a_fit_on_all_examples_not_on_those_of_the_folds(seed, monkeypatch):
     """A fit of the comparison has five of seven examples, is right less often, and alone would make it too timid."""
+    monkeypatch.setattr(learning_curve, "FEWEST", 100)
     examples, fresh = drawn(7, 16, noise=0.35, seed=seed), drawn(200, 16, noise=0.35, seed=seed + 100)
     choice = choose_head(examples, None, 16, method="gaussian", names=0.0, session=SESSION)
     assert 1.0 < choice.scale < 1.5
