@@ -95,12 +95,12 @@ def test_ask(visit, url, world, size, shots):
     press(page, "Ask")
     said = answers(page)
     expect(said.locator("li").last).to_be_visible(timeout=TIMEOUT)
-    assert said.locator("h4").inner_text().partition(" ")[0] in ("yes", "no", "Not")
+    assert said.locator("h3").inner_text().partition(" ")[0] in ("yes", "no", "Not")
     assert said.locator("li").count() == 2
     expect(said).to_contain_text("Cannot be ruled out (90 % of such sets contain the right answer)")
     shots(seen, f"ask-{size}")
     page.get_by_label("Not sure below").fill("1")
-    expect(said.locator("h4")).to_have_text("Not sure")
+    expect(said.locator("h3")).to_have_text("Not sure")
     assert "below the threshold of 100 %" in said.inner_text()
     assert "least=1" in page.url
     shots(seen, f"not-sure-{size}")

@@ -23,7 +23,7 @@ def test_first_stage_and_rerank_stand_side_by_side(visit, url, size, tmp_path):
     seen.page.get_by_label("Text, or an image above").press("Enter")
     found = answers(seen.page)
     found.locator("img").first.wait_for(timeout=TIMEOUT)
-    assert found.locator("h4").all_inner_texts() == ["First stage", "Reranked"]
+    assert found.locator("h3").all_inner_texts() == ["First stage", "Reranked"]
     first, second = (found.get_by_role("region", name=name) for name in ("First stage", "Reranked"))
     seen.page.screenshot(path=tmp_path / f"service-rerank-{size}.png", full_page=True)
     assert (first.locator("li").count(), second.locator("li").count()) == (12, 12)

@@ -365,7 +365,7 @@ def test_weak_models_say_first_that_it_may_be_the_models(world, tmp_path):
     assert finding.table
     assert finding.claim.startswith(
         "Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: the text kernel model "
-        "73.5 % and the linear probe 73.5 %). Both contradict "
+        "73.5 % and the linear probe 73.5 %). Together they clearly contradict "
     )
 
 

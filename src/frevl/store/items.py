@@ -377,6 +377,6 @@ class ExtractionReport:
         """Return a one-line summary."""
         done = (
             f"Embedded {counted(self.images, 'image')} and {counted(self.texts, 'text')} in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
+            f"{counted(self.images_kept, 'image')} and {counted(self.texts_kept, 'text')} were already in the store."
         )
         return " ".join([done, *self.notes, rejects_sentence(self.rejects)]).rstrip()

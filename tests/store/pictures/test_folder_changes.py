@@ -167,7 +167,7 @@ def test_what_is_gone_is_counted_and_stays_until_it_is_pruned(images, store, mon
     assert named == [1]  # only the first is named: it may be every image of a large store
     report = extract(store, images=images, encoder=["toy"], prune=True)
     assert (report.images_gone, report.images_pruned) == (2, 2)
-    assert f"Removed 2 images that have no file in {images} (the first is '0.png')." in report.sentence()
+    assert f"Removed 2 images without a file in {images} (the first is '0.png')." in report.sentence()
     assert sorted(vectors(store)) == [f"{number}.png" for number in range(1, 7)]
     assert verify(store, images=images) == []
     assert extract(store, images=images, encoder=["toy"], prune=True).notes == []
@@ -249,7 +249,7 @@ def test_a_change_in_silence_is_found_when_contents_are_compared(images, store, 
     assert extract(store, images=images, encoder=["toy"]).images_kept == 8
     assert vectors(store) == before
     sentence = (
-        f"1 images of {images} have changed since they were embedded, although size and modification time are the same "
+        f"1 image of {images}: changed since being embedded, although size and modification time are the same "
         "(the first is '4.png'): run frevl extract --check-content."
     )
     assert verify(store) == []
@@ -259,8 +259,8 @@ def test_a_change_in_silence_is_found_when_contents_are_compared(images, store, 
     report = extract(store, images=images, encoder=["toy"], check_content=True)
     assert (report.images, report.images_kept) == (1, 7)
     assert (
-        f"1 images in {images} had changed although size and modification time are the same (the first is '4.png'); "
-        "they were embedded" in (report.sentence())
+        f"1 image in {images} had changed although size and modification time are the same (the first is '4.png'); "
+        "it was embedded" in (report.sentence())
     )
     after = vectors(store)
     assert {id_ for id_ in before if before[id_] != after[id_]} == {"4.png"}
@@ -273,8 +273,8 @@ def test_verify_names_files_that_changed_or_are_gone(images, store, draw, tmp_pa
     (images / "6.png").unlink()
     os.utime(images / "1.png", ns=(1, 1))  # touched, and otherwise the same
     assert verify(store, images=images) == [
-        f"1 images of {images} have changed since they were embedded (the first is '2.png'): run frevl extract again.",
-        f"1 images of {images} have no file there (the first is '6.png'): frevl extract --prune removes them from the "
+        f"1 image of {images}: changed since being embedded (the first is '2.png'): run frevl extract again.",
+        f"1 image of {images}: no file there (the first is '6.png'): frevl extract --prune removes them from the "
         "store.",
     ]
 
@@ -356,7 +356,7 @@ def test_pictures_that_do_not_say_what_white_is_are_counted(tmp_path, draw):
     dark.save(images / "declared.tif", tiffinfo={281: 1023})
     report = extract(tmp_path / "s", images=images, encoder=["toy"])
     assert report.notes == [
-        "1 grey images use only some of their bits without stating which, so the largest value was taken as white; "
+        "1 grey image uses only some bits without stating which, so the largest value was taken as white; "
         "the first is 'detector.tif'."
     ]
     store = Store.open(tmp_path / "s")

@@ -33,8 +33,8 @@ def test_embeddings_of_dark_readings_are_found(tmp_path, draw, monkeypatch):
     assert verify(tmp_path / "old") == []
     (problem,) = verify(tmp_path / "old", images=images)
     assert problem == (
-        f"4 images of {images} with grey of more than 8 bits would now get a different embedding, because an "
-        "earlier version of frevl read them as nearly black (the first is 'deep0.png'): extract into a new store."
+        f"4 images of {images}: grey of more than 8 bits, which an earlier version of frevl read as nearly black, so "
+        "that the embedding would now be different (the first is 'deep0.png'): extract into a new store."
     )
     monkeypatch.setattr("frevl.store.upkeep.image_files._LOOKED_AT", 2)
     assert verify(tmp_path / "old", images=images)[0].startswith("2 images of ")

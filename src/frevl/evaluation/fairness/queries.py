@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.errors import InputError, UsageError, rejects_sentence
+from frevl.errors import InputError, UsageError, counted, rejects_sentence
 from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.intervals import drawn_counts
 from frevl.evaluation.slices import has_value, value_name
@@ -104,7 +104,7 @@ def evaluate_queries(
     sentence = rejects_sentence([*read.rejected, *left_out])
     notes += [sentence] if sentence else []
     if mixed:
-        notes.append(f"{mixed:,} images have pairs with different values of '{groups}' and are not in the pool.")
+        notes.append(f"Not in the pool: {counted(mixed, 'image')} with different values of '{groups}' in its pairs.")
     absent = int((top == 0).any(axis=1).sum())
     if absent:
         notes.append(

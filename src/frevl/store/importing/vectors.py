@@ -79,7 +79,7 @@ class ImportReport:
         )
         done = (
             f"Imported {counted(self.images, 'image')} and {counted(self.texts, 'text')} in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
+            f"{counted(self.images_kept, 'image')} and {counted(self.texts_kept, 'text')} were already in the store."
         )
         differing = (
             f"{self.differing:,} of these have a different vector in the import (cosine below {CANARY_COSINE}); "

@@ -10,7 +10,7 @@ import numpy as np
 
 from frevl.data.formats.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
-from frevl.errors import InputError, Reject, UsageError, rejects_sentence
+from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
 from frevl.store.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
 from frevl.store.items import CommitBuffer, ExtractionReport, StoredItems
 from frevl.store.pictures.files import Choice, ImageFiles, list_folder
@@ -147,28 +147,24 @@ def embed_images(
 def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:
     if report.images_moved or report.images_copied:
         report.notes.append(
-            f"Moved: {_images(report.images_moved)}; copies of others: {_images(report.images_copied)}. Their "
-            "embeddings were taken over."
+            f"Moved: {counted(report.images_moved, 'image')}; copies of others: "
+            f"{counted(report.images_copied, 'image')}. Their embeddings were taken over."
         )
     tell_guessed(prepared.remarks[GUESSED], report)
     silent = sorted(prepared.remarks[IN_SILENCE])
     if silent:
         report.notes.append(
-            f"{len(silent):,} images in {folder} had changed although size and modification time are the same (the "
-            f"first is '{silent[0]:.200}'); they were embedded again."
+            f"{counted(len(silent), 'image')} in {folder} had changed although size and modification time are the "
+            f"same (the first is '{silent[0]:.200}'); {'it was' if len(silent) == 1 else 'they were'} embedded again."
         )
-
-
-def _images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
     """Return a note on how many grey images needed a guess of the white level."""
     if guessed:
         report.notes.append(
-            f"{len(guessed):,} grey images use only some of their bits without stating which, so the largest value "
-            f"was taken as white; the first is '{min(guessed):.200}'."
+            f"{counted(len(guessed), 'grey image')} {'uses' if len(guessed) == 1 else 'use'} only some bits without "
+            f"stating which, so the largest value was taken as white; the first is '{min(guessed):.200}'."
         )
 
 
@@ -182,8 +178,9 @@ def _gone(
     first = f"the first is '{stored.ids(gone[:1])[0]:.200}'"
     if not prune:
         report.notes.append(
-            f"{len(gone):,} images in the store have no file in {folder} ({first}); searches still find them. --prune "
-            "removes them; leave it out if the store also holds images from other folders."
+            f"{counted(len(gone), 'image')} in the store {'has' if len(gone) == 1 else 'have'} no file in {folder} "
+            f"({first}); searches still find {'it' if len(gone) == 1 else 'them'}. --prune removes such images; leave "
+            "it out if the store also holds images from other folders."
         )
         return
     if len(gone) == stored.with_file:
@@ -192,4 +189,4 @@ def _gone(
             "looks like another folder. Nothing was removed; to remove them anyway, use frevl store remove"
         )
     report.images_pruned = writer.remove("image", stored.ids(gone))
-    report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder} ({first}).")
+    report.notes.append(f"Removed {counted(report.images_pruned, 'image')} without a file in {folder} ({first}).")

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
-from frevl.errors import InputError, Reject
+from frevl.errors import InputError, Reject, counted
 from frevl.files import replace_file
 from frevl.store.pictures.files import MAX_BYTES, Choice, list_folder
 
@@ -332,7 +332,7 @@ class Captions:
             replace_file(self._out, self._copy)
         except OSError as error:
             raise InputError(f"{self._out}: the pairs cannot be written ({error.strerror or error})") from error
-        notes = [f"Wrote {self.written:,} pairs to {self._out}."]
+        notes = [f"Wrote {counted(self.written, 'pair')} to {self._out}."]
         if self.without:
             notes.append(f"Images without a caption: {self.without:,}.")
         return notes

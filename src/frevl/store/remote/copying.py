@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from filelock import Timeout
 
-from frevl.errors import StoreError, UsageError
+from frevl.errors import StoreError, UsageError, counted
 from frevl.files import flush_file, flush_folder, read_record, write_json
 from frevl.store.commits.failures import reading
 from frevl.store.commits.record import manifest_names
@@ -63,9 +63,9 @@ class CopyReport:
     def sentence(self) -> str:
         """Return a one-line summary."""
         done = (
-            f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {self.files:,} files, "
-            f"{self.files_kept:,} already there; {self.images:,} images and {self.texts:,} texts, verified against "
-            "their checksums."
+            f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {counted(self.files, 'file')}, "
+            f"{self.files_kept:,} already there; {counted(self.images, 'image')} and {counted(self.texts, 'text')}, "
+            "verified against their checksums."
         )
         return " ".join([done, *self.notes])
 

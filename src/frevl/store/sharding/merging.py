@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frevl.errors import Reject, StoreError, UsageError, rejects_sentence
+from frevl.errors import Reject, StoreError, UsageError, counted, rejects_sentence
 from frevl.store.commits.soundness import checksums_of, sound_rows
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
@@ -72,8 +72,9 @@ class MergeReport:
     def sentence(self) -> str:
         """Return a one-line summary."""
         done = (
-            f"Merged {self.images:,} images and {self.texts:,} texts of {self.parts:,} parts in {self.seconds:.1f} "
-            f"s; {self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
+            f"Merged {counted(self.images, 'image')} and {counted(self.texts, 'text')} of "
+            f"{counted(self.parts, 'part')} in {self.seconds:.1f} s; {counted(self.images_kept, 'image')} and "
+            f"{counted(self.texts_kept, 'text')} were already in the store."
         )
         changed = [f"{self.filled:,} items got further embeddings."] if self.filled else []
         changed += [f"{self.replaced:,} images had changed and were replaced."] if self.replaced else []

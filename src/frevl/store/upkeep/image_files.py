@@ -10,7 +10,7 @@ import numpy as np
 
 from frevl.encoders.images import is_deep_grey
 from frevl.encoders.registry import load_encoder
-from frevl.errors import FrevlError, ImageError, InputError
+from frevl.errors import FrevlError, ImageError, InputError, counted
 from frevl.store.items import IN_A_TABLE
 from frevl.store.pictures.files import read_regular_file
 from frevl.store.reader import Store
@@ -70,21 +70,21 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     said = [
         (
             silent,
-            "have changed since they were embedded, although size and modification time are the same",
+            "changed since being embedded, although size and modification time are the same",
             "run frevl extract --check-content",
         ),
-        (changed, "have changed since they were embedded", "run frevl extract again"),
-        (gone, "have no file there", "frevl extract --prune removes them from the store"),
-        (unread, "cannot be read", "fix the permissions, or run frevl extract to see why"),
+        (changed, "changed since being embedded", "run frevl extract again"),
+        (gone, "no file there", "frevl extract --prune removes them from the store"),
+        (unread, "unreadable", "fix the permissions, or run frevl extract to see why"),
         (
             _embedded_otherwise(store, folder, deep),
-            "with grey of more than 8 bits would now get a different embedding, because an earlier version of frevl "
-            "read them as nearly black",
+            "grey of more than 8 bits, which an earlier version of frevl read as nearly black, so that the embedding "
+            "would now be different",
             "extract into a new store",
         ),
     ]
     return [
-        f"{len(ids):,} images of {folder} {what} (the first is '{ids[0]:.200}'): {remedy}."
+        f"{counted(len(ids), 'image')} of {folder}: {what} (the first is '{ids[0]:.200}'): {remedy}."
         for ids, what, remedy in said
         if ids
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from frevl.errors import counted
 from frevl.models.classification.class_network import ClassNetwork
 from frevl.models.classification.heads import Features, Head, statistics_of
 from frevl.models.classification.solvers import solve_unlabelled
@@ -206,7 +207,7 @@ def _head(kept: Labelled, head: Head, unlabelled: Features, classes: int) -> Hea
 
 def _note(count: int) -> str:
     return (
-        f"{count:,} images of the store were used without labels; figures on images among them do not hold for "
+        f"{counted(count, 'image')} of the store served without labels; figures on images among them do not hold for "
         "new ones."
     )
 

@@ -14,6 +14,7 @@ from frevl.deployment.service.explorer.mapping.map_schemas import MapMethod, Poi
 from frevl.deployment.service.explorer.mapping.projection import Projection, projection_of
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.http.limits import RefusedError
+from frevl.errors import counted
 from frevl.store.ids.rows_of_ids import find_rows
 
 __all__ = ["ColourBy", "colours", "pictures", "whole_map"]
@@ -77,7 +78,7 @@ async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapM
                 (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
             )
             counts: list[int] = np.bincount(numbers).tolist()
-            names = [f"cluster {number + 1}: {count:,} images" for number, count in enumerate(counts)]
+            names = [f"cluster {number + 1}: {counted(count, 'image')}" for number, count in enumerate(counts)]
             return {"key": rows.key, "names": names, "values": numbers.tolist()}
         names = lesson.material.names
         if by == "guess":
