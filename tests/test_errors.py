@@ -1,6 +1,6 @@
 """Words that messages share."""
 
-from frevl.errors import counted
+from frevl.errors import counted, nearest
 
 
 def test_one_is_singular_and_every_other_number_plural():
@@ -10,3 +10,7 @@ def test_one_is_singular_and_every_other_number_plural():
     assert counted(1, "query", "queries") == "1 query"
     assert counted(3, "query", "queries") == "3 queries"
     assert counted(1, "id is", "ids are") == "1 id is"
+
+
+def test_a_name_in_another_case_is_the_nearest():
+    assert nearest("RED", ["read", "green", "red"]).startswith("Did you mean 'red'?")

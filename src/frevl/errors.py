@@ -132,7 +132,10 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if no name is close.
     """
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
+    close: list[str] = []
+    if isinstance(name, str):
+        alike = [one for one in names if one.casefold() == name.casefold()]  # difflib finds 'RED' unlike 'red'
+        close = alike or difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return hint + "Valid: " + ", ".join(f"'{n}'" for n in names) + "."
 

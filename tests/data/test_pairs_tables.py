@@ -111,6 +111,8 @@ def test_a_huge_csv_field_is_one_reject(tmp_path):
         (pa.array([1, None, 0]), ["1", None, "0"]),
         (pa.array([1.0, float("nan"), 0.0]), ["1", None, "0"]),
         (pa.array([True, None, False]), ["true", None, "false"]),
+        (pa.array(["dög".encode(), None, b"cat"], pa.binary()), ["dög", None, "cat"]),
+        (pa.array(["dög".encode(), None, b"cat"], pa.large_binary()), ["dög", None, "cat"]),
     ],
 )
 def test_parquet_targets(tmp_path, target, expected):
@@ -120,6 +122,28 @@ def test_parquet_targets(tmp_path, target, expected):
     pairs = read_pairs(tmp_path / "p.parquet")
     assert pairs.targets == expected
     assert pairs.places[2] == f"{tmp_path / 'p.parquet'}:3"
+
+
+def test_a_target_that_is_no_text_is_refused_without_a_hint_at_names_that_are_right(tmp_path):
+    pq.write_table(pa.table({"image": ["a"], "target": pa.array([b"\xff\xfe"])}), tmp_path / "p.parquet")
+    with pytest.raises(PairsError, match="field 'target': expected a class.*found bytes") as caught:
+        read_pairs(tmp_path / "p.parquet")
+    assert "--columns" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "remedy"),
+    [
+        ({"filename": ["a.jpg"], "label": ["dog"]}, "image=filename,target=label"),
+        ({"Caption": ["a dog"], "Class": ["dog"]}, "text=Caption,target=Class"),
+        ({"image": [{"bytes": b"\x89PNG", "path": "a.png"}], "label": [1]}, "target=label"),
+    ],
+)
+def test_a_missing_side_beside_a_label_may_be_no_fault(tmp_path, columns, remedy):
+    pq.write_table(pa.table(columns), tmp_path / "p.parquet")
+    with pytest.raises(PairsError, match=f"with a class each, --columns {remedy}"):
+        read_pairs(tmp_path / "p.parquet")
+    assert read_pairs(tmp_path / "p.parquet", columns=remedy).targets == ["1" if "image" in columns else "dog"]
 
 
 def test_parquet_extras_can_be_written_as_json(tmp_path):

@@ -109,8 +109,9 @@ def _fairness(key: str, found: dict[str, Any]) -> list[str]:
     parts = []
     for metric, compared in found["metrics"].items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in compared["groups"].items()]
+        worst = f"worst '{compared['worst']:.60}', gap" if compared["gap"] else "no group is worst, gap"
         parts.append(
-            f"{metric} by {key}: worst '{compared['worst']:.60}', gap {compared['gap']:.2f} points "
+            f"{metric} by {key}: {worst} {compared['gap']:.2f} points "
             f"{_interval(compared['gap_ci95'])}\n{table([key, 'n', f'{metric} %', '95 % interval'], rows)}"
         )
     equal = found["equal_opportunity"]

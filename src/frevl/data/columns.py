@@ -25,6 +25,8 @@ _OTHER_NAMES = {
     "target": ("answer",),
 }  # fmt: skip
 
+_LIKE_TARGETS = ("label", "class", "category", "class_name", "label_name", "answer", "y")
+
 
 def columns_of(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns:
     """Parse ``image=filepath,text=title``, given as an option or a mapping.
@@ -102,9 +104,20 @@ def choose_columns(
         named = ",".join(f"{field}=NAME" for field in missing)
         raise PairsError(
             f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; name the "
-            f"columns, as in --columns {named}"
+            f"columns, as in --columns {named}{_of_one_side(found, names, required)}"
         )
     return found
+
+
+def _of_one_side(found: Mapping[str, str], names: Sequence[str], required: Sequence[str]) -> str:
+    """Return the end of a message that a side is missing, if only classes of images, or of texts, may be meant."""
+    likely = [name for name in names if _plain(name) in _LIKE_TARGETS]
+    sides = found or {side: "" for side in REQUIRED if side not in required}  # images in the table itself
+    if len(likely) != 1 or len(sides) != 1 or "target" in sides:
+        return ""
+    ((side, column),) = sides.items()
+    named = f"{side}={column}," if column else ""
+    return f"; or, if these are {side}s with a class each, --columns {named}target={likely[0]}"
 
 
 def means_image(name: str) -> bool:

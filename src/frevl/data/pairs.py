@@ -365,6 +365,8 @@ def _other_keys(row: object) -> str:
     """Explain how to name the fields if a row's keys are not those of a pair."""
     if not isinstance(row, dict) or not row or set(REQUIRED) <= set(row):
         return ""
+    if "target" in row and not set(REQUIRED).isdisjoint(row):  # classes of one side: nothing is missing
+        return ""
     keys = ", ".join(f"'{key}'" for key in list(row)[:8])
     return f" The last one has the keys {keys}: name them, as in --columns image=NAME,text=NAME."
 

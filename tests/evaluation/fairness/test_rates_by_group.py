@@ -85,6 +85,18 @@ def test_classes_by_group(made, runs, tmp_path, frevl):
     assert "accuracy by side: worst" in said.out
 
 
+def test_groups_that_are_equal_have_no_worst(made, runs, tmp_path, frevl):
+    scorer = Scorer.open(runs / "asked", store=made.store)
+    said = scorer.predict(list(zip(made.train.images, made.train.texts, strict=True)))
+    right = [row for row, one in enumerate(said) if one.label == made.train.targets[row]]
+    file = with_key(made.train.select(right), tmp_path / "p.jsonl", lambda row: "ab"[number(row) % 2])
+    out = frevl(
+        "evaluate", "--store", made.store.path, "--run", runs / "asked", "--pairs", file, "--groups", "side"
+    ).out
+    assert "All groups of 'side' have the same accuracy: 100.00 %." in out
+    assert "accuracy by side: no group is worst, gap 0.00 points" in out
+
+
 def test_recall_and_match_rate_by_group(made, runs, tmp_path):
     pairs = read_pairs(with_key(made.captions, tmp_path / "p.jsonl", lambda row: "ab"[number(row) % 2]))
     scorer = Scorer.open(runs / "dual", store=made.store)

@@ -199,6 +199,22 @@ def test_names_without_a_space_are_left_out_beside_examples(one_side, tmp_path):
     assert run.results["development"]["accuracy"] > 90
 
 
+def test_a_class_in_another_case_is_named_where_its_examples_are_missed(named, one_side, tmp_path):
+    shouted = tmp_path / "shouted.jsonl"
+    shouted.write_text(named.examples.read_text().replace('"ash"', '"ASH"'))
+    run = frevl.classify(named.store, named.classes, run=tmp_path / "run", examples=shouted)
+    assert any("there is no class 'ASH'. Did you mean 'ash'?" in note for note in run.results["notes"])
+    both = tmp_path / "both.jsonl"
+    both.write_text(named.examples.read_text().replace('"ash"', '"ASH"', 5))
+    run = frevl.classify(named.store, run=tmp_path / "both", examples=both)
+    assert run.results["warnings"][0].startswith("Classes that look alike: 2 of 7 differ from another one only in case")
+    if one_side.side == "image":  # no space for names, so a class lives by its examples alone
+        other = tmp_path / "other.jsonl"
+        other.write_text(one_side.train_file.read_text().replace('"moss"', '"MOSS"'))
+        with pytest.raises(UsageError, match="'moss' has no example, but examples are of the class 'MOSS'; write both"):
+            frevl.classify(one_side.store, ["fern", "moss", "reed"], run=tmp_path / "third", examples=other)
+
+
 def test_in_the_space_of_a_trained_run(made, tmp_path):
     dual = frevl.train(
         made.store, made.captions, run=tmp_path / "dual", task="matching", model="dual",

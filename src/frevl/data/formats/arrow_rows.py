@@ -358,6 +358,11 @@ def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any
 
 
 def _plain_target(target: Any) -> Any:
+    if isinstance(target, bytes):  # some programs write text as bytes, as for names of images; others are rejected
+        try:
+            return target.decode()
+        except UnicodeDecodeError:
+            return target
     if isinstance(target, list) and target and isinstance(target[0], tuple):  # a map column
         target = dict(target)
     if isinstance(target, dict):  # a struct column has every key in every row

@@ -279,6 +279,8 @@ def _opportunity(
 def _sentence(key: str, name: str, table: dict[str, Any]) -> str:
     low, high = table["worst"], table["best"]
     worst, best = table["groups"][low], table["groups"][high]
+    if not table["gap"]:
+        return f"All groups of '{key}' have the same {name}: {worst[name]:.2f} %."
     shown = f"'{low:.60}' {worst[name]:.2f} % to '{high:.60}' {best[name]:.2f} %, {table['gap']:.2f} points apart"
     bounds = table["difference_ci95"]
     interval = "" if bounds is None else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"

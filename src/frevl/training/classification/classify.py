@@ -17,8 +17,9 @@ from torch import Tensor
 
 from frevl.data.class_files import TEMPLATE, TEMPLATE_OF_CAPTIONS, ClassList, check_templates, read_classes
 from frevl.data.columns import columns_of
+from frevl.data.label_doubts import look_alike_note, plain_label
 from frevl.data.names import as_list
-from frevl.data.pairs import Pairs, in_memory
+from frevl.data.pairs import Pairs, Target, in_memory
 from frevl.errors import UsageError, nearest, rejects_sentence
 from frevl.models.hub import weights_digest
 from frevl.models.inputs import mean_pool
@@ -117,6 +118,7 @@ def classify(
     doubts: list[str] = []
     read = read_examples(opened, examples, columns, notes)
     listed = classes_of(read) if classes is None else read_classes(classes)
+    doubts += look_alike_note(listed.labels)
     if listed.rejected:
         notes.append(rejects_sentence(listed.rejected))
     judged = read_examples(opened, dev, columns, notes)
@@ -144,7 +146,7 @@ def classify(
             names = _names(listed, found, templates, doubts, has_examples=has_examples, trained=of_run is not None)
         if names is None and method == "names":
             raise UsageError("--method names needs class names; give them with --classes")
-        _check_all_classes(listed, names, own)
+        _check_all_classes(listed, names, own, [] if read is None else read.targets)
         _check_method(method, listed, own)
         of_names = None if names is None else _space_of(names, own)
         network, choice = fit_network(
@@ -298,15 +300,21 @@ def _names(
     return name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
 
 
-def _check_all_classes(classes: ClassList, names: NameVectors | None, own: EmbeddedExamples) -> None:
-    """Refuse a class with neither names nor examples."""
+def _check_all_classes(
+    classes: ClassList, names: NameVectors | None, own: EmbeddedExamples, given: Sequence[Target | None]
+) -> None:
+    """Refuse a class with neither names nor examples; ``given`` holds the classes of the examples as written."""
     counts = torch.bincount(own.labels, minlength=len(classes.entries))
     for number, entry in enumerate(classes.entries):
         if not counts[number] and (names is None or not names.named[number]):
+            alike = {str(one) for one in given if one is not None and plain_label(str(one)) == plain_label(entry.label)}
+            written = sorted(alike - set(classes.labels))
             raise UsageError(
                 f"{entry.place or 'classes'}: the class '{entry.label}' has no example"
                 + ("" if names is None else " and no name")
-                + "; give one with --examples, or leave the class out"
+                + (f", but examples are of the class '{written[0]:.60}'; write both alike, or" if written else "; give")
+                + (" give" if written else "")
+                + " one with --examples, or leave the class out"
             )
     if names is not None and int(names.named.sum()) < 2 and not bool(names.named.all()):
         raise UsageError("expected names for at least two classes, or for none; found one")
