@@ -171,8 +171,8 @@ def test_a_class_whose_two_groups_are_both_set_aside_is_not_judged():
     kept, aside, _ = set_aside(learnt, 0.1, task="classification", min_answer_count=1, seed=43)
     assert "rare" not in kept.targets
     assert aside.targets.count("rare") == 2
-    assert answers._learnt_classes(learnt, ["rare", "0"], 43).tolist() == [False, True]
-    assert answers._learnt_classes(learnt, ["rare", "0"], 0).tolist() == [True, True]
+    assert answers._learned_classes(learnt, ["rare", "0"], 43).tolist() == [False, True]
+    assert answers._learned_classes(learnt, ["rare", "0"], 0).tolist() == [True, True]
 
 
 def test_folds_keep_groups_whole_and_have_as_many():

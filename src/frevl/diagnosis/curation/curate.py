@@ -39,7 +39,7 @@ __all__ = ["Curation", "curate"]
 # Bytes of the Python objects for a line with two short texts: 1,670 by tracemalloc. Embeddings are extra.
 _BYTES_A_LINE = 1_600
 
-# Kinds of data recorded by an interrupted call, and the message if they changed since.
+# The data recorded by an interrupted call, and the message for each that has changed since.
 _CHANGED = {
     "frevl": "frevl was updated",
     "store": "the store has changed",
@@ -83,12 +83,12 @@ class Curation:
     def sentence(self) -> str:
         """Describe the result, starting with reasons to doubt it."""
         where = "" if self.out is None else f" into {self.out}"
-        said = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
+        parts = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
         for name, one in self.filters.items():
-            said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by this filter alone).")
+            parts.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by this filter alone).")
         if self.removed is not None and self.removed.sentence():
-            said.append(self.removed.sentence())
-        return " ".join([*self.doubts, *said, *self.notes, rejects_sentence(self.rejects)]).rstrip()
+            parts.append(self.removed.sentence())
+        return " ".join([*self.doubts, *parts, *self.notes, rejects_sentence(self.rejects)]).rstrip()
 
     def record(self) -> dict[str, Any]:
         """Return the record that ``--json`` writes: the counts, not the lines."""
@@ -199,10 +199,10 @@ def curate(
     if run is not None and "match" not in names:
         raise UsageError(f"--run scores matches, but the filters are {', '.join(names)}; add --drop match")
     notes = list(read.notes)
-    asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
     notes += look_alike_note(usable.targets) if chosen_task == "classification" else []
-    towers = choose_towers(opened, [usable], notes, asked)
+    towers = choose_towers(opened, [usable], notes, encoders)
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"], seed=seed,
         purpose="Kept in one fold",
@@ -210,7 +210,7 @@ def curate(
     notes += found_groups
     session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
     settings = {
-        "task": chosen_task, "drop": names, "run": None if run is None else str(run), **asked, "group_by": group_by,
+        "task": chosen_task, "drop": names, "run": None if run is None else str(run), **encoders, "group_by": group_by,
         "find_groups": find_groups, "folds": folds, "seed": seed, "device": device, "time_limit": time_limit,
         "data": data_identity(opened, read, None, run),
     }  # fmt: skip
@@ -288,8 +288,8 @@ def _check_room(lines: int) -> None:
 
 def _task(pairs: Pairs, task: str | None) -> str:
     if task is None:
-        told = [target for target in pairs.targets if target is not None]
-        return "matching" if all(target in ("true", "false") for target in told) else "classification"
+        given = [target for target in pairs.targets if target is not None]
+        return "matching" if all(target in ("true", "false") for target in given) else "classification"
     if task not in TASKS:
         raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
     return task

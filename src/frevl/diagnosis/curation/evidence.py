@@ -1,7 +1,7 @@
 """Evidence that a line is right, combined into one score; and a text's agreement with its image's other texts.
 
-If all texts of an image were exchanged for those of another, they agree with each other, and each looks right. So the
-texts of an image are also judged together, without their agreement.
+If all texts of an image were replaced by those of another, they agree with each other, so each of them looks right.
+Therefore the texts of an image are also judged together, without their agreement.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TextsOfImages:
         return cls(rows)
 
     def agreement(self, vectors: Tensor, image: Tensor, text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a text's closeness to the image's other texts, and 1 if there are any, ``(n,)`` each.
+        """Return how close a text is to the image's other texts, and whether there are any, ``(n,)`` each.
 
         Args:
             vectors: ``(texts, d)`` unit vectors of all texts.
@@ -55,7 +55,7 @@ class TextsOfImages:
             own: ``(n,)`` the line's own text, which counts neither for itself nor for its replacement.
 
         Returns:
-            The mean cosine; 0 if there is no other text.
+            The mean cosine, 0 if there is no other text; and 1 if there is one, else 0.
         """
         others = self.rows[image]
         counted = (others >= 0) & (others != own[:, None]) & (others != text[:, None])
@@ -77,7 +77,7 @@ def one_score(
         given: ``(n, features)`` features of the given lines.
         drawn: ``(m, features)`` features of the drawn lines.
         right: ``(n,)`` bool, lines given as right: only these are used for fitting.
-        learnt: ``(k, features)``, further lines to score.
+        learnt: ``(k, features)`` features of further lines to score.
 
     Returns:
         ``(n,)``, ``(m,)`` and ``(k,)`` scores; a single feature is returned unchanged.
@@ -141,7 +141,7 @@ def exchange_images(image: Tensor, group: Tensor, source: Tensor, seed: int) -> 
 
 @dataclass(frozen=True)
 class ExchangedImages:
-    """What the texts of images say together.
+    """A joint judgement of all texts of each image.
 
     Attributes:
         beliefs: ``(n,)`` probability that the image of a line was not given the texts of another as a whole; 1 for
@@ -176,7 +176,7 @@ def judge_images(
     groups: NDArray[np.int64],
     exchanged: tuple[NDArray[np.float64], NDArray[np.int64]],
 ) -> ExchangedImages | None:
-    """Judge the texts of an image together, without what depends on their agreement.
+    """Judge the texts of an image together, without the features that depend on their agreement.
 
     Args:
         given: ``(n, features)`` features of the given lines.

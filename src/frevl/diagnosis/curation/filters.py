@@ -20,11 +20,11 @@ FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
     "label": (label_filter, ("classification",)),
     "duplicate": (duplicate_filter, ("matching", "classification")),
 }
-"""Every filter with the tasks it is for. A filter that uses the findings of others comes after them: of several copies,
-one whose lines stay is kept, preferably the best matching one."""
+"""The filters, and the tasks that each is for. A filter that uses the findings of others comes after them: of several
+copies, one whose lines stay is kept, preferably the one that matches best."""
 
 # A question that can be answered from the text alone is not an error, so this filter runs only on request.
-_ASKED_FOR = ("blind",)
+_ON_REQUEST = ("blind",)
 
 
 def chosen_filters(task: str, drop: list[str] | None) -> list[str]:
@@ -38,7 +38,7 @@ def chosen_filters(task: str, drop: list[str] | None) -> list[str]:
         UsageError: No such filter exists, or it is for another task.
     """
     if drop is None:
-        return [name for name, (_, tasks) in FILTERS.items() if task in tasks and name not in _ASKED_FOR]
+        return [name for name, (_, tasks) in FILTERS.items() if task in tasks and name not in _ON_REQUEST]
     for name in drop:
         if name not in FILTERS:
             raise UsageError(f"--drop: there is no filter '{name}'. {nearest(name, FILTERS)}")

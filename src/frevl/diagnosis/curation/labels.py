@@ -1,6 +1,6 @@
-"""The filters ``label`` and ``blind``: wrong labels, and lines that the text alone answers.
+"""The filters ``label`` and ``blind`` for wrong labels and for lines whose label the text alone gives away.
 
-Both use models not trained on the line's group. Labels are found wrong by the rule of
+Both use models not trained on the line's group. Wrong labels are found by the rule of
 `frevl.diagnosis.data_quality.label_rule`.
 """
 
@@ -70,22 +70,22 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             lines, "label", given, f"wrong labels cannot be found: too little remains without a fold ({error})"
         )
     cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
-    judged, notes = _learnt(labels, classes, answers)
-    rows, labels, said = rows[judged], labels[judged], [one.said[judged] for one in answers]
+    judged, notes = _known_to_models(labels, classes, answers)
+    rows, labels, predicted = rows[judged], labels[judged], [one.probabilities[judged] for one in answers]
     if len(set(labels.tolist())) < 2:
         return _silent(lines, "label", given, f"wrong labels cannot be found: {notes[0]}", cut)
-    accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in said]
+    accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in predicted]
     usual = float(np.bincount(labels).max() / len(labels))
-    told = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
+    measured = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
     if min(accuracies) < least_accuracy(usual):
         reason = (
-            f"wrong labels cannot be distinguished from model errors (accuracy on held-out lines: {told}; always "
+            f"wrong labels cannot be distinguished from model errors (accuracy on held-out lines: {measured}; always "
             f"the most frequent label: {100 * usual:.1f} %)"
         )
         return _silent(lines, "label", given, reason, cut)
-    weights = model_weights(labels, said)
-    wrong = _contradicted(labels, said, weights, lines.session.seed)
-    mean = np.tensordot(weights, np.stack(said), axes=1)
+    weights = model_weights(labels, predicted)
+    wrong = _contradicted(labels, predicted, weights, lines.session.seed)
+    mean = np.tensordot(weights, np.stack(predicted), axes=1)
     belief = np.full(len(lines), np.nan)
     belief[rows] = mean[np.arange(len(rows)), labels]
     likelier = {row: classes[number] for row, number in zip(rows.tolist(), mean.argmax(axis=1).tolist(), strict=True)}
@@ -98,7 +98,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     doubts = []
     if not stands_out(len(wrong) / len(rows), accuracies):
         doubts = [
-            f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {told}). Look at a "
+            f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {measured}). Look at a "
             "hundred of them first."
         ]
     figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
@@ -115,25 +115,25 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[str(given[row])] for row in rows], np.int64)
     try:
-        said, told_by, answers = _by_text(lines, labels, classes, rows)
+        predicted, source, answers = _by_text(lines, labels, classes, rows)
     except PairsError as error:
         reason = f"what the text alone answers is unknown: too little remains without a fold ({error})"
         return _silent(lines, "blind", None, reason)
     cut = cut_short(len(answers.cut), _folds(lines))
-    judged, notes = _learnt(labels, classes, [answers])
-    rows, labels, said = rows[judged], labels[judged], said[judged]
+    judged, notes = _known_to_models(labels, classes, [answers])
+    rows, labels, predicted = rows[judged], labels[judged], predicted[judged]
     if not len(rows):
         return _silent(lines, "blind", None, f"what the text alone answers is unknown: {notes[0]}", cut)
     belief = np.full(len(lines), np.nan)
-    belief[rows] = said[np.arange(len(rows)), labels]
+    belief[rows] = predicted[np.arange(len(rows)), labels]
     usual = (np.bincount(labels, minlength=len(classes)) / len(labels))[labels]
     sure = belief[rows]
     flagged = np.zeros(len(lines), bool)
     flagged[rows] = (sure >= GIVEN_AWAY) & (sure * (1 - usual) >= _ODDS * usual * (1 - sure))
-    hits = float((said.argmax(axis=1) == labels).mean())
+    hits = float((predicted.argmax(axis=1) == labels).mean())
     often = float(np.bincount(labels).max() / len(labels))
     note = (
-        f"The text alone ({told_by}) answers {100 * hits:.1f} % of {len(rows):,} lines, always the most frequent label "
+        f"The text alone ({source}) answers {100 * hits:.1f} % of {len(rows):,} lines, always the most frequent label "
         f"{100 * often:.1f} %."
     )
     values = [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief.tolist()]
@@ -153,17 +153,17 @@ def _by_text(
     embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
     at = np.flatnonzero(embedded.knows[np.arange(len(rows)), labels])
     own = labels[at]
-    if not len(at) or np.log(words[at, own]).mean() >= np.log(embedded.said[at, own]).mean():
+    if not len(at) or np.log(words[at, own]).mean() >= np.log(embedded.probabilities[at, own]).mean():
         return words, "its words", embedded
-    return embedded.said, "its embedding", embedded
+    return embedded.probabilities, "its embedding", embedded
 
 
-def _learnt(
+def _known_to_models(
     labels: NDArray[np.int64], classes: Sequence[str], answers: Sequence[Answers]
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
     """Return which lines have a label known to the models that answer them, and a note on the others.
 
-    A model that has never seen a class would flag all its lines.
+    A model that has never seen a class would flag all lines of that class.
     """
     at = np.arange(len(labels))
     judged = np.all([one.knows[at, labels] for one in answers], axis=0)
@@ -234,13 +234,13 @@ def _text_model(count: int) -> ModelSpec:
 
 
 def _contradicted(
-    labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]], weights: NDArray[np.float32], seed: int
+    labels: NDArray[np.int64], predicted: Sequence[NDArray[np.float32]], weights: NDArray[np.float32], seed: int
 ) -> NDArray[np.int64]:
     """Return the rows whose label is likely wrong; many rows and classes are processed in blocks."""
-    blocks, block_of = deal_blocks(len(labels), len(said), said[0].shape[1], seed=seed)
+    blocks, block_of = deal_blocks(len(labels), len(predicted), predicted[0].shape[1], seed=seed)
     found: list[int] = []
     for block in range(blocks):
         rows = np.flatnonzero(block_of == block)
-        wrong = find_wrong_labels(labels[rows], [one[rows] for one in said], weights=weights)
+        wrong = find_wrong_labels(labels[rows], [one[rows] for one in predicted], weights=weights)
         found += rows[wrong.rows].tolist()
     return np.array(sorted(found), np.int64)

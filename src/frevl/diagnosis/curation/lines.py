@@ -101,7 +101,7 @@ Filter = Callable[[Lines, Mapping[str, Found]], Found]
 
 
 def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
-    """Write lines as JSON, one object each; the file is written completely or not at all.
+    """Write lines as JSON, one object per line; the file is written completely or not at all.
 
     Args:
         path: File to write; None writes nothing.

@@ -1,10 +1,10 @@
-"""The filter ``match``: does the text describe the image? Out of fold, as models accept captions they trained on.
+"""The filter ``match``: whether a text describes its image, judged by models that were not trained on the line.
 
-Groups of lines are dealt into folds. For each fold, a ``dual`` and a kernel alignment are trained on the other folds
-and score this fold's lines and as many wrong ones drawn from it; both scores give the probability that a line is right
-(`frevl.diagnosis.curation.match_probability`). The features are those used to mine hard negatives
-(`frevl.training.retrieval.reranker`), i.e. cosines and hubness, and the text's agreement with the image's other
-texts. A text near one of the image's right texts is not drawn as a wrong one.
+Groups of lines are dealt into folds. For each fold, a ``dual`` and a kernel alignment are trained on the other folds,
+and score this fold's lines and up to twice as many wrong ones drawn from it. The features are those used to mine hard
+negatives (`frevl.training.retrieval.reranker`), i.e. cosines and hubness, and the text's agreement with the image's
+other texts; combined into one score, they give the probability that a line is right
+(`frevl.diagnosis.curation.match_probability`). A text near one of the image's right texts is not drawn as wrong.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _FEATURES = 6
 _AT_ONCE, _PAIRS_AT_ONCE = 8192, 16_384
 _LEAST_SECONDS = 1.0  # of training per fold, whatever is left of the time limit
 # An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
-_CLEAR, _LEAST_TOLD = 0.95, 0.1
+_CLEAR, _LEAST_CLEAR = 0.95, 0.1
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class _Scores:
 
     ``given`` is ``(n, features)``, ``drawn`` ``(m, features)``; each column separates right from wrong lines a little,
     and `frevl.diagnosis.curation.evidence` combines them into one score. ``learnt`` ``(k, features)`` are wrong lines
-    whose text the model knows from an image of its own, and ``exchanged`` those of images given all texts of another;
-    none for a run trained elsewhere.
+    whose text the model was trained on with another image, and ``exchanged`` those of images given all texts of
+    another; both are empty for a run trained elsewhere.
     """
 
     given: Tensor
@@ -104,10 +104,10 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         return _silent(lines, "all lines have the same text, so no text is wrong for any image")
     doubts: list[str] = []
     if lines.run is None:
-        told = _out_of_fold(lines, doubts)
-        if isinstance(told, str):
-            return _silent(lines, told, doubts)
-        scores = told
+        found = _out_of_fold(lines, doubts)
+        if isinstance(found, str):
+            return _silent(lines, found, doubts)
+        scores = found
     else:
         scores = _of_run(lines, _embedded(lines), groups, torch.from_numpy(right), doubts)
     return _judged(lines, scores, groups.numpy(), right, doubts)
@@ -131,11 +131,11 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     if len(drawn_table) == 0:
         return _silent(lines, "no text is wrong for any image, as every text is close to a right one", doubts)
     given, drawn, learnt = one_score(table, drawn_table, right, scores.learnt.double().numpy())
-    told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
-    if told < _LEAST_TOLD:
+    clear = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
+    if clear < _LEAST_CLEAR:
         return _silent(
             lines,
-            f"the model does not distinguish these texts from random ones ({100 * told:.0f} % of the lines score "
+            f"the model does not distinguish these texts from random ones ({100 * clear:.0f} % of the lines score "
             f"above all but {100 * (1 - _CLEAR):.0f} % of the random ones); it knows too little about such "
             "images and texts, or nearly all lines are wrong",
             doubts,
@@ -154,21 +154,21 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     if whole is not None:
         belief *= whole.beliefs
         (share, (low, high)), notes = whole.with_lines(found), (whole.sentence(),)
-    said = belief.copy()
+    reported = belief.copy()
     order = np.argsort(given[right], kind="stable")
-    said[~right] = np.interp(given[~right], given[right][order], found.even[order])
+    reported[~right] = np.interp(given[~right], given[right][order], found.even[order])
     notes += (
         "The number of wrong texts cannot be known from the lines alone: about "
         f"{100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] describe their image no better than random texts do, "
         "and wrong texts that come close (from a similar image, or with one wrong word) count as right.",
     )
     return Found(
-        [{"match": round(value, 6)} for value in said.tolist()],
+        [{"match": round(value, 6)} for value in reported.tolist()],
         belief < UNLIKELY,
         belief,
         tuple(doubts),
         notes,
-        {"wrong_share": share, "ci95": [low, high], "above_drawn": told},
+        {"wrong_share": share, "ci95": [low, high], "above_drawn": clear},
     )
 
 
@@ -237,7 +237,7 @@ class _ScoredFolds:
 
 
 def _groups(lines: Lines) -> Tensor:
-    """Return ``(n,)`` int, the number of the group of every line."""
+    """Return the number of the group of every line, ``(n,)`` int."""
     names = {name: number for number, name in enumerate(dict.fromkeys(lines.pairs.clusters))}
     return torch.tensor([names[name] for name in lines.pairs.clusters])
 
@@ -260,17 +260,17 @@ def _one_fold(
     Also return whether the time limit cut the training short.
     """
     seed = session.seed
-    learnt = inside[right[inside]]
+    trained_on = inside[right[inside]]
     network, report = fit_two_tower_ensemble(
-        pairs.select(learnt), options=TwoTowerOptions(members=1), session=session, checkpoint=place.part("dual"),
+        pairs.select(trained_on), options=TwoTowerOptions(members=1), session=session, checkpoint=place.part("dual"),
     )  # fmt: skip
-    seen = pairs.image_rows[learnt], pairs.text_rows[learnt]
+    seen = pairs.image_rows[trained_on], pairs.text_rows[trained_on]
     network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed, most=_ALIGNED), _ALIGNMENT_WEIGHT)
     banks = bank_of(network, images, texts, *seen, _BANK, seed)
     image_ids, image_at = torch.unique(pairs.image_rows[held], return_inverse=True)
     source = right[held].nonzero()[:, 0]
-    picked = torch.randint(len(learnt), (len(source),), generator=torch.Generator().manual_seed(seed))
-    shown_texts = torch.cat([pairs.text_rows[held], pairs.text_rows[learnt[picked]]])
+    picked = torch.randint(len(trained_on), (len(source),), generator=torch.Generator().manual_seed(seed))
+    shown_texts = torch.cat([pairs.text_rows[held], pairs.text_rows[trained_on[picked]]])
     text_ids, text_at = torch.unique(shown_texts, return_inverse=True)
     text_at, other_text = text_at[: len(held)], text_at[len(held) :]
     with torch.inference_mode():
@@ -286,11 +286,10 @@ def _one_fold(
         width = network.own_text_vectors(texts[:1].float()).shape[1]
 
         def features(image: Tensor, text: Tensor, line: Tensor) -> Tensor:
-            """Return features of images and texts by number, as if the text replaced that of the line."""
+            """Return the features of images and texts, by number, as if each text replaced that of its line."""
             columns = []
             for part in _blocks(len(image)):
-                shown, said = image_parts[image[part]], text_parts[text[part]]
-                cosines = shown * said
+                cosines = image_parts[image[part]] * text_parts[text[part]]
                 agreed, has_others = own.agreement(text_parts[:, :width], image[part], text[part], text_at[line[part]])
                 columns.append(
                     torch.stack(
@@ -337,9 +336,9 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     everything = torch.arange(len(pairs))
     rows, columns = _draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
     images, words = lines.pairs.images, lines.pairs.texts
-    asked = list(zip(images, words, strict=True))
-    asked += [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    blocks = (asked[start : start + _PAIRS_AT_ONCE] for start in range(0, len(asked), _PAIRS_AT_ONCE))
+    scored = list(zip(images, words, strict=True))
+    scored += [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    blocks = (scored[start : start + _PAIRS_AT_ONCE] for start in range(0, len(scored), _PAIRS_AT_ONCE))
     with scoring_through(lines.ray, scorer, _scored, notes=lines.notes) as through:
         scores = torch.from_numpy(np.concatenate(list(through(blocks))))[:, None]
     given, drawn = scores[: len(lines)], scores[len(lines) :]
@@ -362,7 +361,7 @@ def _draw_wrong(
         groups: ``(n,)`` group of every line.
         right: ``(n,)`` bool, lines given as right.
         held: Rows of the lines to draw from.
-        near: Cosine from which a text counts as another wording of one.
+        near: Cosine from which two texts count as wordings of the same content.
         seed: Random seed.
 
     Returns:

@@ -1,6 +1,6 @@
 """Turn scores into the probability that a line is right, without labels of wrong lines. Pure numpy.
 
-Two groups (Efron 2010, "Large-Scale Inference", chapter 5): the scores of the given lines are a mixture,
+This is the two-groups model (Efron 2010, "Large-Scale Inference", chapter 5): the scores of given lines are a mixture,
 ``f = wrong_share * f0 + (1 - wrong_share) * f1``. The score distribution of wrong lines, ``f0``, is known: texts of
 other images are drawn and scored by the same model. So ::
 
@@ -8,11 +8,10 @@ other images are drawn and scored by the same model. So ::
 
 The ratio is that of a classifier between drawn and given lines (Elkan and Noto 2008), here isotonic in the score. The
 share is the smallest ratio of the two distribution functions in the lower tail, where right lines are rare (Blanchard,
-Lee and Scott 2010); otherwise it is an upper bound. As an uninformative score is no reason to call a line wrong, the
-bound is then reduced by its standard error.
+Lee and Scott 2010); if they are not rare there, it is an upper bound.
 
-Wrong texts taken from similar images look like right ones, and count as right. The same ratio against texts drawn in
-that way is no upper bound for them: a model trained on such lines takes them for right ones
+Wrong texts taken from similar images look like right ones, and count as right. The same ratio against texts drawn from
+similar images is no upper bound for them: a model trained on such lines takes them for right ones
 (research/experiments/log.md).
 """
 
@@ -28,7 +27,7 @@ __all__ = ["Mixture", "fit_mixture"]
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
 _FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
 _STRICT = 0.005  # weight of a plain logistic curve in every probability, which breaks ties
-_SURE = 1.96  # standard errors by which a bound is reduced
+_SURE = 1.96  # standard errors added to each bound before the bounds are compared
 _OF_NONE = 1.5  # lines, the minimum error of a count: finding none does not prove that there are none
 _REACH = 2.5  # standard errors; for the tightest of several bounds, 1.96 covered only 85 to 96 % in simulations
 
@@ -42,7 +41,7 @@ class Mixture:
         even: ``(n,)`` the same at equal odds, for lines that are not sampled from the given ones.
         wrong_share: Share of wrong lines among the given ones, in [0, 1].
         standard_error: Standard error of that share, with groups as units.
-        most: Upper end of the share against the wrong lines whose text the model has learned elsewhere; 0 if unknown.
+        most: Upper bound of the share, from the wrong lines whose text the model learned elsewhere; 0 if unknown.
     """
 
     right: NDArray[np.float64]
@@ -93,7 +92,7 @@ def fit_mixture(
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``(n,)`` the density ratio of wrong to given lines at every given line.
+    """Return the density ratio of wrong to given lines at every given line, ``(n,)``.
 
     Both kinds have equal total weight, so the isotonic share ``g`` of given ones yields the ratio ``(1 - g) / g``.
     """
@@ -137,7 +136,7 @@ def _wrong_share(
             continue
         share = below / usual
         of_share = float(np.hypot(error / usual, share * usual_error / usual))
-        # Each is a noisy upper bound of the truth: the one that is most surely low is the tightest.
+        # Each share is a noisy upper bound of the true one: take that with the lowest upper confidence limit.
         if share + _SURE * of_share < best[2]:
             best = (share, of_share, share + _SURE * of_share)
     return min(1.0, best[0]), best[1]

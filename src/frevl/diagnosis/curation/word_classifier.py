@@ -1,6 +1,7 @@
 """Predict a label from the words of its text: logistic regression on words, word pairs and the whole text.
 
-A text embedding blurs the single word that leaks the answer; words do not (research/experiments/log.md).
+A text embedding blurs the single word that gives the answer away; a bag of words does not
+(research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -42,26 +43,26 @@ def by_words(
         linear = importlib.import_module("sklearn.linear_model")
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "diagnose") from error
-    said = np.zeros((len(texts), classes), np.float32)
+    predicted = np.zeros((len(texts), classes), np.float32)
     for fold in np.unique(fold_of).tolist():
-        learnt, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        present = np.unique(labels[learnt])
+        inside, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        present = np.unique(labels[inside])
         if len(present) < 2:
-            said[held[:, None], present] = 1.0
+            predicted[held[:, None], present] = 1.0
             continue
         counts: Any = counting.CountVectorizer(
             ngram_range=(1, 2), token_pattern=_PIECES, binary=True, dtype=np.float64, max_features=_MOST_WORDS
         )
         try:
-            seen = counts.fit_transform([texts[row] for row in learnt.tolist()])
+            seen = counts.fit_transform([texts[row] for row in inside.tolist()])
         except ValueError:  # no words in any text
-            said[held] = np.bincount(labels[learnt], minlength=classes) / len(learnt)
+            predicted[held] = np.bincount(labels[inside], minlength=classes) / len(inside)
             continue
         model: Any = linear.LogisticRegression(C=_PENALTY, max_iter=_ITERATIONS, tol=1e-3)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solution need not be more exact
-            model.fit(seen, labels[learnt])
-        said[held[:, None], model.classes_] = model.predict_proba(
+            model.fit(seen, labels[inside])
+        predicted[held[:, None], model.classes_] = model.predict_proba(
             counts.transform([texts[row] for row in held.tolist()])
         )
-    return said
+    return predicted

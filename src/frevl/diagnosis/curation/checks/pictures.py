@@ -1,4 +1,4 @@
-"""The filter ``image``: images that show nothing, being tiny, flat, strips or blurred."""
+"""The filter ``image``: images that hardly show anything because they are tiny, flat, strips or blurred."""
 
 from __future__ import annotations
 

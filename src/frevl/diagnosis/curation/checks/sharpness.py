@@ -1,8 +1,8 @@
 """Measure how sharp images are, and find those unusually blurred for their set. Pure numpy.
 
 Sharp images have both fine and coarse detail; blur removes only the fine. So the energy of the Laplacian at 256
-pixels is compared with that at 64 and at 16: an image of sky or sand has little of each, a blurred one little of only
-the first. An image counts as blurred if the logarithm of either ratio is 4 standard deviations below the set's median.
+pixels is compared with that at 64 and at 16: an image of sky or sand has little of each, a blurred one lacks only the
+first. An image counts as blurred if the logarithm of either ratio is 4 standard deviations below the set's median.
 The deviation is estimated from the sharper half, which blurred images do not affect, or from the absolute deviations,
 whichever is larger (ours; measured in research/experiments/log.md).
 """
@@ -18,7 +18,7 @@ FINE_SIDE = 256
 """Longer side in pixels at which detail is measured."""
 
 FEWEST = 50
-"""Minimum images in a set to know what is usual."""
+"""Minimum number of images in a set to know what is usual."""
 
 _DEVIATIONS = 4.0
 _LEAST = 0.05  # order of magnitude of the energy left by rounding to 8 bits

@@ -22,7 +22,7 @@ SCRIPT_SHARE = 0.95
 """Share of texts in one script from which texts in another script count as out of place."""
 
 FEWEST_PICTURES = 5
-"""Minimum distinct images with a text for it to be checked as boilerplate."""
+"""Minimum number of distinct images with a text for it to be checked as boilerplate."""
 
 _DRAWS = 400  # random sets with the same number of images
 _LEVEL = 0.99  # share of the random sets that must be less alike than the images of a normal text
@@ -105,7 +105,7 @@ def _script(letter: str) -> str | None:
 
 
 def _usual_script(texts: Sequence[str]) -> tuple[str | None, str]:
-    """Return the script of nearly all distinct texts (None if there is none), and the most frequent ones in words."""
+    """Return the script of nearly all distinct texts (None if there is none), and the most frequent ones as text."""
     counts = Counter(filter(None, (script_of(text) for text in dict.fromkeys(texts))))
     total = sum(counts.values())
     if not total:
@@ -121,26 +121,26 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     number_of: dict[str, int] = {}
     numbers = np.array([number_of.setdefault(hashes.get(image, image), len(number_of)) for image in pairs.images])
     texts = [text_content(" ".join(text.casefold().split())) for text in pairs.texts]
-    pictures: dict[str, dict[int, None]] = {}
+    images_of: dict[str, dict[int, None]] = {}
     for text, number in zip(texts, numbers.tolist(), strict=True):
-        pictures.setdefault(text, {})[number] = None
-    asked = {text: list(own) for text, own in pictures.items() if len(own) >= FEWEST_PICTURES}
-    # Random sets would hold nearly the same images, which says nothing about the text.
-    usual = [text for text, own in asked.items() if 2 * len(own) > len(number_of)]
+        images_of.setdefault(text, {})[number] = None
+    checked = {text: list(own) for text, own in images_of.items() if len(own) >= FEWEST_PICTURES}
+    # Random sets of that size would hold nearly the same images, which says nothing about the text.
+    usual = [text for text, own in checked.items() if 2 * len(own) > len(number_of)]
     for text in usual:
-        count = len(asked.pop(text))
+        count = len(checked.pop(text))
         notes.append(
             f"'{text[:60]}' goes with {count:,} of {len(number_of):,} distinct images; above half, boilerplate "
             "cannot be detected, so it was not checked."
         )
-    if not asked:
+    if not checked:
         return np.zeros(len(pairs), bool)
     first = dict(zip(numbers[::-1].tolist(), pairs.images[::-1], strict=True))
     vectors = unit_vectors(
         lines.store, [first[number] for number in range(len(number_of))], lines.image_towers, half=True
     )
-    flags = boilerplate(vectors, list(asked.values()), seed=lines.session.seed)
-    found = {text for text, flag in zip(asked, flags, strict=True) if flag}
+    flags = boilerplate(vectors, list(checked.values()), seed=lines.session.seed)
+    found = {text for text, flag in zip(checked, flags, strict=True) if flag}
     return np.array([text in found for text in texts])
 
 

@@ -121,7 +121,7 @@ def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> l
 
 
 def groups_without_a_line(units: Sequence[str], found: Found, why: Sequence[Sequence[str]]) -> int:
-    """Count the groups of copies of which no line is kept.
+    """Count the groups of copies without a kept line.
 
     Args:
         units: ``(n,)`` image (text) of every line.
@@ -167,7 +167,7 @@ def _found(
 
 
 def _repeated(pairs: Pairs) -> NDArray[np.bool_]:
-    """Return ``(n,)`` bool: whether an earlier line has the same image, text and target."""
+    """Return whether an earlier line has the same image, text and target, ``(n,)`` bool."""
     seen: set[tuple[str, str, str]] = set()
     repeated = np.zeros(len(pairs), bool)
     for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):

@@ -25,7 +25,7 @@ _ORDINARY = 0.005  # share of images whose more distant neighbours may agree as 
 _FURTHER = slice(4, 8)  # ranks of neighbours that are rarely copies
 _MEASURED = 1_000  # images used for this measurement
 
-_CANDIDATES = 8  # nearest neighbours by embedding with compared pixels
+_CANDIDATES = 8  # nearest neighbours by embedding whose pixels are compared
 _BLOCK = 1_024
 _KEPT = 2_048  # images in memory; 76 kB each
 
@@ -119,7 +119,7 @@ def _enough(
 
 
 def _candidates(vectors: NDArray[np.floating], index: AllNeighbours | None) -> NDArray[np.int64]:
-    """Return ``(c, 2)`` pairs of images, one being among the other's nearest, each pair once, in order."""
+    """Return the pairs of images of which one is among the other's nearest, each once, in order, ``(c, 2)``."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         one, other = np.triu_indices(n, 1)

@@ -1,4 +1,4 @@
-"""Find the part of an image that another image shows, if no fixed crop of `picture_match` fits: crops of any place.
+"""Find the part of an image that another image shows, wherever it lies, if no fixed crop of `picture_match` fits.
 
 The fixed crops are coarse: one of 80 % that lies between two of them agrees with neither. From the best of them, each
 side of the part is moved by 5 %, then 2.5 and 1.25 % of the image, as long as the agreement grows. Images that agree
@@ -29,8 +29,8 @@ __all__ = ["PROMISING", "Picture", "aligned_agreement"]
 PROMISING = 0.25
 """Agreement of the fixed crops below which no better part is looked for: most unrelated images have less."""
 
-_ROTATED_FROM = 0.4  # agreement that one unrelated image in a hundred reaches; 5 degrees leave a copy 0.37 or more
-_DEGREES = (-5, 5)  # of an image rotated by 3 degrees more or less, the edges still agree
+_ROTATED_FROM = 0.4  # agreement that 1 % of unrelated images reach; a copy rotated by 5 degrees keeps 0.37 or more
+_DEGREES = (-5, 5)  # edges still agree if the angle is up to 3 degrees larger or smaller
 _LOST_BY_ROTATION = 0.1  # one straight edge across an image can be rotated onto any other
 _STEPS = (0.05, 0.025, 0.0125)  # of a side
 _ROUNDS = 8  # moves per step at most
@@ -41,7 +41,7 @@ _MOVES = np.array([[sign if side == moved else 0 for side in range(4)] for moved
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it is compared.
+    """An image prepared for comparison.
 
     Attributes:
         grey: ``(96, 96)`` uint8.
@@ -58,7 +58,7 @@ class Picture:
 
 
 def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
-    """Return the agreement of two images, in [-1, 1], with crops of any place and shape.
+    """Return the agreement of two images, in [-1, 1], with crops at any place and of any shape.
 
     Args:
         one: An image.
@@ -78,7 +78,7 @@ def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
 
 def _rotated(picture: Picture, degrees: float) -> Picture:
     image = Image.fromarray(picture.grey)
-    middle = int(picture.grey.mean())  # in the corners, where nothing is known: little edge there
+    middle = int(picture.grey.mean())  # fills the empty corners, so that few edges arise there
     return Picture.of(np.asarray(image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=middle)))
 
 

@@ -1,10 +1,10 @@
-"""Match images by their edges, even if mirrored, turned, inverted, resized, recoloured or cropped.
+"""Match images by their edges, even if mirrored, rotated, inverted, resized, recoloured or cropped.
 
 An image is read as 96 x 96 grey values. Whole, and cropped by 5 to 30 % to the middle, the sides and the corners,
 it is resized to 24 x 24 and its 5 x 5 local mean subtracted, so that lighting, contrast and broad areas (sky, sea)
 count little. The agreement of two images is the highest correlation, or its opposite for an inverted image, between
-the whole of one, upright, turned by quarters or mirrored, and a crop of the other, or between equal crops of both,
-which leave out a banner; crops by more than 20 % and equal ones must agree better. Pure numpy; ours, measured in
+the whole of one, upright, rotated by quarter turns or mirrored, and a crop of the other, or between equal crops of
+both, which leave out a banner; crops by more than 20 % and equal ones must agree better. Pure numpy; ours, measured in
 research/experiments/log.md.
 """
 
@@ -31,7 +31,7 @@ _GRID = 24
 _FLAT = 24.0  # length of an image's edges below which it shows nothing: one grey value per cell
 _SMALL = 0.79  # of a side: crops smaller than this are small
 LOST_BY_SMALL_CROPS = 0.2
-"""Agreement taken off small crops and equal crops of both: with few edges left they agree by chance."""
+"""Agreement subtracted for small crops and equal crops of both: with few edges left they agree by chance."""
 
 _BLUR = 2  # cells on each side of the local mean that is subtracted
 
@@ -50,7 +50,7 @@ CROPS = tuple(_cuts())
 
 
 def _resampling(starts: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return ``(n, 24, 96)`` weights that average the grey values over each of 24 cells of parts of a side."""
+    """Return weights that average the grey values over each of 24 cells of parts of a side, ``(n, 24, 96)``."""
     bounds = SIDE * (starts[:, None] + (ends - starts)[:, None] * np.linspace(0, 1, _GRID + 1))
     pixels = np.arange(SIDE)
     shared = np.minimum(bounds[:, 1:, None], pixels + 1) - np.maximum(bounds[:, :-1, None], pixels)
@@ -70,7 +70,7 @@ def is_small(part: NDArray[np.float64], *, slack: float = 0.0) -> bool:
 
     Args:
         part: Left, top, right and bottom, as shares of the image.
-        slack: By how much more of a side it may lack.
+        slack: Share of a side by which it may be smaller still without counting as small.
     """
     return bool((part[2:] - part[:2]).min() < _SMALL - slack)
 
@@ -131,7 +131,7 @@ def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
 
 
 def ways_of(edges: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return ``(576, 8)``: the edges of an image upright, turned by quarters, and each of these mirrored."""
+    """Return the edges of an image in four quarter turns, and each of these mirrored, ``(576, 8)``."""
     square = edges.reshape(_GRID, _GRID)
     turned = [np.rot90(square, quarters) for quarters in range(4)]
     return np.stack([way.ravel() for one in turned for way in (one, one[:, ::-1])], axis=1)

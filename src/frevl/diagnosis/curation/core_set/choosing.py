@@ -1,11 +1,11 @@
 """Choose test items that preserve the order of runs and their differences. Pure numpy.
 
-The start is a random subset. Then, a few times, a random unit (an image with all its lines) is replaced by the one that
-brings the differences between runs closest to those on the whole set; among equals, by the most discriminating one,
-i.e. with the highest point-biserial correlation with the whole set's score over runs and their bootstrap replicas. So
-nearly all of the subset stays random, which keeps it fair to runs not used in the choice. Choosing every unit, by
-differences, by discrimination, or both, with or without mixtures of the runs, was no better for those and sometimes
-worse (ours; measured in research/experiments/log.md).
+The choice starts from a random subset. Then, 30 times, a random unit (an image with all its lines) is replaced by the
+one that brings the differences between runs closest to those on the whole set; among equals, by the most
+discriminating one, i.e. with the highest point-biserial correlation with the whole set's score over runs and their
+bootstrap replicas. So most of the subset stays random, which keeps it fair to runs not used in the choice. Choosing
+every unit, by differences, by discrimination, or both, with or without mixtures of the runs, was no better for those
+and sometimes worse (ours; measured in research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def kendall_tau(one: Floats, other: Floats) -> float:
     """Return Kendall's tau-b of two lists of scores: 1 for identical order; NaN if one is constant.
 
     Args:
-        one: ``(n,)``.
-        other: ``(n,)``.
+        one: ``(n,)`` scores.
+        other: ``(n,)`` scores of the same items.
     """
     first, second = np.triu_indices(len(one), 1)
     # Sums of the same numbers in a different order differ only by rounding, which must not count.

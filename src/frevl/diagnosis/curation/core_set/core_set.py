@@ -46,8 +46,8 @@ class CoreSet:
     Attributes:
         lines: The chosen lines, in file order.
         of: Number of lines in the whole test set.
-        runs: One record per run: path, scores on the whole set and on the core in percent, with intervals.
-        pairs: One record per pair of runs: difference on the whole set and on the core in points, with intervals.
+        runs: A record per run: path, scores on the whole set and on the core in percent, with intervals.
+        pairs: A record per pair of runs: difference on the whole set and on the core in points, with intervals.
         tau: Kendall's tau-b between the runs' scores on the core and on the whole set.
         tau_left_out: The same with every run ranked by a core chosen without it: what to expect for new runs. None if
             unknown.
@@ -94,7 +94,7 @@ class CoreSet:
         )
 
     def record(self) -> dict[str, Any]:
-        """Return what ``--json`` writes."""
+        """Return the record that ``--json`` writes."""
         mean, low, high = self.tau_random
         return {
             "lines": len(self.lines),
@@ -257,7 +257,7 @@ def _units(clusters: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.
 def _not_learned_from(
     store: Store, test: Pairs, pairs: str | Path | Pairs | None, units: NDArray[np.int64], notes: list[str]
 ) -> NDArray[np.bool_]:
-    """Return ``(units,)`` bool: none of its images (texts) is in the runs' training pairs."""
+    """Return for each unit whether none of its images (texts) is in the runs' training pairs, ``(units,)`` bool."""
     free = np.ones(int(units.max()) + 1, bool)
     if pairs is None:
         return free

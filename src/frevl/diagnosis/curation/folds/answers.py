@@ -42,12 +42,12 @@ class Answers:
     """The models' predictions for lines that they were not trained on.
 
     Attributes:
-        said: ``(n, classes)`` calibrated, rows sum to 1; uniform if a model knows none of the classes.
+        probabilities: ``(n, classes)`` calibrated, rows sum to 1; uniform if a model knows none of the classes.
         knows: ``(n, classes)`` bool, whether the model answering the line was trained on the class.
         cut: Indices of folds whose model was cut short by the time limit.
     """
 
-    said: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     knows: NDArray[np.bool_]
     cut: frozenset[int]
 
@@ -72,18 +72,18 @@ def out_of_fold(
     """
     folds = lines.folds or FOLDS
     work = _AnsweredFolds(lines, spec, classes, rows)
-    said = np.zeros((len(rows), len(classes)), np.float32)
-    knows, cut = np.zeros(said.shape, bool), set()
+    probabilities = np.zeros((len(rows), len(classes)), np.float32)
+    knows, cut = np.zeros(probabilities.shape, bool), set()
     limit = lines.session.time_limit
     for fold in each_fold(
         lines, spec.name, folds, work, partial(_AnsweredFolds, spec=spec, classes=classes, rows=rows),
         limit=None if limit is None else share * limit, least=_LEAST_SECONDS,
     ):  # fmt: skip
         held = np.flatnonzero(work.fold_of == fold.number)
-        said[held], knows[held] = fold.tensors["said"].numpy(), fold.tensors["knows"].numpy()
+        probabilities[held], knows[held] = fold.tensors["said"].numpy(), fold.tensors["knows"].numpy()
         cut |= {fold.number} if fold.cut else set()
-    said = np.maximum(said, 1e-9)
-    return Answers(said / said.sum(axis=1, keepdims=True), knows, frozenset(cut))
+    probabilities = np.maximum(probabilities, 1e-9)
+    return Answers(probabilities / probabilities.sum(axis=1, keepdims=True), knows, frozenset(cut))
 
 
 class _AnsweredFolds:
@@ -102,37 +102,37 @@ class _AnsweredFolds:
     ) -> tuple[dict[str, Tensor], bool]:
         seed = self._lines.session.seed
         held, others = np.flatnonzero(self.fold_of == number), np.flatnonzero(self.fold_of != number)
-        learnt = few_enough(self._known.select(others.tolist()), seed=seed)
-        asked = self._known.select(held.tolist())
-        said, cut = _answers(self._lines, self._spec, learnt, asked, self._classes, time_limit)
-        knows = np.repeat(_learnt_classes(learnt, self._classes, seed)[None], len(held), axis=0)
-        return {"said": torch.from_numpy(said), "knows": torch.from_numpy(knows)}, cut
+        trained_on = few_enough(self._known.select(others.tolist()), seed=seed)
+        held_out = self._known.select(held.tolist())
+        predicted, cut = _answers(self._lines, self._spec, trained_on, held_out, self._classes, time_limit)
+        knows = np.repeat(_learned_classes(trained_on, self._classes, seed)[None], len(held), axis=0)
+        return {"said": torch.from_numpy(predicted), "knows": torch.from_numpy(knows)}, cut
 
 
-def _learnt_classes(learnt: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Return ``(classes,)`` bool: whether a class has enough groups, also outside those set aside.
+def _learned_classes(pairs: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """Return whether each class has enough groups, also among those not set aside, ``(classes,)`` bool.
 
-    Among groups with many answers, training may set aside some that hold the last lines of a rare class.
+    If groups have many answers, training may set aside the only ones that hold a rare class.
     """
-    left, _, _ = set_aside(learnt, _DEV_SHARE, task="classification", min_answer_count=1, seed=seed)
+    left, _, _ = set_aside(pairs, _DEV_SHARE, task="classification", min_answer_count=1, seed=seed)
     shown = {answer for target in left.targets for answer in answers_of(target, "classification")}
     groups: dict[str, set[str]] = {}
-    for target, name in zip(learnt.targets, learnt.clusters, strict=True):
+    for target, name in zip(pairs.targets, pairs.clusters, strict=True):
         for answer in answers_of(target, "classification"):
             groups.setdefault(answer, set()).add(name)
-    fewest = min(_FEWEST_GROUPS, len(set(learnt.clusters)))
+    fewest = min(_FEWEST_GROUPS, len(set(pairs.clusters)))
     return np.array([name in shown and len(groups.get(name, ())) >= fewest for name in classes], bool)
 
 
 def _answers(
-    lines: Lines, spec: ModelSpec, learnt: Pairs, asked: Pairs, classes: Sequence[str], time_limit: float | None
+    lines: Lines, spec: ModelSpec, training: Pairs, held_out: Pairs, classes: Sequence[str], time_limit: float | None
 ) -> tuple[NDArray[np.float32], bool]:
     """Train one model and let it answer; also return whether the time limit cut its training short."""
-    passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(learnt))}
-    with TemporaryDirectory() as scratch, quick_products(wanted=len(learnt) > SMALL and spec.model != "linear"):
+    passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(training))}
+    with TemporaryDirectory() as scratch, quick_products(wanted=len(training) > SMALL and spec.model != "linear"):
         run = train(
             lines.store,
-            _seen(spec, learnt),
+            _seen(spec, training),
             run=Path(scratch) / "run",
             task="classification",
             model=spec.model,
@@ -147,7 +147,7 @@ def _answers(
             workers=1,  # regardless of what a launcher has set: its processes do not share a curation
         )
         scorer = Scorer(run, lines.store, device=lines.session.device)
-        shown = _seen(spec, asked)
+        shown = _seen(spec, held_out)
         both = list(zip(shown.images, shown.texts, strict=True))
         parts = [
             scorer.probabilities(scorer.score(both[start : start + _PAIRS_AT_ONCE]))
@@ -155,7 +155,7 @@ def _answers(
         ]
     columns = {label: number for number, label in enumerate(run.labels)}
     present = [number for number, name in enumerate(classes) if name in columns]
-    chosen = np.zeros((len(asked), len(classes)), np.float32)
+    chosen = np.zeros((len(held_out), len(classes)), np.float32)
     if parts:
         chosen[:, present] = np.concatenate(parts)[:, [columns[classes[number]] for number in present]]
     return chosen, (run.results.get("fit") or {}).get("stopped") == "time"

@@ -26,7 +26,7 @@ from frevl.training.run_folder import NOWHERE, Checkpoint
 __all__ = ["Fold", "FoldWork", "cut_short", "each_fold"]
 
 FoldWork = Callable[[int, float | None, Checkpoint], tuple[dict[str, Tensor], bool]]
-"""Trains without a fold and answers it.
+"""Trains a model without a fold and applies it to that fold.
 
 Arguments are the number of the fold from 0, the time limit in seconds or None, and the place for unfinished state; it
 returns tensors by name, and whether the time limit cut the training short."""
@@ -164,12 +164,12 @@ def _on_nodes(
                 )
                 for _, trained in hired.results((number, seconds) for number in left):
                     yield trained
-        finally:  # also if whoever asked for the folds has enough
+        finally:  # also if the caller stops before the last fold
             lines.notes.extend(hired.notes)
 
 
 def _processors(ray: ModuleType, workers: int) -> int:
-    """Return how many cores each worker may have, so that all find room at once if possible."""
+    """Return how many cores each worker may have, so that all workers fit at once if possible."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     room = min(workers, sum(nodes))
     return next((most for most in range(max(nodes, default=1), 1, -1) if sum(n // most for n in nodes) >= room), 1)
@@ -182,7 +182,7 @@ def _content(store: Store) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """Lines without their store and place, to be sent to a node."""
+    """Lines without their store and checkpoint, to be sent to a node."""
 
     store: str
     rest: dict[str, Any]

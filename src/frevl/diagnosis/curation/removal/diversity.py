@@ -62,7 +62,7 @@ def varieties(vectors: NDArray[np.floating], left: NDArray[np.bool_], *, seed: i
 
     Args:
         vectors: ``(n, d)`` of unit length.
-        left: ``(n,)`` which of them remain.
+        left: ``(n,)`` bool, whether each remains.
         seed: Random seed for the sample and the removals.
 
     Returns:

@@ -105,12 +105,12 @@ def shares_kept(
     """Return how much of every group is kept, and how much would be if as many lines were removed at random.
 
     Random removals follow the filter's pattern over clusters (images): the share removed from one cluster is applied
-    to a random other. So a filter that removes whole images is compared with removing whole images, and one that
+    to another random one. So a filter that removes whole images is compared with removing whole images, and one that
     removes single lines with single lines.
 
     Args:
         kept: ``(n,)`` bool, which lines are kept.
-        columns: ``n`` values for each key; lines without one are in no group.
+        columns: ``n`` values for each key; lines without a value are in no group.
         clusters: ``(n,)`` cluster numbers from 0.
         seed: Random seed for the removals.
 

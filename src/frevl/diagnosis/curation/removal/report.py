@@ -30,7 +30,7 @@ __all__ = ["CLUSTERS", "Removed", "removed_of_lines", "what_is_removed"]
 CLUSTERS = 20
 """Number of image clusters; fewer for fewer than 400 images."""
 
-_PICTURES_A_CLUSTER = 20
+_IMAGES_A_CLUSTER = 20
 _WORDS = "words in the text"
 _LIKE = "pictures like"
 
@@ -43,7 +43,7 @@ class Removed:
         kept: Share of all lines kept, in [0, 1].
         groups: Share kept of every group, hardest hit first.
         variety: Vendi score and effective rank of the images, before and after.
-        notes: What could not be examined.
+        notes: Sentences on what could not be examined.
         asked: Keys, tower and seed, so that the comparison can be repeated.
     """
 
@@ -54,33 +54,33 @@ class Removed:
     asked: dict[str, Any] = field(default_factory=dict)
 
     def sentence(self) -> str:
-        """Name the group that loses most, if that exceeds chance and `WORTH_SAYING`."""
-        said = []
+        """Name the group that loses most, if that exceeds chance and `WORTH_SAYING`, and any change in variety."""
+        sentences = []
         hit = [one for one in self.groups if one.beyond and self.kept - one.kept >= WORTH_SAYING]
         if hit:
             worst = min(hit, key=lambda one: one.kept)
             more = f"; {len(hit) - 1:,} more {'is' if len(hit) == 2 else 'are'} hit" if len(hit) > 1 else ""
-            said.append(
+            sentences.append(
                 f"The filters do not affect all groups equally: {100 * worst.kept:.1f} % of {_named(worst)} are "
                 f"kept, against {100 * self.kept:.1f} % of all lines ({100 * worst.low:.1f} to "
                 f"{100 * worst.high:.1f} % under random removal){more}."
             )
         elif self.groups:
-            said.append(
+            sentences.append(
                 f"No group of {len(self.groups):,} loses {100 * WORTH_SAYING:g} points more than average, beyond "
                 "random removal."
             )
         for one in self.variety:
             if one.name == "vendi" and not one.low <= one.after <= one.high:
                 less = "less" if one.after < one.low else "more"
-                said.append(
+                sentences.append(
                     f"The remaining images have {less} variety than after random removal of as many (Vendi score "
                     f"{one.after:.1f}; {one.low:.1f} to {one.high:.1f}; before {one.before:.1f})."
                 )
-        return " ".join([*said, *self.notes])
+        return " ".join([*sentences, *self.notes])
 
     def record(self) -> dict[str, Any]:
-        """Return the record in ``--json``."""
+        """Return the record that ``--json`` writes."""
         return {
             "sentence": self.sentence(),
             "kept": 100 * self.kept,
@@ -105,7 +105,7 @@ def what_is_removed(
     Args:
         store: Holds the image embeddings.
         pairs: All lines, with the keys of the file.
-        kept: ``(n,)`` which lines are kept.
+        kept: ``(n,)`` bool, which lines are kept.
         towers: Image towers available for every line; the narrowest is used.
         task: In classification, the targets also count as a key.
         keys: Keys to examine; None means all that form groups.
@@ -188,7 +188,7 @@ def removed_of_lines(
 
 def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:
     """Return for every image the central one of its cluster; empty if there are too few for two clusters."""
-    count = min(CLUSTERS, len(units) // _PICTURES_A_CLUSTER)
+    count = min(CLUSTERS, len(units) // _IMAGES_A_CLUSTER)
     if count < 2:
         return []
     library("sklearn", "diagnose")
