@@ -96,13 +96,13 @@ def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit:
     """
     parts = _PARTS if len(splits.train) <= SMALL else _PARTS_OF_MANY
     part_of = deal_folds(splits.train.clusters, parts, splits.seed)
-    asked = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
+    answered = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
     held_out, hits, seconds = [], [], 0.0
     for part in range(parts):
-        learnt = few_enough(splits.train.select(np.flatnonzero(part_of != part).tolist()), seed=splits.seed)
-        scorer = fit(splits, spec, folder=folder / str(part), time_limit=time_limit / parts, pairs=learnt)
+        training = few_enough(splits.train.select(np.flatnonzero(part_of != part).tolist()), seed=splits.seed)
+        scorer = fit(splits, spec, folder=folder / str(part), time_limit=time_limit / parts, pairs=training)
         own = set(splits.train.select(np.flatnonzero(part_of == part).tolist()).clusters)
-        pairs = asked.select([row for row, name in enumerate(asked.clusters) if name in own])
+        pairs = answered.select([row for row, name in enumerate(answered.clusters) if name in own])
         held_out.append((pairs, scorer))
         hits.append(predict_all(scorer, seen_by(spec, pairs, splits)).hits)
         seconds += float(scorer.run.results["train_seconds"])

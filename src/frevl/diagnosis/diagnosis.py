@@ -1,4 +1,4 @@
-"""`frevl diagnose`: are frozen embeddings enough for a task, which model to use, and what is wrong with the data.
+"""`frevl diagnose`: whether frozen embeddings are enough for a task, which model to use, and which data are faulty.
 
 Every finding has a claim, its number and interval, the method and advice; docs/diagnosis.md explains each.
 """

@@ -29,7 +29,7 @@ _PLAIN = ("cosine", "linear")  # simpler than the other baselines
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """What a verdict needs to know about a model.
+    """The results of a model on which a verdict rests.
 
     Attributes:
         name: Name of the model in the report.
@@ -81,7 +81,7 @@ class ModelChoice:
         held_out_clusters: ``(m,)`` image of every pair in `ModelResult.held_out`; none of them is a test image.
         exchanged: For each model name, ``(n,)`` hits with ``image`` and with ``text`` exchanged among the test pairs;
             needed for `both`. None credits a side without this check.
-        unit: What the clusters are: ``image``, or ``text`` if there are only texts.
+        unit: Kind of the clusters: ``image``, or ``text`` if there are only texts.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class ModelChoice:
 
     @cached_property
     def chosen(self) -> ModelResult:
-        """The cross-validation's choice among all models, whatever the test pairs say: avoids selection bias."""
+        """The cross-validation's choice among all models, whatever the test pairs say, to avoid selection bias."""
         return _first_choice(self._pool)
 
     @cached_property

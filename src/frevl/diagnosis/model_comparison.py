@@ -143,7 +143,7 @@ class ModelComparison:
 
     @cached_property
     def choice(self) -> ModelChoice:
-        """Which of the models is best, by kind and overall."""
+        """The choice of the best model, by kind and overall."""
         results = [
             ModelResult(
                 name=model.name,

@@ -105,34 +105,34 @@ def read_splits(
         UsageError: An encoder is not in the store, or the chosen ones have no tower of a modality.
     """
     notes: list[str] = []
-    train, asked = read_usable(store, pairs, notes), read_usable(store, test, notes)
+    train, tested = read_usable(store, pairs, notes), read_usable(store, test, notes)
     known = [train] if dev is None else [train, read_usable(store, dev, notes)]
-    _check_sides([*known, asked], task)
+    _check_sides([*known, tested], task)
     names = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
-    chosen = choose_towers(store, [*known, asked], notes, names)
+    chosen = choose_towers(store, [*known, tested], notes, names)
     towers = chosen["image"]
     known, grouped = group_pairs(store, known, group_by=group_by, find=find_groups, towers=towers, seed=seed)
-    (asked,), drawn = group_pairs(
-        store, [asked], group_by=group_by, find=find_groups, towers=towers, seed=seed,
+    (tested,), drawn = group_pairs(
+        store, [tested], group_by=group_by, find=find_groups, towers=towers, seed=seed,
         purpose="Test pairs drawn together for the intervals",
     )  # fmt: skip
     notes += grouped + drawn
     train, held = known if dev is not None else split_by_image(known[0], DEV_SHARE, seed=seed)
-    texts = [text for part in (train, held, asked) for text in part.texts]
+    texts = [text for part in (train, held, tested) for text in part.texts]
     note_unread(store, texts, chosen["text"], notes)
     if task == "matching":
-        held, asked = with_wrong_pairs(held, seed), with_wrong_pairs(asked, seed)
+        held, tested = with_wrong_pairs(held, seed), with_wrong_pairs(tested, seed)
     else:
-        for part in (train, held, asked):
+        for part in (train, held, tested):
             _check_targets(part)
-        doubts = look_alike_note(train.targets, held.targets, asked.targets)
+        doubts = look_alike_note(train.targets, held.targets, tested.targets)
         notes[:0] = [*doubts, *colour_advice(train, towers)]
     own = [
         None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()
     ]
     notes = list(dict.fromkeys(notes))  # a note on several files is given once
-    return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes, *own)
+    return Splits(store, task, train, held, tested, list(encoder) if encoder else None, seed, notes, *own)
 
 
 def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
@@ -191,7 +191,7 @@ def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
 
 
 def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the ``(n,)`` fold of every line; clusters are not split, and their numbers per fold differ by at most one.
+    """Return the fold of every line, ``(n,)``; clusters stay whole, and their numbers per fold differ by at most one.
 
     Args:
         clusters: ``(n,)`` name of the cluster (image, group) of every line.

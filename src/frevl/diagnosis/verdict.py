@@ -200,15 +200,15 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
         kind = "side"
         sentence = f"From {choice.unit}s alone {_best_of_all(choice, scores)}: {_use(choice)}."
     else:
-        kind, sentence = _learnt(choice, scores)
-    told = kind not in ("few", "single", "chance")
+        kind, sentence = _above_chance(choice, scores)
+    conclusive = kind not in ("few", "single", "chance")
     verdict = {
         "sentence": sentence,
         "kind": kind,
-        "detail": _detail(choice, scores) if told else [],
+        "detail": _detail(choice, scores) if conclusive else [],
         **_best_of_each_kind(choice),
-        "best": [model.name for model in choice.leaders] if told else [],
-        "recommended": choice.recommended.name if told else None,
+        "best": [model.name for model in choice.leaders] if conclusive else [],
+        "recommended": choice.recommended.name if conclusive else None,
         "metric": "accuracy",
         "unit": choice.unit,
         "test_pairs": n,
@@ -249,7 +249,7 @@ def _at_chance(choice: ModelChoice) -> str:
     )
 
 
-def _learnt(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
+def _above_chance(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
     """Return kind and sentence if something beats the most frequent answer."""
     image, text = choice.adds("image"), choice.adds("text")
     if image and text:
@@ -271,12 +271,12 @@ def _not_added(choice: ModelChoice, idle: str) -> str:
     """Report which condition for crediting a side fails."""
     both, alone = choice.both, choice.best(_OTHER[idle])
     gap = choice.gap(both, alone)
-    told = f"{both.name}, which sees both, against {alone.name}, which sees only the {_OTHER[idle]}: {gap}"
+    compared = f"{both.name}, which sees both, against {alone.name}, which sees only the {_OTHER[idle]}: {gap}"
     if not gap.up:
-        return told
+        return compared
     lost = choice.lost(both)[idle]
     word = f"is even better, by {lost.size()}" if lost.down else f"loses nothing measurable ({lost})"
-    return f"{told}, but with wrong {idle}s {both.name} {word}"
+    return f"{compared}, but with wrong {idle}s {both.name} {word}"
 
 
 def _neither_adds(choice: ModelChoice, scores: dict[str, Any]) -> str:
@@ -297,26 +297,26 @@ def _both_needed(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]
     if worse:
         against = use if use in worse else max(worse, key=lambda model: model.accuracy)
         gap = choice.gap(fusion, against)
-        told = f", and {fusion.title} is worse than {against.title} by {gap.size()}"
-        return "baseline", f"{start}{'' if _told(choice, against) else told}: {_use(choice)}."
+        clause = f", and {fusion.title} is worse than {against.title} by {gap.size()}"
+        return "baseline", f"{start}{'' if _compared(choice, against) else clause}: {_use(choice)}."
     if rivals:
         plain = [model for model in rivals if model.name != "mlp"]
         rival = use if use in rivals else max(plain or rivals, key=lambda model: model.accuracy)
         gap = choice.gap(fusion, rival)
-        told = f", and {fusion.title} does not measurably beat {rival.title} ({gap})"
+        clause = f", and {fusion.title} does not measurably beat {rival.title} ({gap})"
         doubt = (
             f", but {len(choice.clusters):,} pairs are too few to tell whether it is worth its cost"
             if use.role == "fusion"
             else ""
         )
         kind = "simple" if plain else "mlp"
-        return kind, f"{start}{'' if _told(choice, rival) else told}: {_use(choice)}{doubt}."
+        return kind, f"{start}{'' if _compared(choice, rival) else clause}: {_use(choice)}{doubt}."
     probe = next((model for model in baselines if model.name == "linear"), choice.best("baseline"))
-    told = f", and {fusion.title} beats {probe.title} by {choice.gap(fusion, probe).size()}"
+    clause = f", and {fusion.title} beats {probe.title} by {choice.gap(fusion, probe).size()}"
     lead = min(choice.gap(fusion, model).value for model in baselines)
     worth_it = "worth it" if lead >= SMALL_GAIN else "measurable, but hardly worth it"
     several = f": {_use(choice)}" if len(choice.leaders) > 1 else ""
-    return "fusion", f"{start}{'' if _told(choice, probe) else told}{several}: {worth_it}."
+    return "fusion", f"{start}{'' if _compared(choice, probe) else clause}{several}: {worth_it}."
 
 
 def _best_of_all(choice: ModelChoice, scores: dict[str, Any]) -> str:
@@ -333,7 +333,7 @@ def _best_of_all(choice: ModelChoice, scores: dict[str, Any]) -> str:
     return f"best of all are {', '.join(shown[:-1])} and {shown[-1]}, which are indistinguishable"
 
 
-def _told(choice: ModelChoice, model: ModelResult) -> bool:
+def _compared(choice: ModelChoice, model: ModelResult) -> bool:
     """Return whether `_best_of_all` has compared the fusion with this model."""
     compared = choice.leaders if len(choice.leaders) > 1 else [choice.overall, choice.runner_up]
     return choice.best("fusion") in compared and model in compared

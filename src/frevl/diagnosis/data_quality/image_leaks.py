@@ -154,15 +154,15 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
     """Return the finding, and the test images with a near copy, each with the copy's id."""
     random = np.random.default_rng(splits.seed)
     known = _some(list(dict.fromkeys([*splits.train.units, *splits.dev.units])), _MOST_IMAGES, random)
-    asked = _some([unit for unit in dict.fromkeys(splits.test.units) if unit not in copies], _MOST_IMAGES, random)
+    examined = _some([unit for unit in dict.fromkeys(splits.test.units) if unit not in copies], _MOST_IMAGES, random)
     how = (
         "Cosine of the stored embeddings to the nearest training or development image of different content. The "
         f"threshold is the loosest of {', '.join(f'{t:g}' for t in THRESHOLDS)} that at most {100 * _ORDINARY:g} % "
         "of the training images reach with a training image of different content"
     )
-    if len(known) < 2 or not asked:
+    if len(known) < 2 or not examined:
         return _no_threshold("There are too few images to search for near copies.", how + ".", 0.0), {}
-    pool, queries = _unit(splits, known), _unit(splits, asked)
+    pool, queries = _unit(splits, known), _unit(splits, examined)
     rows_of: dict[str, list[int]] = {}
     for row, image in enumerate(known):
         rows_of.setdefault(hashes[image], []).append(row)
@@ -178,16 +178,16 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
         return _no_threshold(claim, how, likeness.rate), {}
     cosines, rows = nearest_others(queries, pool, not_these=[np.zeros(0, np.int64)] * len(queries))
     found = np.flatnonzero(cosines >= likeness.threshold)
-    expected = likeness.rate * len(asked)
+    expected = likeness.rate * len(examined)
     usual = round(likeness.rate * len(measured))
-    p = expected_more(len(found), len(asked), usual, len(measured))
+    p = expected_more(len(found), len(examined), usual, len(measured))
     worst = found[np.argsort(-cosines[found], kind="stable")]
-    claim, advice = near_image_claim(len(found), len(asked), likeness.threshold, expected, p)
+    claim, advice = near_image_claim(len(found), len(examined), likeness.threshold, expected, p)
     finding = Finding(
         name="near-same-image",
         section="data",
         claim=claim,
-        value=100 * len(found) / len(asked),
+        value=100 * len(found) / len(examined),
         ci95=None,
         how=(
             f"{how} Against that rate: one-sided Fisher's exact test, p = {p:.4f}, called more than chance below "
@@ -196,14 +196,14 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
         advice=advice,
         table=[
             {
-                f"test {splits.unit}": asked[row],
+                f"test {splits.unit}": examined[row],
                 f"training {splits.unit}": known[rows[row]],
                 "cosine": float(cosines[row]),
             }
             for row in worst[:_SHOWN]
         ],
     )
-    return finding, {asked[row]: known[rows[row]] for row in found}
+    return finding, {examined[row]: known[rows[row]] for row in found}
 
 
 def near_image_claim(found: int, asked: int, threshold: float, expected: float, p: float) -> tuple[str, str]:

@@ -147,15 +147,15 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
             rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in known]
             where += [(part.pairs, row) for row in rows]
             numbers += [index[str(given[row])] for row in rows]
-            for said, spec, scorer in zip(answered, specs, part.scorers, strict=True):
-                said.append(_probabilities(scorer, seen_by(spec, part.pairs.select(rows), splits), classes))
+            for predicted, spec, scorer in zip(answered, specs, part.scorers, strict=True):
+                predicted.append(_probabilities(scorer, seen_by(spec, part.pairs.select(rows), splits), classes))
         given_numbers = np.array(numbers, np.int64)
         labelled = given_numbers == 1 if drawn else np.ones(len(numbers), bool)
         looked_at += int(labelled.sum())
         if not len(numbers):
             continue
         # A row with nothing left of the classes examined is uninformative.
-        by_model = [np.maximum(np.concatenate(said), 1e-9) for said in answered]
+        by_model = [np.maximum(np.concatenate(predicted), 1e-9) for predicted in answered]
         wrong = find_wrong_labels(given_numbers, by_model, candidates=labelled, cautious=True)
         for row in wrong.rows.tolist():
             pairs, place = where[row]
@@ -174,7 +174,7 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
 def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
     table, n = found.rows, found.looked_at
     share = len(table) / max(n, 1)
-    told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     claim, advice = label_claim(len(table), n, accuracies, _mostly(table))
     return Finding(
         name="label-errors",
@@ -184,9 +184,9 @@ def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
         ci95=None,
         how=(
             "Held-out probabilities of two different models, whose accuracy on such pairs is: "
-            f"{told}. As many labels as confident learning (cleanlab, prune by noise rate) names on each of them and "
-            "both contradict with the same other answer: those with the largest odds of another answer, in the average "
-            "of the models that makes the given labels likeliest. Single answers of classes with at least "
+            f"{measured}. As many labels as confident learning (cleanlab, prune by noise rate) names on each of them "
+            "and both contradict with the same other answer: those with the largest odds of another answer, in the "
+            "average of the models that makes the given labels likeliest. Single answers of classes with at least "
             f"{FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels. Reported as likely wrong "
             f"only if both models answer {100 * TRUSTED:.0f} % right and the labels found are at least half of what "
             "either gets wrong; otherwise model errors look like wrong labels."
@@ -203,7 +203,7 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
         named: Number of labels found by the rule.
         of: Number of labels examined.
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
-        mostly: What most of them have in common, preceded by a semicolon.
+        mostly: The most frequent confusion in words, preceded by a semicolon; may be empty.
     """
     share = named / max(of, 1)
     names = " and ".join(accuracies)
@@ -216,9 +216,9 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
-    told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     return (
-        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {told}). Together "
+        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {measured}). Together "
         f"they clearly contradict {named:,} of {of:,} labels ({100 * share:.1f} %{mostly}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
@@ -252,16 +252,16 @@ def _cannot_tell(reason: str) -> Finding:
 
 
 def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarray:
-    """Return ``(n, classes)`` float32; classes unknown to the run get 0."""
-    asked = list(zip(pairs.images, pairs.texts, strict=True))
+    """Return the probabilities of the classes, ``(n, classes)`` float32; classes unknown to the run get 0."""
+    scored = list(zip(pairs.images, pairs.texts, strict=True))
     if scorer.run.task == "matching":
-        _, match = scorer.match_probabilities(asked)
+        _, match = scorer.match_probabilities(scored)
         return np.stack([1 - match, match], axis=1)
-    said = scorer.probabilities(scorer.score(asked))
+    predicted = scorer.probabilities(scorer.score(scored))
     columns = {label: number for number, label in enumerate(scorer.run.labels)}
     known = [number for number, name in enumerate(classes) if name in columns]
     chosen = np.zeros((len(pairs), len(classes)), np.float32)
-    chosen[:, known] = said[:, [columns[classes[number]] for number in known]]
+    chosen[:, known] = predicted[:, [columns[classes[number]] for number in known]]
     return chosen
 
 
@@ -302,8 +302,8 @@ def conflict_finding(splits: Splits) -> Finding:
             continue
         touched += len(members)
         first, row = members[0]
-        said = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
-        table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": said})
+        targets = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
+        table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": targets})
     what = " and ".join(splits.train.sides)
     claim, advice = conflict_claim(touched, total, what)
     return Finding(

@@ -1,7 +1,8 @@
 """The rule for wrong labels that `frevl.curate` and `frevl.diagnose` share, given out-of-fold answers of two models.
 
-As many labels count as wrong as confident learning (Northcutt et al. 2021, as in cleanlab) names and all models
-contradict with the same other label: those with the largest odds against them (ours).
+The number of wrong labels is that of the labels that confident learning (Northcutt et al. 2021, as in cleanlab) names
+and all models contradict with the same other label. The wrong labels are those with the largest odds against them
+(ours).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ TRUSTED = 0.9
 """Accuracy below which a contradiction says more about the models than about the label."""
 
 LEAST_SKILL = 0.4
-"""Required share of the way from always answering the most frequent label to perfect; below is no evidence."""
+"""Required share of the way from always answering the most frequent label to perfect; less proves nothing."""
 
 _MOST_CELLS = 40_000_000  # probabilities in memory; more are processed in blocks
 _SURE = 0.8  # share of the mean confidence
@@ -41,13 +42,13 @@ _WEIGHTS = np.linspace(0, 1, 21)  # tried for the second of two models
 
 @dataclass(frozen=True)
 class WrongLabels:
-    """What the rule found.
+    """The labels that the rule calls wrong.
 
     Attributes:
         rows: Rows whose label is likely wrong, likeliest first.
         beliefs: ``(n,)`` probability of the given label, in the weighted average of the models.
-        likelier: ``(n,)`` int64, the most probable label in that average; for the rows found not the given one.
-        likeliest: ``(n,)`` its probability.
+        likelier: ``(n,)`` int64, the most probable label in that average; for `rows`, never the given one.
+        likeliest: ``(n,)`` probability of the most probable label.
     """
 
     rows: NDArray[np.int64]
@@ -116,14 +117,14 @@ def likely_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]
     return kept
 
 
-def model_weights(labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Return the weights of two models in their average, those under which the given labels are likeliest.
+def model_weights(labels: NDArray[np.int64], probabilities: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return the weights of two models in their average under which the given labels are likeliest.
 
     Args:
         labels: ``(n,)`` int64 classes.
-        said: ``(n, classes)`` of each model, out of fold.
+        probabilities: ``(n, classes)`` of each model, out of fold.
     """
-    first, second = (one[np.arange(len(labels)), labels].astype(np.float64) for one in said)
+    first, second = (one[np.arange(len(labels)), labels].astype(np.float64) for one in probabilities)
     likelihoods = [np.log((1 - weight) * first + weight * second + 1e-9).sum() for weight in _WEIGHTS]
     best = _WEIGHTS[int(np.argmax(likelihoods))]
     return np.array([1 - best, best], np.float32)
@@ -131,7 +132,7 @@ def model_weights(labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]]
 
 def find_wrong_labels(
     labels: NDArray[np.int64],
-    said: Sequence[NDArray[np.float32]],
+    probabilities: Sequence[NDArray[np.float32]],
     *,
     weights: NDArray[np.float32] | None = None,
     candidates: NDArray[np.bool_] | None = None,
@@ -140,25 +141,25 @@ def find_wrong_labels(
     """Find the rows whose label is likely wrong.
 
     Their number is that of the labels that confident learning names and that all models contradict with the same other
-    label. Found are those where the odds against the label are largest in the weighted average. In each of 20 planted
-    sets these were wrong more often than those with the least probable label, which include what the models cannot do
-    (research/experiments/log.md).
+    label. The rows found are those with the largest odds against the label in the weighted average. In each of 20 sets
+    with planted errors, these were wrong more often than the rows with the least probable label, which include those
+    that the models cannot solve (research/experiments/log.md).
 
     Args:
         labels: ``(n,)`` int64 classes.
-        said: ``(n, classes)`` positive probabilities of two models, out of fold. Classes that are no row's label are
-            left out and the rest renormalised.
-        weights: ``(2,)`` of the models in their average; by default those of `model_weights` on these rows.
+        probabilities: ``(n, classes)`` of each of two models, positive, out of fold. Classes that are no row's label
+            are left out and the rest renormalised.
+        weights: ``(2,)`` weights of the models in their average; by default those of `model_weights` on these rows.
         candidates: ``(n,)`` rows that may be found; by default all.
         cautious: Count only labels that confident learning names on every model, instead of on their mean. On seven
-            data sets without planted errors this found half as many, on the same sets with a tenth of the labels
-            exchanged 0.52 instead of 0.74 of these.
+            data sets without planted errors this found half as many labels; on the same sets with a tenth of the labels
+            exchanged, it found 0.52 of these instead of 0.74.
     """
     at = np.arange(len(labels))
     present, numbers = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         return WrongLabels(at[:0], np.ones(len(labels)), labels, np.ones(len(labels)))
-    by_model = [one[:, present] for one in said]
+    by_model = [one[:, present] for one in probabilities]
     by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
     weights = model_weights(numbers, by_model) if weights is None else weights
     average = np.tensordot(weights, np.stack(by_model), axes=1).astype(np.float64)
@@ -178,7 +179,7 @@ def find_wrong_labels(
 
 
 def _odds_against(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return ``(n,)`` log odds of the likeliest other class against the label."""
+    """Return the log odds of the likeliest other class against the label, ``(n,)``."""
     at = np.arange(len(labels))
     others = np.maximum(probabilities, 1e-12)
     own = others[at, labels].copy()

@@ -118,7 +118,7 @@ class NearDuplicates:
                 other = words_of(self.texts[row])
                 if other != words and own.isdisjoint(self.owners[row]):
                     best = max(best, (min(len(words), len(other)), -row))
-                    if best[0] == len(words):  # no longer one is possible, and templates have thousands of this length
+                    if best[0] == len(words):  # none can be longer, and templates yield thousands of this length
                         return best[0], row
         return best[0], -best[1]
 
@@ -154,7 +154,7 @@ def choose_criteria(nearest: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[C
 
 
 def met_by(nearest: dict[str, tuple[np.ndarray, np.ndarray]], criteria: Sequence[Criterion]) -> dict[str, np.ndarray]:
-    """Return ``(n,)`` bool for each criterion: the texts with a near duplicate."""
+    """Return for each criterion which texts have a near duplicate, ``(n,)`` bool."""
     return {
         one.name: nearest[one.name][0] >= one.least
         if one.least is not None
@@ -190,7 +190,7 @@ def one_word_apart(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 def _keys(words: tuple[str, ...]) -> dict[str, list[int]]:
     """Return hashes that near texts share: of the sorted words, of the text, and of the text without each word.
 
-    In word order, so that every process picks the same one among equals, regardless of hash values.
+    They are in word order, so that every process picks the same one among equals, regardless of hash values.
     """
     without = [hash(words[:at] + words[at + 1 :]) for at in range(len(words))]
     return {"same words": [hash(tuple(sorted(words)))], "one word": list(dict.fromkeys([hash(words), *without]))}

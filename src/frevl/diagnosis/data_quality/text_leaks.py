@@ -52,9 +52,9 @@ def text_leak_findings(
         ``same-text``, ``near-same-text`` and ``near-same-pair``.
     """
     known = _Texts.of([_right(splits.train, splits.task), _right(splits.dev, splits.task)])
-    asked = _Texts.of([_right(splits.test, splits.task)])
-    near, criteria = _near_texts(splits, known, asked)
-    return [_same_texts(known, asked), near, _near_pairs(splits, hashes, alike, leaked, criteria)]
+    tested = _Texts.of([_right(splits.test, splits.task)])
+    near, criteria = _near_texts(splits, known, tested)
+    return [_same_texts(known, tested), near, _near_pairs(splits, hashes, alike, leaked, criteria)]
 
 
 def _right(pairs: Pairs, task: str) -> Pairs:
@@ -73,7 +73,7 @@ class _Texts:
         self.at: dict[str, set[str]] = {}
 
     def returning(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
-        """Return ``(clusters,)`` the share of each cluster's texts that also occur elsewhere."""
+        """Return the share of each cluster's texts that also occur elsewhere, ``(clusters,)``."""
         texts_of: dict[str, list[str]] = {}
         for text, clusters in self.at.items():
             for cluster in clusters:
@@ -94,20 +94,20 @@ class _Texts:
         return found
 
 
-def _same_texts(known: _Texts, asked: _Texts) -> Finding:
+def _same_texts(known: _Texts, tested: _Texts) -> Finding:
     """Compare how often test texts recur in training with how often training texts do.
 
     Repeated texts are normal for templates and short questions, and a leak for captions.
     """
-    shared = [text for text in asked.at if text in known.at]
-    share = 100 * len(shared) / len(asked.at)
+    shared = [text for text in tested.at if text in known.at]
+    share = 100 * len(shared) / len(tested.at)
     # Both are means over images of the share of recurring texts, so they agree if test images are like the others.
     usual = known.returning(lambda text: len(known.at[text]) > 1)
-    found = asked.returning(lambda text: text in known.at)
+    found = tested.returning(lambda text: text in known.at)
     error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
     more = float(found.mean() - usual.mean())
     leak = bool(shared) and more > _SURE * error
-    claim, advice = same_text_claim(len(shared), len(asked.at), 100 * found.mean(), 100 * usual.mean(), leak=leak)
+    claim, advice = same_text_claim(len(shared), len(tested.at), 100 * found.mean(), 100 * usual.mean(), leak=leak)
     return Finding(
         name="same-text",
         section="data",
@@ -120,7 +120,7 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
             "images, p < 0.005)."
         ),
         advice=advice,
-        table=[{"text": asked.first[text]} for text in shared[:_SHOWN]] if leak else [],
+        table=[{"text": tested.first[text]} for text in shared[:_SHOWN]] if leak else [],
     )
 
 
@@ -148,10 +148,10 @@ def same_text_claim(shared: int, texts: int, found: float, usual: float, *, leak
     return f"{claim}.", "Texts recur no more than is usual in this set: nothing to do." if shared else _NOTHING
 
 
-def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, list[Criterion]]:
+def _near_texts(splits: Splits, known: _Texts, tested: _Texts) -> tuple[Finding, list[Criterion]]:
     random = np.random.default_rng(splits.seed)
     pool = _some(list(known.at), _MOST_TEXTS, random)
-    further = _some([text for text in asked.at if text not in known.at], _MOST_TEXTS, random)
+    further = _some([text for text in tested.at if text not in known.at], _MOST_TEXTS, random)
     # Texts of several images are left out here, just as verbatim repeats are left out of the test texts.
     measured = _some([text for text in pool if len(known.at[text]) == 1], _MOST_MEASURED, random)
     if not further:
@@ -172,7 +172,7 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
     )
     criteria = choose_criteria(usual)
     nearest = texts.nearest(
-        further, [frozenset(asked.at[text]) for text in further], _unit(splits, [asked.first[t] for t in further])
+        further, [frozenset(tested.at[text]) for text in further], _unit(splits, [tested.first[t] for t in further])
     )
     ordinary = int(np.any(list(met_by(usual, criteria).values()), axis=0).sum())
     met = met_by(nearest, criteria)
@@ -184,7 +184,7 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
         how = next(name for name, hits in met.items() if hits[row])
         other = texts.texts[nearest[how][1][row]]
         table.append(
-            {"test text": asked.first[further[row]], "training text": known.first[other], "near by": CRITERIA[how]}
+            {"test text": tested.first[further[row]], "training text": known.first[other], "near by": CRITERIA[how]}
         )
     claim, advice = near_text_claim(len(found), len(further), expected, p)
     finding = Finding(
@@ -194,7 +194,7 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
         value=100 * len(found) / len(further),
         ci95=None,
         how=(
-            f"{_told(criteria)} Each bound is the loosest that at most {100 * ORDINARY:g} % of {len(measured):,} "
+            f"{_in_words(criteria)} Each bound is the loosest that at most {100 * ORDINARY:g} % of {len(measured):,} "
             "training texts reach with a text of another training image; together those are "
             f"{100 * ordinary / len(measured):.2f} % (the false-alarm rate). Against that: one-sided Fisher's "
             f"exact test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the distinct test texts "
@@ -228,7 +228,7 @@ def near_text_claim(found: int, asked: int, expected: float, p: float) -> tuple[
     return f"{claim}.", likeness if found else _NOTHING
 
 
-def _told(criteria: list[Criterion]) -> str:
+def _in_words(criteria: list[Criterion]) -> str:
     parts = []
     for one in criteria:
         if one.least is None:
@@ -255,7 +255,7 @@ def _nothing(claim: str, n: int) -> Finding:
 def _near_pairs(
     splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int], criteria: list[Criterion]
 ) -> Finding:
-    """Pairs that are not identical, but whose image and text are both the same or nearly so."""
+    """Find pairs that are not identical, but whose image and text are both the same or nearly so."""
     texts_of: dict[str, dict[str, str]] = {}
     wanted = {hashes[image] for image in alike.values()}
     for part in (splits.train, splits.dev):
@@ -309,7 +309,7 @@ def near_pair_claim(found: int, asked: int) -> tuple[str, str]:
 
 
 class _Vectors:
-    """Text embeddings, read at once; empty if there are too many or no encoder embeds texts."""
+    """Text embeddings, read at once; None if there are no texts, too many, or no encoder for them."""
 
     def __init__(self, splits: Splits, texts: list[str]) -> None:
         different = list(dict.fromkeys(texts))
@@ -341,7 +341,7 @@ def _nearest_of(vectors: _Vectors, text: str, there: dict[str, str], bounds: dic
 
 
 def _unit(splits: Splits, texts: list[str]) -> np.ndarray | None:
-    """Return ``(texts, dim)`` of unit length; None if no encoder embeds texts."""
+    """Return embeddings of unit length, ``(texts, dim)``; None if no encoder embeds texts."""
     if not splits.store.select_towers("text", splits.encoders_of("text")):
         return None
     values = splits.store.read_texts(texts, encoders=splits.encoders_of("text"))

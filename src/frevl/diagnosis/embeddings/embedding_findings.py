@@ -63,7 +63,7 @@ def embedding_findings(
 
     Returns:
         For an encoder: effective rank and variance, hubs, and the modality gap if it has a common space. For a fusion:
-            which neighbours its projection preserves.
+        which neighbours its projection preserves.
 
     Raises:
         StoreError: Embeddings are missing.
@@ -95,7 +95,7 @@ def embedding_findings(
 
 def _rank_finding(name: str, spaces: dict[Modality, np.ndarray]) -> Finding:
     rows: list[dict[str, Any]] = []
-    lines, spoken = [], []
+    lines, phrases = [], []
     for modality, values in spaces.items():
         rank, shares = effective_rank(values), explained(values)
         needed = {share: int(np.searchsorted(shares, share / 100 - 1e-9)) + 1 for share in _SHARES}
@@ -112,7 +112,7 @@ def _rank_finding(name: str, spaces: dict[Modality, np.ndarray]) -> Finding:
         )
         at = sorted({int(k) for k in np.geomspace(1, len(shares), 25)})
         lines.append(series(modality, at, [100 * float(shares[k - 1]) for k in at]))
-        spoken.append(
+        phrases.append(
             f"{rank:.0f} of {values.shape[1]:,} directions for {len(values):,} {modality}s ({needed[90]:,} carry 90 % "
             "of the variance)"
         )
@@ -120,7 +120,7 @@ def _rank_finding(name: str, spaces: dict[Modality, np.ndarray]) -> Finding:
     return Finding(
         name=f"rank-{name}",
         section="embedding",
-        claim=f"The embeddings of {name} use about {' and '.join(spoken)}.",
+        claim=f"The embeddings of {name} use about {' and '.join(phrases)}.",
         value=float(first["effective rank"]),
         ci95=None,
         how=(

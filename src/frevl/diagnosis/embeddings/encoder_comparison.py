@@ -34,14 +34,14 @@ __all__ = [
     "together_advice",
 ]
 
-_MODELS = ("linear", "mlp", "tiny")  # from `model_specs.MODEL_SPECS`, simplest first; they do both tasks
+_MODELS = ("linear", "mlp", "tiny")  # from `model_specs.MODEL_SPECS`, simplest first; all support both tasks
 _ITEMS = 24  # items embedded to measure seconds per item
 _READ = 200  # items read to measure bytes per item
 
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """The cost of an encoder; None if it cannot be loaded here, or lacks the tower.
+    """The cost of an encoder; values are None if it cannot be loaded here, or lacks the tower.
 
     Attributes:
         image_bytes: Stored bytes of one image embedding, without table overhead.
@@ -187,10 +187,10 @@ def _seconds(encoder: Encoder, texts: list[str]) -> tuple[float | None, float | 
     """Return the seconds per image and per text."""
     skills = list(SKILLS)
     pictures = [draw_probe(skills[number % len(skills)], number).picture for number in range(_ITEMS)]
-    asked = texts[:_ITEMS]
+    some = texts[:_ITEMS]
     return (
         None if encoder.image is None else _median(lambda: encoder.embed_images(pictures)) / len(pictures),
-        None if encoder.text is None or not asked else _median(lambda: encoder.embed_texts(asked)) / len(asked),
+        None if encoder.text is None or not some else _median(lambda: encoder.embed_texts(some)) / len(some),
     )
 
 
@@ -232,7 +232,7 @@ def _alone(only: _ComparedEncoder, left_out: list[str]) -> Finding:
         claim=f"There is only one encoder, {only.label}, so there is nothing to compare.",
         value=None,
         ci95=None,
-        how=" ".join([_COST_HOW, *_told(left_out)]),
+        how=" ".join([_COST_HOW, *_named(left_out)]),
         advice=(
             "Compare encoders before anything else, because the encoder often matters more than the fusion: run "
             "frevl extract with a second --encoder into the same store, then diagnose again."
@@ -281,7 +281,7 @@ def _compared(encoders: list[_ComparedEncoder], splits: Splits, left_out: list[s
             "The same models on the embeddings of each encoder, each represented by its best on development pairs; the "
             "best encoder by the same, unless another measurably beats it on the test pairs. Paired on "
             f"{len(splits.test):,} test pairs, difference in points, {HOW_COMPARED} "
-            + " ".join([_COST_HOW, *_told(left_out)])
+            + " ".join([_COST_HOW, *_named(left_out)])
         ),
         advice=encoder_advice(best.label, tied, _quickest(as_good)),
         table=rows,
@@ -327,7 +327,7 @@ def encoder_claim(best: str, other: str, gap: Gap, times: float | None) -> str:
     """Return the claim on a comparison of two encoders.
 
     Args:
-        best: The better encoder and its model, as the sentence starts.
+        best: The better encoder and its model, as the beginning of the sentence.
         other: The other encoder and its model.
         gap: Accuracy of the first minus that of the second.
         times: How many times longer the first takes per image; None if unknown.
@@ -367,7 +367,7 @@ def together_advice(together: str, single: str, gap: Gap) -> str:
     }[gap.sign]
 
 
-def _told(left_out: list[str]) -> list[str]:
+def _named(left_out: list[str]) -> list[str]:
     return [f"Left out: {', '.join(left_out)}."] if left_out else []
 
 

@@ -42,7 +42,7 @@ def explained(values: np.ndarray) -> np.ndarray:
 
 
 def neighbours(values: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Return ``(n, k)`` numbers of the items with the largest cosine to each item, excluding itself.
+    """Return the numbers of the items with the largest cosine to each item, excluding itself, ``(n, k)``.
 
     Args:
         values: ``(n, dim)``, ``n > k``; normalised to unit length.
@@ -55,7 +55,7 @@ def neighbours(values: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
 
 
 def hub_counts(nearest: np.ndarray) -> np.ndarray:
-    """Return ``(n,)`` the number of neighbourhoods each item is in (k-occurrence, Radovanovic et al. 2010)."""
+    """Return in how many neighbourhoods each item is, ``(n,)`` (k-occurrence, Radovanovic et al. 2010)."""
     return np.bincount(nearest.ravel(), minlength=len(nearest))
 
 
@@ -67,7 +67,7 @@ def skewness(counts: np.ndarray) -> float:
 
 
 def overlap(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return ``(n,)`` in [0, 1], the share of each item's neighbours common to two ``(n, k)`` lists."""
+    """Return the share of each item's neighbours common to two ``(n, k)`` lists, ``(n,)`` in [0, 1]."""
     shared = (before[:, :, None] == after[:, None, :]).any(axis=2)
     common: np.ndarray = shared.mean(axis=1)
     return common

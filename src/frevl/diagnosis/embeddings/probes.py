@@ -20,7 +20,7 @@ __all__ = ["RULE", "fine_grained_claim", "probe_findings", "shortfall", "skills_
 
 RULE = 15.0
 """Points by which fine-grained skills may trail semantic ones before frozen embeddings are called the wrong tool
-(arXiv 2508.04469 gives 15 %; we use scores corrected for chance, because the skills differ in their answers)."""
+(arXiv 2508.04469 gives 15 %; our scores are corrected for chance, as the skills differ in their number of answers)."""
 
 _LEAST = 50.0  # mean score of the semantic skills below which a shortfall is meaningless
 _RESAMPLES = 2000
@@ -48,7 +48,7 @@ def probe_findings(
 
     Returns:
         Three findings per encoder: the skills, fine-grained against semantic ones, and tokens against pooled (missing
-            if the encoder has no tokens). If an encoder cannot be used here, one that says why.
+        if the encoder has no tokens). If an encoder cannot be used here, a single finding that says why.
     """
     findings = []
     started = time.monotonic()
@@ -207,11 +207,11 @@ def _fine_grained(probed: Probed) -> Finding:
     gap = found[_REFERENCE]
     scores = {name: 100 * _above_chance(probed, name) for name in SKILLS}
     semantic, fine = _mean(scores, semantic=True), _mean(scores, semantic=False)
-    told, advice = fine_grained_claim(semantic, gap)
+    compared, advice = fine_grained_claim(semantic, gap)
     return Finding(
         name=f"probes-{probed.encoder}-fine-grained",
         section="probes",
-        claim=f"In the embeddings of {probed.encoder}, fine-grained skills {told}.",
+        claim=f"In the embeddings of {probed.encoder}, fine-grained skills {compared}.",
         value=gap.value,
         ci95=[gap.low, gap.high],
         how=(
@@ -231,7 +231,7 @@ def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
 
     Args:
         semantic: Mean score of the semantic skills, in percent and corrected for chance.
-        gap: By how many points the fine-grained ones lag behind.
+        gap: Number of points by which the fine-grained skills lag behind.
     """
     behind = f"are behind the semantic ones by {gap.value:.1f} points ({gap.low:.1f} to {gap.high:.1f})"
     if semantic < _LEAST:
@@ -319,20 +319,20 @@ def _tokens(probed: Probed) -> Finding:
 
 def tokens_claim(gain: Interval) -> tuple[str, str]:
     """Return claim and advice on what tokens gain over pooled embeddings, in points."""
-    told = f"{gain.value:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f})"
+    measured = f"{gain.value:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f})"
     if gain.low > 0:
         return (
-            f"Tokens hold more fine detail than pooled embeddings: {told}.",
+            f"Tokens hold more fine detail than pooled embeddings: {measured}.",
             "If your task is fine-grained, extract with --tokens and compare on your own pairs; the store grows with "
             "the number of tokens.",
         )
     if gain.high < 0:
         return (
-            f"Tokens serve the fusion worse than pooled embeddings: {told}.",
+            f"Tokens serve the fusion worse than pooled embeddings: {measured}.",
             "Stay with pooled embeddings; a fusion on tokens has more to learn from the same images.",
         )
     return (
-        f"Tokens add nothing measurable to pooled embeddings: {told}.",
+        f"Tokens add nothing measurable to pooled embeddings: {measured}.",
         "Stay with pooled embeddings: they are smaller and quicker.",
     )
 

@@ -94,8 +94,8 @@ def errors_claim(name: str, found: Sequence[Explained]) -> tuple[str, str]:
             f"No feature of the pairs goes measurably with the errors of {name} ({len(found)} were examined).",
             "Nothing to do here: read the example cases at the end of the page.",
         )
-    worse = ", ".join(_told(one) for one in named if one.correlation < 0)
-    better = ", ".join(_told(one) for one in named if one.correlation > 0)
+    worse = ", ".join(_in_words(one) for one in named if one.correlation < 0)
+    better = ", ".join(_in_words(one) for one in named if one.correlation > 0)
     parts = [f"errors come with {worse}"] if worse else []
     parts += [f"right answers with {better}"] if better else []
     return (
@@ -105,7 +105,7 @@ def errors_claim(name: str, found: Sequence[Explained]) -> tuple[str, str]:
     )
 
 
-def _told(one: Explained) -> str:
+def _in_words(one: Explained) -> str:
     wording = {
         "words": "more words", "rarest word": "a rare word", "number": "a number", "negation": "a negation",
         "colour": "a named colour", "place": "a named place", "question word": "a question word",
@@ -130,17 +130,17 @@ def _row(one: Explained, values: NDArray[np.float64], hits: NDArray[np.float64])
 
 
 def _crowdedness(splits: Splits) -> NDArray[np.float64]:
-    """Return ``(n,)``: the mean cosine of each test pair's image to the nearest training images."""
+    """Return the mean cosine of each test pair's image to the nearest training images, ``(n,)``."""
     known = list(dict.fromkeys(splits.train.images))
     random = np.random.default_rng(splits.seed)
     known = [known[row] for row in np.sort(random.permutation(len(known))[:_MOST_COMPARED])]
-    asked = list(dict.fromkeys(splits.test.images))
+    images = list(dict.fromkeys(splits.test.images))
     towers = splits.store.select_towers("image", splits.encoders_of("image"))
-    there, here = (unit_vectors(splits.store, ids, towers) for ids in (known, asked))
+    there, here = (unit_vectors(splits.store, ids, towers) for ids in (known, images))
     number = min(_NEIGHBOURS, len(known))
     means = []
     for start in range(0, len(here), _AT_ONCE):
         cosines = here[start : start + _AT_ONCE] @ there.T
         means.append(np.partition(cosines, -number, axis=1)[:, -number:].mean(axis=1))
-    value = dict(zip(asked, np.concatenate(means).tolist(), strict=True))
+    value = dict(zip(images, np.concatenate(means).tolist(), strict=True))
     return np.array([value[image] for image in splits.test.images])

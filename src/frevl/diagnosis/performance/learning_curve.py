@@ -1,4 +1,4 @@
-"""Learning curves: what ten times the data would gain, and for which model.
+"""Learning curves: how much ten times the data would gain, and for which model.
 
 Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling is
 Predictable, Empirically"). The interval covers the test sample and the scatter of the points around the law; that the
@@ -30,7 +30,7 @@ _SHARES_OF_MANY = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1.0)  # a half and a quarter t
 _EXPONENTS = np.concatenate([np.arange(0.05, 1.0, 0.05), np.arange(1.0, 2.01, 0.1)])
 _DRAWS = 400
 _WORTH = 0.5  # points from which a change is called a gain
-_TIMES = 10  # factor of more data in question
+_TIMES = 10  # factor by which the data would grow
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def learning_curve_findings(
                 scorer = fit(comparison.splits, model.spec, folder=place, time_limit=limit, pairs=part)
             except PairsError:  # so few pairs may have a single class: then the curve starts later
                 continue
-            asked = seen_by(model.spec, comparison.splits.test, comparison.splits)
-            curve.add(len(part), predict_all(scorer, asked).hits)
+            tested = seen_by(model.spec, comparison.splits.test, comparison.splits)
+            curve.add(len(part), predict_all(scorer, tested).hits)
         curve.add(len(train), model.test.hits)
         shown = ", ".join(f"{100 * row.mean():.1f}" for row in curve.hits)
         print_progress(f"  {model.name:<18} {shown} %", enabled=progress)

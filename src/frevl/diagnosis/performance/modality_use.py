@@ -38,7 +38,7 @@ __all__ = [
 
 _ROUNDS = 3  # exchanges to average, so that one lucky draw does not decide
 _PARTS = 3
-_MOST_LEARNT = 5_000  # training pairs of the text-only check; text alone needs no more
+_MOST_TRAINED_ON = 5_000  # training pairs of the text-only check; text alone needs no more
 _MEAN = "the mean of the training images"
 
 
@@ -47,7 +47,7 @@ def exchanged_hits(comparison: ModelComparison) -> dict[str, dict[str, np.ndarra
 
     Returns:
         For each model name (the best fusion, and the best model that sees both), ``image`` and ``text``, each ``(n,)``
-            in [0, 1].
+        in [0, 1].
     """
     pairs, seed = comparison.splits.test, comparison.splits.seed
     hits = {}
@@ -213,9 +213,9 @@ def same_class_claim(name: str, gap: Gap, lost: Gap, images: int) -> tuple[str, 
             f"Test on at least {FEWEST_IMAGES} different images.",
         )
     if not lost.up:
-        told = {1: f"costs {gap.size()}", 0: f"does as well ({gap})", -1: f"does better, by {gap.size()}"}[gap.sign]
+        effect = {1: f"costs {gap.size()}", 0: f"does as well ({gap})", -1: f"does better, by {gap.size()}"}[gap.sign]
         return (
-            f"An image of another pair with the same answer {told}, and images of any pair cost nothing measurable.",
+            f"An image of another pair with the same answer {effect}, and images of any pair cost nothing measurable.",
             f"This says nothing about {name}, which does not need its own images.",
         )
     return {
@@ -272,10 +272,10 @@ def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: 
     parts = np.array([part_of[name] for name in splits.test.clusters])
     hits = np.zeros(len(parts))
     for part in range(_PARTS):
-        learnt = _joined(splits, np.flatnonzero(parts != part), random)
-        asked = splits.test.select(np.flatnonzero(parts == part))
-        scorer = fit(splits, text.spec, folder=folder / str(part), time_limit=time_limit / _PARTS, pairs=learnt)
-        hits[parts == part] = predict_all(scorer, seen_by(text.spec, asked, splits)).hits
+        training = _joined(splits, np.flatnonzero(parts != part), random)
+        held_out = splits.test.select(np.flatnonzero(parts == part))
+        scorer = fit(splits, text.spec, folder=folder / str(part), time_limit=time_limit / _PARTS, pairs=training)
+        hits[parts == part] = predict_all(scorer, seen_by(text.spec, held_out, splits)).hits
     interval = bootstrap_interval(hits, comparison.clusters)
     gap = compare(hits, majority.test.hits, comparison.clusters)
     claim, advice = text_only_claim(100 * interval.value, 100 * majority.test.hits.mean(), gap)
@@ -329,7 +329,7 @@ def _too_few(images: int) -> Finding:
 def _joined(splits: Splits, rows: np.ndarray, random: np.random.Generator) -> Pairs:
     """Combine some test pairs with training pairs, as many as the text-only check takes."""
     train, test = splits.train, splits.test.select(rows)
-    room = max(_MOST_LEARNT - len(test), len(test))
+    room = max(_MOST_TRAINED_ON - len(test), len(test))
     if len(train) > room:
         train = train.select(np.sort(random.permutation(len(train))[:room]))
     columns = ("images", "texts", "targets", "extras", "places")

@@ -119,7 +119,7 @@ def cost_findings(comparison: ModelComparison) -> list[Finding]:
 
 
 def cost_advice(fusion: str, plain: str, gain: Gap, times: float) -> str:
-    """Return what the two costs mean; it recommends no model, which only the first sentence does.
+    """Return advice on the two costs; it recommends no model, as only the first sentence of the verdict does.
 
     Args:
         fusion: Name of the fusion.

@@ -63,10 +63,10 @@ def write_curation_page(curation: Curation, path: str | Path, *, images: str | P
     """
     check_page_libraries(images)
     findings = curation_findings(curation)
-    said = f"Kept {curation.kept:,} of {len(curation.lines):,} lines."
+    kept = f"Kept {curation.kept:,} of {len(curation.lines):,} lines."
     record = {
-        "verdict": {"sentence": curation.doubts[0] if curation.doubts else said,
-                    "detail": [*curation.doubts[1:], *([said] if curation.doubts else [])]},
+        "verdict": {"sentence": curation.doubts[0] if curation.doubts else kept,
+                    "detail": [*curation.doubts[1:], *([kept] if curation.doubts else [])]},
         "findings": [one.record() for one in findings],
         "notes": curation.notes,
         "cases": _cases(curation),

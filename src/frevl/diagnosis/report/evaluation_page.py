@@ -60,15 +60,15 @@ def write_evaluation_page(record: Mapping[str, Any], path: str | Path) -> None:
         InputError: The file cannot be written.
     """
     findings = evaluation_findings(record)
-    # Notes on overly optimistic figures come first, then what the groups are like.
+    # Notes on overly optimistic figures come first, then the claims on groups.
     notes = list(record["notes"])
     leaks = [note for note in notes if note.startswith("Leak: ")]
-    said = [*leaks, *(one.claim for one in findings)]
-    told = {one.claim for one in findings}
+    sentences = [*leaks, *(one.claim for one in findings)]
+    claims = {one.claim for one in findings}
     page = {
-        "verdict": {"sentence": said[0], "detail": said[1 : 1 + len(leaks)]},
+        "verdict": {"sentence": sentences[0], "detail": sentences[1 : 1 + len(leaks)]},
         "findings": [one.record() for one in findings],
-        "notes": [note for note in notes if note not in told and note not in leaks],
+        "notes": [note for note in notes if note not in claims and note not in leaks],
         "provenance": record["provenance"],
     }
     counted = "Pictures" if "queries" in record else "Pairs"
@@ -94,11 +94,11 @@ def _compared(record: Mapping[str, Any], key: str, found: Mapping[str, Any]) -> 
             {"group": name, "pairs": group["n"], f"{metric} %": group[metric], **_bounds(group["ci95"])}
             for name, group in groups.items()
         ]
-        said = [
+        own_notes = [
             note for note in record["notes"] if note.startswith(f"Groups of '{key}' ") and f" in {metric}: " in note
         ]
         chance = "" if one["chance"] is None else f" Chance: {100 * one['chance']:.1f} %."
-        claim = said[0] if said else f"{metric} by '{key}': {_extremes(one)}."
+        claim = own_notes[0] if own_notes else f"{metric} by '{key}': {_extremes(one)}."
         names = list(groups)
         bars = series(
             metric,

@@ -152,7 +152,7 @@ def _decimals(values: Sequence[float]) -> int:
     return 0 if largest >= 1000 else 1 if largest >= 10 or largest == 0 else 2 if largest >= 1 else 3
 
 
-# ---- what the template is given
+# ---- the template's input
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -181,7 +181,7 @@ def _sections(findings: list[dict[str, Any]], headings: dict[str, str]) -> list[
 
 
 def _shown(finding: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return what the template needs for one finding."""
+    """Return the template's input for one finding."""
     table, plot = finding["table"], finding["plot"]
     shown = {**finding, "drawings": None, "legend": [], "tables": [], "collapsed": len(table) > _LONG}
     if table:
