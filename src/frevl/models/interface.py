@@ -102,17 +102,17 @@ class PairNetwork(nn.Module, ABC):
 
     Attributes:
         key: Name of the kind of network in ``run.json``, unique in `frevl.models.registry.NETWORKS`.
-        settings: The arguments that build the same network without its weights, as JSON can hold them; see
+        settings: The arguments that build the same network without its weights, as JSON values; see
             `from_settings`.
-        item_work: When computing `image_items` and `text_items` separately pays off: ``never``; in ``grids``, where
+        item_work: Whether computing `image_items` and `text_items` separately pays off: ``never``; in ``grids``, where
             many pairs share few items; or ``always``, because an item is so much work that a list of pairs should share
             it too.
         probability_apart: Whether the match probability has its own logit, the last column; the first is then the
-        score.
+            score.
         scores_in_half: Whether, with weights in float16 on an accelerator, it ranks as in float32 (measured,
         docs/accelerator.md).
         affine: Whether the mean of its logits over images is the logit of the mean image, and likewise for texts.
-        no_int8: Why the network cannot be exported in 8-bit integers; empty if it can.
+        no_int8: Reason why the network cannot be exported in 8-bit integers; empty if it can.
     """
 
     key: ClassVar[str]
@@ -124,7 +124,7 @@ class PairNetwork(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return a copy, so that nobody can change them; set once, in the constructor."""
+        """Return a copy, so that nobody can change the settings; they are set once, in the constructor."""
         return deepcopy(self._settings)
 
     @settings.setter
@@ -139,7 +139,7 @@ class PairNetwork(nn.Module, ABC):
 
         Args:
             image: ``(n, image_dim)`` pooled or ``(n, Nv, image_dim)`` token embeddings, float32.
-            text: ``(n, text_dim)`` or ``(n, Nt, text_dim)``; may be pooled where ``image`` is not.
+            text: ``(n, text_dim)`` or ``(n, Nt, text_dim)``; may be pooled even if ``image`` is not.
             image_mask: ``(n, Nv)`` bool, True where a token exists; without it all exist.
             text_mask: ``(n, Nt)`` bool.
 
@@ -224,8 +224,8 @@ class PairNetwork(nn.Module, ABC):
 
         Returns:
             ``(n, width)`` float32 of unit length (or below: see `frevl.models.classification.posterior.left_over`) by
-                ``image``, by ``image`` and ``text``, or by ``pair``. A network that contains others prefixes their
-                number: ``0.pair``. None if there is no such layer.
+            ``image``, by ``image`` and ``text``, or by ``pair``. A network that contains others prefixes their number:
+            ``0.pair``. None if there is no such layer.
         """
         del image, text, image_mask, text_mask
         return None

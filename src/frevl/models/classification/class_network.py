@@ -19,7 +19,7 @@ __all__ = ["ClassNetwork", "searchable"]
 
 
 class ClassNetwork(PairNetwork):
-    """A `Head` with what it needs to be applied: statistics of the examples, name vectors, kept examples.
+    """A `Head` with everything needed to apply it: statistics of the examples, name vectors, kept examples.
 
     Token embeddings are mean-pooled. The text of a pair is ignored.
     """
@@ -50,7 +50,7 @@ class ClassNetwork(PairNetwork):
             names: Scale of the cosines with the name vectors.
             examples: Number of examples kept for the memories.
             memories: ``{"width", "on_unit"}`` of each sum over examples; see
-            `frevl.models.classification.heads.Memory`.
+                `frevl.models.classification.heads.Memory`.
             space: The network whose text vectors serve as names: the ``cosine`` of encoders with a common space, or a
                 trained first stage.
             linear: Whether the head has weights; without them, a matrix product is saved.
@@ -85,7 +85,7 @@ class ClassNetwork(PairNetwork):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], build: Build) -> ClassNetwork:
-        """Build the network and, if it has names, the one whose space they live in."""
+        """Build the network and, if it has names, the network of their space."""
         settings = dict(settings)
         inner = settings.pop("space", None)
         return cls(**settings, space=None if inner is None else build(inner["key"], inner["settings"]))
@@ -117,7 +117,7 @@ class ClassNetwork(PairNetwork):
         return ZScore(self.mean, self.scale)
 
     def head(self) -> Head:
-        """Return the head: what the network computes from features."""
+        """Return the head, which computes the logits from features."""
         memories = tuple(
             Memory(coefficients, float(one["width"]), bool(one["on_unit"]))
             for coefficients, one in zip(self.coefficients, self._settings["memories"], strict=True)

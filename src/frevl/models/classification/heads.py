@@ -114,8 +114,8 @@ class Head:
     def among(self, rows: Tensor, classes: int) -> Head:
         """Extend the head to more classes; those without examples are scored by their names alone.
 
-        What the examples add is shifted to sum to zero over the classes that have some, so that on average it moves no
-        class above or below one without examples.
+        The contribution of the examples is shifted to sum to zero over the classes that have some, so that on average
+        it moves no class above or below one without examples.
 
         Args:
             rows: ``(k,)`` int64, the positions of this head's ``k`` classes among all.

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
-"""From a ``(d,)`` point to the value there and the ``(d,)`` gradient."""
+"""Maps a ``(d,)`` point to the value and the ``(d,)`` gradient there."""
 
 _HISTORY = 10  # recent steps used to estimate the curvature
 _ENOUGH = 1e-4  # required share of the decrease predicted by the slope
@@ -83,8 +83,8 @@ def minimise(
             # Even for a value near 0, rounding is that of the numbers of about 1 whose mean it is.
             if found <= value + _ENOUGH * rate * slope + noise * max(1.0, abs(value)):
                 break
-            # The minimum of the parabola through value, slope and the value found, within bounds. If not a number:
-            # halve.
+            # Go to the minimum of the parabola through value, slope and the value found, within bounds; if it is not
+            # a number, halve the step.
             least = -slope * rate**2 / (2 * (found - value - slope * rate))
             rate = min(max(least, 0.1 * rate), 0.5 * rate) if least > 0 else 0.5 * rate
         else:
@@ -114,7 +114,7 @@ def _times_inverse_curvature(gradient: Tensor, memory: deque[tuple[Tensor, Tenso
 
 
 Loss = Callable[[Tensor], Tensor]
-"""From ``(n, outputs)`` logits to the mean over these pairs of the loss, without a penalty."""
+"""Maps ``(n, outputs)`` logits to the mean loss over these pairs, without a penalty."""
 
 _TIMED = 512  # pairs used to measure the speed of the machine
 _WIDEST = 5_000  # principal directions are worth computing for at most this many features or pairs

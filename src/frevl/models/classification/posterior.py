@@ -3,7 +3,7 @@
 With unit noise and a prior of unit variance the weights of a linear layer on inputs ``v_1 ... v_n`` have the posterior
 covariance ``(sum v_i v_i^T + I)^-1``, for each output the same, whatever the targets were (Bishop 2006, equation 3.54;
 the last-layer Laplace approximation of Daxberger et al. 2021 with a squared error). The remaining variance of an output
-for an input of unit length is ``v^T (sum v_i v_i^T + I)^-1 v``: 1 for a direction that nothing was learned about, and
+for an input of unit length is ``v^T (sum v_i v_i^T + I)^-1 v``: 1 for a direction about which nothing was learned, and
 ``1 / (1 + n)`` after ``n`` inputs exactly like it.
 
 The likelihood of classes would weight every example by ``p (1 - p)``; we leave that out (ours): examples that a layer
@@ -42,7 +42,7 @@ def scatter_of(blocks: Iterable[Tensor]) -> Tensor:
 
 
 def known_directions(scatter: Tensor, *, most: int = MOST_DIRECTIONS) -> Tensor:
-    """Turn a scatter into what `left_over` subtracts: eigenvectors, each times the root of how well it is known.
+    """Turn a scatter into the directions that `left_over` subtracts: eigenvectors, scaled by how well each is known.
 
     Args:
         scatter: ``(d, d)``, symmetric and positive semidefinite; a sum over examples.

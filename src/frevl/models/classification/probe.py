@@ -22,7 +22,7 @@ _ENOUGH = 3e-4
 _ENOUGH_OF_MANY = 1e-3  # 3e-3 above the minimum loss, in three quarters of the time; scikit-learn stops at 1e-2
 _MANY = 2**22  # total number of features; smaller fits take less than 0.1 s
 _BESIDE_NAMES = 0.05  # curvature; a smaller one comes closer to the minimum loss, but does no better on other data
-_TELLING = 16  # examples per feature that determine the curvature; with 4, and many examples, the steps do not suffice
+_TELLING = 16  # examples per feature for estimating the curvature; with 4, and many examples, the steps do not suffice
 
 
 def solve_probe(
@@ -39,8 +39,8 @@ def solve_probe(
     """Logistic regression that starts at the names and is pulled back to them.
 
     Minimise cross-entropies plus ``penalty / 2`` times the squared weights, which are added to ``names * cosines``:
-    with a strong penalty, only the names remain. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
-    with names as the anchor; without names it is ordinary logistic regression.
+    with a strong penalty, only the names remain. This is like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al.
+    2024) with names as the anchor; without names it is ordinary logistic regression.
 
     Args:
         features: Features of ``n`` examples.
@@ -63,10 +63,10 @@ def solve_probe(
     if len(x) < x.shape[1]:  # the weights lie in the span of the examples (representer theorem)
         basis, triangle = torch.linalg.qr(x.T)
         x = triangle.T.contiguous()
-    inputs: _Turned | _AsTheyAre
+    inputs: _Rotated | _AsTheyAre
     if len(x) < classes * _STEPS:  # rotating the features once is then faster than rotating the weights at every step
         whole = _principal(x) if weights is None and basis is None else _principal_directions(x, each)
-        inputs = _Turned(*whole, curvature, penalty)
+        inputs = _Rotated(*whole, curvature, penalty)
     else:
         inputs = _AsTheyAre(x, _to_even_curvature(x, each, penalty, curvature))
     rows = torch.arange(len(x))
@@ -90,7 +90,7 @@ def solve_probe(
 
 
 class _AsTheyAre:
-    """Features as they are, the weights in even coordinates: for many examples, which are not copied.
+    """Features as they are, with weights in even coordinates; for many examples, which are not copied.
 
     Args:
         x: ``(n, d)``.
@@ -101,19 +101,19 @@ class _AsTheyAre:
         self.x, self.back = x, back
 
     def weight(self, point: Tensor) -> Tensor:
-        """Return ``(classes, d + 1)`` weights of a point."""
+        """Return the weights of a point, ``(classes, d + 1)``."""
         return point @ self.back
 
     def logits(self, weight: Tensor) -> Tensor:
-        """Return ``(classes, n)``."""
+        """Return the logits, ``(classes, n)``."""
         return torch.addmm(weight[:, -1:], weight[:, :-1], self.x.T)
 
     def summed(self, residual: Tensor) -> Tensor:
-        """Return the ``(classes, d + 1)`` gradient by the weights from ``(classes, n)`` residuals."""
+        """Return the gradient in the weights, ``(classes, d + 1)``, from ``(classes, n)`` residuals."""
         return torch.cat([residual @ self.x, residual.sum(dim=1, keepdim=True)], dim=1)
 
     def slope(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the point."""
+        """Return the gradient in the coordinates of the point."""
         return gradient @ self.back.T
 
     def restored(self, point: Tensor) -> Tensor:
@@ -121,37 +121,37 @@ class _AsTheyAre:
         return self.weight(point)
 
 
-class _Turned:
-    """Features along their principal directions, where even coordinates are a stretch of each: for many classes.
+class _Rotated:
+    """Features along their principal directions, which only need scaling to become even coordinates; for many classes.
 
-    Then two of four products of matrices a step are saved, and several penalties share the turn.
+    This saves two of the four matrix products of a step, and several penalties share the rotation.
 
     Args:
-        turned: ``(n, d + 1)`` features with a one behind them, along the directions.
-        spread: ``(d + 1,)`` sum of their squares along each.
-        directions: ``(d + 1, d + 1)`` orthonormal, one a column.
+        rotated: ``(n, d + 1)`` features followed by a one, along the directions.
+        spread: ``(d + 1,)`` sum of their squares along each direction.
+        directions: ``(d + 1, d + 1)`` orthonormal, one per column.
         of_logits: As in `_to_even_curvature`.
         penalty: Strength of the L2 penalty on the weights and the bias.
     """
 
-    def __init__(self, turned: Tensor, spread: Tensor, directions: Tensor, of_logits: float, penalty: float) -> None:
-        self.turned, self.directions = turned, directions
+    def __init__(self, rotated: Tensor, spread: Tensor, directions: Tensor, of_logits: float, penalty: float) -> None:
+        self.rotated, self.directions = rotated, directions
         self.stretch = (of_logits * spread + penalty).rsqrt()
 
     def weight(self, point: Tensor) -> Tensor:
-        """Return ``(classes, d + 1)`` weights along the directions, which have the length of those of the features."""
+        """Return the weights along the directions, ``(classes, d + 1)``, as long as those of the features."""
         return point * self.stretch
 
     def logits(self, weight: Tensor) -> Tensor:
-        """Return ``(classes, n)``."""
-        return weight @ self.turned.T
+        """Return the logits, ``(classes, n)``."""
+        return weight @ self.rotated.T
 
     def summed(self, residual: Tensor) -> Tensor:
-        """Return the ``(classes, d + 1)`` gradient by the weights from ``(classes, n)`` residuals."""
-        return residual @ self.turned
+        """Return the gradient in the weights, ``(classes, d + 1)``, from ``(classes, n)`` residuals."""
+        return residual @ self.rotated
 
     def slope(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the point."""
+        """Return the gradient in the coordinates of the point."""
         return gradient * self.stretch
 
     def restored(self, point: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class _Turned:
 
 
 def _principal_directions(x: Tensor, each: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_Turned` takes of ``(n, d)`` features, weighted by ``each``."""
+    """Return the arguments of `_Rotated` for ``(n, d)`` features, weighted by ``each``."""
     whole = F.pad(x, (0, 1), value=1.0)
     scaled = whole if each is None else whole * each.sqrt()[:, None]
     spread, directions = torch.linalg.eigh(scaled.T @ scaled)
@@ -170,13 +170,13 @@ def _principal_directions(x: Tensor, each: Tensor | None) -> tuple[Tensor, Tenso
 def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float) -> Tensor:
     """Return the ``(d + 1, d + 1)`` matrix from coordinates in which the curvature is about the identity to weights.
 
-    In such coordinates a third of the steps are needed. A part of the examples tells the curvature well enough.
+    In such coordinates a third of the steps are needed. The curvature is estimated well enough on some of the examples.
 
     Args:
-        x: ``(n, d)``; the bias is as a column of ones after it.
+        x: ``(n, d)``; the bias acts like a further column of ones.
         each: ``(n,)`` weights of the examples.
         penalty: Strength of the L2 penalty on the weights and the bias.
-        of_logits: Curvature of the loss of an example by its logits.
+        of_logits: Curvature of the loss of an example in its logits.
     """
     parts = min(len(x), _TELLING * x.shape[1])
     rows = torch.arange(parts) * len(x) // parts  # evenly, because examples may come class by class
@@ -184,7 +184,7 @@ def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float
     scaled = some if bool((share == 1).all()) else some * share.sqrt()[:, None]
     array = scaled.detach().contiguous().numpy()
     curvature = torch.empty(x.shape[1] + 1, x.shape[1] + 1)
-    curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy sees that it is symmetric: half of the work
+    curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy exploits the symmetry, which halves the work
     curvature[-1, :-1] = curvature[:-1, -1] = share @ some
     curvature[-1, -1] = share.sum()
     curvature *= of_logits * float(each.sum() / share.sum())
@@ -194,15 +194,15 @@ def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float
     return inverse
 
 
-# Of features, which nobody changes in place: penalties share the turn.
-_TURNS: MutableMapping[Tensor, tuple[Tensor, Tensor, Tensor]] = WeakIdKeyDictionary()
+# By features, which are never changed in place: several penalties share them.
+_DIRECTIONS: MutableMapping[Tensor, tuple[Tensor, Tensor, Tensor]] = WeakIdKeyDictionary()
 
 
 def _principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `_principal_directions` of features that all count alike."""
-    found = _TURNS.get(features)
+    """Return `_principal_directions` of features with equal weights."""
+    found = _DIRECTIONS.get(features)
     if found is None:
         found = _principal_directions(features, None)
-        _TURNS.clear()  # one at a time: those of further folds take its place
-        _TURNS[features] = found
+        _DIRECTIONS.clear()  # one at a time: those of further folds take its place
+        _DIRECTIONS[features] = found
     return found

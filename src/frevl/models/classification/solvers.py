@@ -34,7 +34,7 @@ _NO_SPREAD = 1e-10  # of features of unit length
 
 
 def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
-    """Return ``(classes, d)`` means of the examples of each class; zero, the overall mean, for a class without any."""
+    """Return the mean of the examples of each class, ``(classes, d)``; zero, the overall mean, for a class without."""
     share = torch.ones(len(labels)) if weights is None else weights
     sums = torch.zeros(classes, standard.shape[1]).index_add_(0, labels, standard * share[:, None])
     return sums / _filled(torch.zeros(classes).index_add_(0, labels, share))[:, None]
@@ -49,7 +49,7 @@ def solve_means(
         features: Features of ``n`` examples.
         labels: ``(n,)`` int64, class indices.
         classes: Number of classes.
-        names: Scale of the name logits added to it.
+        names: Scale of the name logits that are added.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     means = F.normalize(class_means(features.standard, labels, classes, weights), dim=1)
@@ -76,7 +76,7 @@ def solve_gaussian(
         labels: ``(n,)`` int64, class indices.
         classes: Number of classes.
         shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
-        names: Scale of the name logits added to it.
+        names: Scale of the name logits that are added.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     x = features.standard
@@ -103,7 +103,7 @@ def solve_kernel(
         labels: ``(n,)`` int64, class indices.
         classes: Number of classes.
         ridge: Penalty above 0.
-        names: Scale of the names; the regression then is on what their probabilities leave over.
+        names: Scale of the names; the regression is then fitted to the residuals of their probabilities.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     x = features.standard
@@ -129,7 +129,7 @@ def solve_cache(
         features: Features of ``n`` examples.
         labels: ``(n,)`` int64, class indices.
         classes: Number of classes.
-        names: Scale of the name logits added to it.
+        names: Scale of the name logits that are added.
         weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     truth = _weighted(labels, classes, weights)
@@ -184,8 +184,8 @@ def _names_probabilities(features: Features, names: float) -> Tensor:
 def solve_unlabelled(features: Features, labels: Tensor, classes: int, *, unlabelled: Tensor, guessed: Tensor) -> Head:
     """Gaussians of all classes, fitted to examples and unlabelled images by expectation maximisation (ours).
 
-    All classes share one covariance, shrunk as in `solve_gaussian`. Like the transductive classifiers of Zanella et al.
-    2024 ("Boosting Vision-Language Models with Transduction"), but the result is a head for further images.
+    All classes share one covariance, shrunk as in `solve_gaussian`. The method is like the transductive classifiers of
+    Zanella et al. 2024 ("Boosting Vision-Language Models with Transduction"), but results in a head for further images.
 
     Args:
         features: Features of ``n`` examples.

@@ -26,7 +26,7 @@ _PAIRS_AT_ONCE = 4_096
 
 
 class WithoutPrior(PairNetwork):
-    """A network with a bank of items by which its prior is measured.
+    """A network with a bank of items used to measure its prior.
 
     An item of the kept side costs as much work as the whole bank, so that work is done once per item.
     """

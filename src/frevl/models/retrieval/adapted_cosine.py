@@ -70,11 +70,11 @@ class AdaptedCosine(Cosine):
         return self.logit_scale * (1 + self.weight)
 
     def own_image_vectors(self, image: Tensor) -> Tensor:
-        """``(n, d + rank)`` unit vectors."""
+        """Return ``(n, d + rank)`` unit vectors."""
         return self._beside(super().own_image_vectors(image), self.image_mean, self.image_map)
 
     def own_text_vectors(self, text: Tensor) -> Tensor:
-        """``(n, d + rank)`` unit vectors."""
+        """Return ``(n, d + rank)`` unit vectors."""
         return self._beside(super().own_text_vectors(text), self.text_mean, self.text_map)
 
     def _beside(self, vectors: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def fit_adapted_cosine(
 
 
 def _whitening(vectors: Tensor, penalty: float) -> Tensor:
-    """Return ``(d, d)``: the inverse square root of the covariance of ``(n, d)`` vectors; ridge in mean variances."""
+    """Return the inverse root of the covariance of ``(n, d)`` vectors, ``(d, d)``; the ridge is in mean variances."""
     variances, directions = torch.linalg.eigh(vectors.T @ vectors / len(vectors))
     variances = variances.clamp(min=0)
     least = variances.mean().clamp(min=1e-12)  # identical vectors have no directions

@@ -67,7 +67,7 @@ class FirstStage(PairNetwork):
         return self
 
     def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """Return ``(n, d + rank)``: its own unit vectors, followed by those of the alignment."""
+        """Return its own unit vectors, followed by those of the alignment, ``(n, d + rank)``."""
         pooled = mean_pool(image, image_mask)
         own = self.own_image_vectors(pooled)
         return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(pooled)], dim=1)
@@ -79,7 +79,7 @@ class FirstStage(PairNetwork):
         return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(pooled)], dim=1)
 
     def part_scales(self, weight: float, width: int) -> Tensor:
-        """Return ``(width,)``: the factor of each number of the parts in a logit, given the alignment's weight."""
+        """Return the factor of each number of the parts in a logit, ``(width,)``, given the alignment's weight."""
         rank = 0 if self.alignment is None else int(self.alignment.settings["rank"])
         own = self.own_scale.expand(width - rank)
         return torch.cat([own, own.new_full((rank,), weight)])
@@ -97,7 +97,7 @@ class FirstStage(PairNetwork):
         return self.scale * (image * text).sum(dim=1, keepdim=True)
 
     def rank_all(self, images: Items, texts: Items) -> Tensor:
-        """Return ``(images, texts)`` scores that rank like the logits of all pairs."""
+        """Return scores that rank like the logits of all pairs, ``(images, texts)``."""
         scores: Tensor = self.scale * images[0] @ texts[0].T
         return scores
 

@@ -1,8 +1,9 @@
-"""Kernel ridge regression from images to the meanings of their texts; closed form, takes seconds.
+"""Kernel ridge regression from images to the meanings of their texts, in closed form and within seconds.
 
-A two-tower network is trained to distinguish the pairs of a batch; this predicts the mean embedding of an image's texts
-and compares by cosine. They make different mistakes, so a weighted sum ranks better than either
-(research/experiments/log.md). Pure torch; ours, after kernel dependency estimation and the alignment of word vectors.
+A two-tower network is trained to distinguish the pairs of a batch; the regression predicts the mean embedding of an
+image's texts, and texts are compared with it by cosine. The two make different mistakes, so a weighted sum ranks better
+than either (research/experiments/log.md). Pure torch; ours, after kernel dependency estimation and the alignment of
+word vectors.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class TermWeights:
 
     @classmethod
     def from_record(cls, record: dict[str, float]) -> TermWeights:
-        """Read the weights from what `record` returned."""
+        """Read the weights from a record."""
         return cls(**{name.replace("_crowd", "_hubness"): weight for name, weight in record.items()})
 
 
@@ -134,8 +134,8 @@ class Reranked(PairNetwork):
 
         Args:
             first: The network that searches.
-            bank_images: ``(m, d)`` parts of training images, by which the hubness of a text is measured.
-            bank_texts: ``(m, d)`` parts of training texts, by which the hubness of an image is measured.
+            bank_images: ``(m, d)`` parts of training images, used to measure the hubness of a text.
+            bank_texts: ``(m, d)`` parts of training texts, used to measure the hubness of an image.
             fusion: The network that rescores the best candidates, or None.
             weights: Weights of the terms.
             depth: Number of candidates of the first stage worth rescoring.
@@ -206,7 +206,7 @@ class Reranked(PairNetwork):
     def terms(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, 4)``: first stage plus weighted alignment, hubness of the image, hubness of the text, fusion."""
+        """Return first stage plus weighted alignment, hubness of image and of text, and fusion, ``(n, 4)``."""
         parts, image_hubness, image_hidden = images
         text_parts, text_hubness, text_hidden = texts
         first = (parts * self._scales() * text_parts).sum(dim=1)
@@ -218,7 +218,7 @@ class Reranked(PairNetwork):
         return torch.stack([first, image_hubness, text_hubness, fused], dim=1)
 
     def rank_all(self, images: Items, texts: Items) -> Tensor:
-        """Return ``(images, texts)`` scores of all pairs without the fusion term, in one matrix product."""
+        """Return the scores of all pairs without the fusion term, ``(images, texts)``, in one matrix product."""
         parts, image_hubness, _ = images
         text_parts, text_hubness, _ = texts
         scores: Tensor = parts * self._scales() @ text_parts.T
@@ -253,7 +253,7 @@ class Reranked(PairNetwork):
 
     @property
     def prior_of(self) -> PriorSide:
-        """The text: its hubness says how well it fits images in general."""
+        """The text: its hubness shows how well it fits images in general."""
         return "text"
 
     def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -293,7 +293,7 @@ class Reranked(PairNetwork):
         return hubness(parts, bank, self._scales())
 
     def _scales(self) -> Tensor:
-        """Return ``(d,)``: the weight of each number of the parts in a logit."""
+        """Return the weight of each number of the parts in a logit, ``(d,)``."""
         return self.first.part_scales(self.weights.alignment, self.bank_images.shape[1])
 
 

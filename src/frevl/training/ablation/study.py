@@ -108,8 +108,8 @@ def ablate(
         "device": device, **grouping,
     }  # fmt: skip
     shared = {name: value for name, value in shared.items() if value is not None}
-    asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
-    towers = choose_towers(stores[0], [common], notes, asked).values()
+    encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    towers = choose_towers(stores[0], [common], notes, encoders).values()
     whole = [name for name in stores[0].encoders if all(any(name in one.encoders for one in side) for side in towers)]
     named: list[str] = as_list(encoder or whole, "encoder")
     names = [name for name in named if name in whole]
@@ -117,7 +117,7 @@ def ablate(
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
         print_progress(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
-        of_the_store = {} if variant.store else asked
+        of_the_store = {} if variant.store else encoders
         arguments = {**shared, "model": model, **of_the_store, **variant.arguments}
         path = folder / "runs" / variant.folder
         runs = train_seeds(

@@ -63,7 +63,7 @@ class Choice:
         members: The terms of the head, each with its two scales.
         splits: Rows to fit and rows held out, for every fold; empty if development images were used.
         truth: The images of the comparison, with labels.
-        scale: What the logits were multiplied by because the final fit has more examples than the comparison's
+        scale: Factor by which the logits were multiplied, as the final fit has more examples than those compared
             (`frevl.training.classification.learning_curve`).
     """
 
@@ -131,21 +131,23 @@ def choose_head(
         session: Seed, time limit and progress.
     """
     choice = _chosen(examples, dev, classes, method=method, names=names, session=session)
-    said = []
+    sentences = []
     if dev is not None and dev.known is not None and bool(dev.known.any()):
-        said.append(
+        sentences.append(
             f"The space of the names has learned from {int(dev.known.sum()):,} of the {len(dev):,} development "
             "images, where names are right more often than on other images."
         )
     if dev is not None and len(dev) < FEWEST_HELD_OUT:
-        said.append(
+        sentences.append(
             f"The {len(dev):,} development images were not used for the comparison: at least {FEWEST_HELD_OUT} "
             "are needed."
         )
     late = sum(row.get("left_out") == _TOO_LATE for row in choice.rows)
     if late:
-        said.append(f"The time limit left {late:,} settings untried, some of which may be better; allow more time.")
-    return replace(choice, notes=[*said, *choice.notes])
+        sentences.append(
+            f"The time limit left {late:,} settings untried, some of which may be better; allow more time."
+        )
+    return replace(choice, notes=[*sentences, *choice.notes])
 
 
 def _chosen(
@@ -335,7 +337,7 @@ def _choose(compared: list[Compared], clusters: Tensor) -> tuple[Compared, str, 
 def fitted_head(
     members: Sequence[tuple[Candidate, tuple[float, float]]], examples: Labelled, classes: int, names: float
 ) -> Head:
-    """Fit on all examples, scale, and add up."""
+    """Fit the members on all examples, scale them, and add them up."""
     whole: Head | None = None
     for candidate, (of_names, of_rest) in members:
         head = candidate.fit(examples.features, examples.labels, classes, names=names, weights=examples.weights)

@@ -153,11 +153,11 @@ def classify(
             own, held, of_names, len(listed.entries), method=method, session=session,
             unlabelled=_others(opened, towers, hashes, seed) if unlabelled else None,
         )  # fmt: skip
-        threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
+        threshold, sentences = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
         results = choice.results(examples=len(own.labels), seconds=time.monotonic() - started, names=names is not None)
         results["warnings"] = [*doubts, *results["warnings"]]
-        said = [*results["warnings"], *said, *results["notes"], *notes, *(names.notes if names else ())]
-        results |= {"notes": list(dict.fromkeys(said)), "unknown": threshold}
+        sentences = [*results["warnings"], *sentences, *results["notes"], *notes, *(names.notes if names else ())]
+        results |= {"notes": list(dict.fromkeys(sentences)), "unknown": threshold}
         seen = hash_prefixes(hashes.values())
         finished = Run(
             path=folder,
@@ -226,8 +226,8 @@ def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
         name: None if value is None else (value.source or "in memory") if isinstance(value, Pairs) else str(value)
         for name, value in sources.items()
     }
-    told = repr([replace(entry, place="") for entry in classes.entries])
-    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+    entries = repr([replace(entry, place="") for entry in classes.entries])
+    digest = hashlib.sha256(entries.encode()).hexdigest()[:16]
     return {
         **kept,
         **named,

@@ -42,8 +42,8 @@ def read_examples(
     if "image" not in pairs.sides:
         raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found only texts")
     # That texts are ignored need not be mentioned here.
-    said = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
-    found = read_usable(store, replace(pairs.only(("image",)), notes=said), notes)
+    kept_notes = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
+    found = read_usable(store, replace(pairs.only(("image",)), notes=kept_notes), notes)
     kept, rejected = [], []
     for row, target in enumerate(found.targets):
         several = isinstance(target, list | dict) and len(target) != 1

@@ -2,7 +2,7 @@
 
 Calibration needs examples that were held out, so it measures a fit on fewer examples than the final one, which is right
 more often: its probabilities would be too low. How much the best scale grows from fits on about half of the examples to
-those of the folds says how much further it grows.
+those of the folds shows how much further it will grow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["FEWEST", "scale_for_all"]
 FEWEST = 300
 """Minimum number of held-out examples. With 120 to 240 extrapolation did harm on a set that had chosen nothing."""
 
-_MOST_AHEAD = 0.5  # how far to go beyond the last step; with three examples a class a whole step went too far
+_MOST_AHEAD = 0.5  # steps to extrapolate beyond the last one; with three examples a class a whole step went too far
 _SMALLEST_STEP = 0.1  # difference of the reciprocal shares of examples; below it, both points are the same
 
 

@@ -27,7 +27,7 @@ __all__ = ["USUAL_SCALE", "Taught", "teach"]
 USUAL_SCALE = 100.0
 """The logit of a cosine of 1 with a name, for CLIP and similar models."""
 
-_WIDEST = 4_096  # width of an embedding up to which the curvature matrix is factored in time
+_WIDEST = 4_096  # width of an embedding up to which the curvature matrix is factored quickly enough
 _AT_ONCE = 8_192
 
 
@@ -58,10 +58,10 @@ class Taught:
     by_names: bool = False
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
-        """Return ``(n, classes)`` float32 calibrated probabilities of ``(n, dim)`` embeddings."""
+        """Return the calibrated probabilities of ``(n, dim)`` embeddings, ``(n, classes)`` float32."""
         inverse = 1 / self.statistics.scale  # zero for constant dimensions
         weight = (self.head.weight * inverse).T.contiguous()
-        told = self.names.T.contiguous() if self.names is not None and self.head.names else None
+        columns = self.names.T.contiguous() if self.names is not None and self.head.names else None
         found = []
         with torch.no_grad():
             for start in range(0, len(vectors), _AT_ONCE):
@@ -69,8 +69,8 @@ class Taught:
                 # numpy.
                 block = torch.from_numpy(np.array(vectors[start : start + _AT_ONCE])).float()
                 logits = self.head.bias.expand(len(block), -1)
-                if told is not None:
-                    logits = torch.addmm(logits, block, told, alpha=self.head.names)
+                if columns is not None:
+                    logits = torch.addmm(logits, block, columns, alpha=self.head.names)
                 if self.head.linear:
                     block = block - self.statistics.mean
                     length = torch.linalg.vector_norm(block * inverse, dim=1, keepdim=True).clamp_min(1e-12)
@@ -108,24 +108,26 @@ def teach(
     """
     images = F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
     given = torch.from_numpy(np.asarray(labels, np.int64))
-    told = None if names is None else torch.from_numpy(np.asarray(names, np.float32))
+    vectors_of_names = None if names is None else torch.from_numpy(np.asarray(names, np.float32))
     width = images.shape[1]
     # Without examples, nothing uses standardised features.
     statistics = statistics_of(images) if len(images) else ZScore(torch.zeros(width), torch.ones(width))
-    cosines = None if told is None else images @ told.T
+    cosines = None if vectors_of_names is None else images @ vectors_of_names.T
     features = Features(images, unit_features(images, statistics), cosines)
     numbers = torch.from_numpy(np.unique(np.asarray(clusters, np.int64), return_inverse=True)[1])
     examples = Labelled(features, given, numbers)
     complete = len(torch.unique(given)) == classes
     method = "probe" if width <= _WIDEST else "means"
-    if before is not None and (complete or (told is not None and before.by_names)) and len(given):
-        by_names = before.by_names and told is not None
+    if before is not None and (complete or (names is not None and before.by_names)) and len(given):
+        by_names = before.by_names and names is not None
         head = fitted_head(before.members, examples, classes, scale if by_names else 0.0)
         nothing = np.zeros(0, np.int64), np.zeros((0, classes), np.float32)
-        return Taught(before.method, before.notes, *nothing, head, statistics, before.members, told, by_names)
+        return Taught(
+            before.method, before.notes, *nothing, head, statistics, before.members, vectors_of_names, by_names
+        )
     tried: list[_Tried] = []
     session = Session(seed=0, time_limit=None, device="cpu", progress=False)
-    for by_names, own in _methods(method, complete=complete, names=told is not None, empty=not len(given)):
+    for by_names, own in _methods(method, complete=complete, names=names is not None, empty=not len(given)):
         choice = choose_head(examples, None, classes, method=own, names=scale if by_names else 0.0, session=session)
         tried.append(_Tried(choice, own, by_names))
     best = _likeliest(tried, numbers)
@@ -134,8 +136,8 @@ def teach(
     rows = torch.cat([out for _, out in choice.splits]) if len(logits) else torch.zeros(0, dtype=torch.long)
     members = choice.members or _fixed_members(best.method, has_names=best.by_names)
     return Taught(
-        best.name, choice.notes, rows.numpy(), logits.softmax(dim=1).numpy(), choice.head, statistics, members, told,
-        best.by_names,
+        best.name, choice.notes, rows.numpy(), logits.softmax(dim=1).numpy(), choice.head, statistics, members,
+        vectors_of_names, best.by_names,
     )  # fmt: skip
 
 

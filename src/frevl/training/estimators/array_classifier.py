@@ -42,7 +42,7 @@ A = TypeVar("A", bound="ArrayClassifier")
 class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
     """A classifier of embedding rows.
 
-    A subclass defines `_fit`, which returns the network, its calibration and the results, and `_inputs`.
+    A subclass defines `_fit`, which returns the network, its calibration and the results, and `_sides`.
 
     Attributes:
         classes_: ``(classes,)`` sorted labels.
@@ -114,7 +114,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return found
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return ``(n, classes)`` calibrated probabilities, in the order of ``classes_``."""
+        """Return calibrated probabilities, ``(n, classes)``, in the order of ``classes_``."""
         check_is_fitted(self)
         vectors: NDArray[Any] = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
         if self.network_ is None:
@@ -206,7 +206,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     @classmethod
     def load(cls: type[A], folder: str | Path) -> A:
-        """Load what `save` wrote.
+        """Load a classifier that `save` wrote.
 
         Raises:
             RunError: There is no such run, or another class wrote it.
@@ -241,7 +241,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     @abstractmethod
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ``(n, image_dim)`` and ``(n, text_dim)`` columns; one of them may have width 0."""
+        """Return the columns of image and text, ``(n, image_dim)`` and ``(n, text_dim)``; one may have width 0."""
 
     def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
         found: NDArray[Any] = np.unique(y)
@@ -273,12 +273,12 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return {"image": image.shape[1], "text": text.shape[1]}
 
     def _seed(self) -> int:
-        """Return the seed; a generator of random numbers gives one and is left as it was, so refits are equal."""
+        """Return the seed; a random number generator is copied, not advanced, so refits are equal."""
         if self.random_state is None:
             return 0
         if is_whole(self.random_state):
             return int(self.random_state)  # type: ignore[arg-type]
-        own = deepcopy(check_random_state(self.random_state))  # as scikit-learn refuses what is none
+        own = deepcopy(check_random_state(self.random_state))  # scikit-learn refuses invalid values
         return int(own.randint(2**31 - 1))
 
     def _session(self) -> Session:
@@ -328,7 +328,7 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
         )
     try:
         found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
-    except TypeError as error:  # nothing orders them
+    except TypeError as error:  # they cannot be ordered
         raise ValueError(f"groups: expected all numbers or all strings, found {error}") from error
     return found
 

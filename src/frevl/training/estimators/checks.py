@@ -1,4 +1,4 @@
-"""Check the arguments of the estimators, which may be anything."""
+"""Check the arguments of the estimators, which may be of any type."""
 
 from __future__ import annotations
 

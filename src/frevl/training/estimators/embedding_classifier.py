@@ -169,7 +169,7 @@ class EmbeddingClassifier(ArrayClassifier):
 
     @classmethod
     def load(cls, folder: str | Path) -> EmbeddingClassifier:
-        """Load what `save` wrote, with the vectors of the names if there were any, so that it can be fitted again.
+        """Load a classifier that `save` wrote, with any vectors of the names, so that it can be fitted again.
 
         Raises:
             RunError: There is no such run, or another class wrote it.

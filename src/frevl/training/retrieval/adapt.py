@@ -50,7 +50,7 @@ class Adapted:
     Attributes:
         name: Name of the chosen variant.
         network: The variant fitted on all training pairs: a `Cosine`, or a `Reranked` that corrects hubness.
-        first: The part that searches, and that a fusion may rerank.
+        first: The first stage, whose results a fusion may rerank.
         rows: The table: every variant with its mean recall and distance from the best.
         reason: Why it was chosen.
         judged_on: The data of the comparison, in words.
@@ -125,7 +125,7 @@ def measurably_worse(one: Tensor, other: Tensor) -> bool:
 
 
 def full_recall(network: Cosine | Reranked, pairs: EmbeddedPairs) -> Tensor:
-    """Return ``(images,)``: the mean of the six hits of every image of right pairs and its texts, ranking all pairs.
+    """Return the mean of the six hits of every image of right pairs and its texts, ranking all pairs, ``(images,)``.
 
     Args:
         network: A first stage, or one with hubness correction, without a fusion.

@@ -69,8 +69,8 @@ def choose_matching(
     Args:
         data: Training and development examples.
         options: Options of ``auto``.
-        session: Its time limit covers everything together.
-        checkpoint: Where the states of all trainings are saved.
+        session: Seed, device and progress, and a time limit for everything together.
+        checkpoint: Saves the states of all trainings.
 
     Returns:
         The chosen network, and the table with reasons for the run's record.
@@ -148,7 +148,7 @@ def _adapted(
     Cross-validation over the training images has already compared the two, on more images than the development data.
 
     Returns:
-        The table row of the one that is left out.
+        The table row of the candidate that is left out.
     """
     plain, hits = first_stages[0], full_recall(adapted.network, dev)
     if measurably_worse(hits, plain.hits):
@@ -213,7 +213,7 @@ def _some(train: Examples, seed: int) -> Examples:
 
 
 def _by_image(fitted: Fitted[PairNetwork], sample: EmbeddedPairs) -> Tensor:
-    """Return ``(images,)``: the mean of the six hits of each image and its texts, scoring all pairs."""
+    """Return the mean of the six hits of each image and its texts, ``(images,)``, scoring all pairs."""
     image_ids, image_at = torch.unique(sample.image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(sample.text_rows, return_inverse=True)
     right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)

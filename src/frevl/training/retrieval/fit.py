@@ -46,7 +46,7 @@ __all__ = [
 FIRST_STAGES = ("dual", "cosine")
 
 _ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; research/experiments/log.md, "Retrieval"
-BANK = 2000  # training items of each modality by which hubness is measured
+BANK = 2000  # training items of each modality used to measure hubness
 _WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer, a fold has no wrong image
 # A fusion stays at chance for its first hundred steps: batches grow from 32 to 256 with the number of captions.
@@ -75,7 +75,7 @@ def fit_matching(
         session: Seed, time limit, device and progress.
         first_stage: ``dual`` or ``cosine``: the fusion reranks the best candidates of this first stage. None: the
             fusion stands alone.
-        checkpoint: Where the states of all trainings are saved.
+        checkpoint: Saves the states of all trainings.
         log_file: Log file of the gradient descent of a standalone network.
 
     Returns:
@@ -135,7 +135,7 @@ def fit_first_stage(
         options: Options of the dual encoder; the cosine has none.
         session: Seed, time limit, device and progress.
         share: Share of the time limit.
-        checkpoint: Where the states of the members are saved.
+        checkpoint: Saves the states of the members.
     """
     if kind == "cosine":
         return Fitted(cosine_of(data.image_towers, data.text_towers), 0.0)
@@ -167,7 +167,7 @@ def fit_reranked(
         data: Training and development examples.
         options: Options of the reranker.
         session: Seed, time limit, device and progress.
-        checkpoint: Where the states of all trainings are saved.
+        checkpoint: Saves the states of all trainings.
 
     Raises:
         PairsError: There are too few images.

@@ -64,7 +64,7 @@ class HardNegatives:
 
 
 def assign_folds(image_rows: Tensor, folds: int, seed: int) -> Tensor:
-    """Divide the images of ``(n,)`` pairs into folds; return ``(n,)`` fold numbers."""
+    """Divide the images of pairs into folds; return the fold number of every pair, ``(n,)``."""
     different, inverse = torch.unique(image_rows, return_inverse=True)
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
     return (order % folds)[inverse]
@@ -96,7 +96,7 @@ def mine_hard_negatives(
         hubness_weight: Weight of the hubness subtracted from the scores (`frevl.models.retrieval.reranker`).
         bank: Maximum number of training items by which hubness is measured.
         first: A first stage that has never seen any of the images (``cosine``); then none is trained.
-        checkpoint: Where the states of the first stages are saved.
+        checkpoint: Saves the states of the first stages.
     """
     clock = checkpoint.clock
     started, seed, time_limit = clock.seconds(), session.seed, session.time_limit
@@ -249,7 +249,7 @@ def fit_reranker(
         options: Options of the reranker.
         session: Seed of order, choice of wrong items and dropout; time limit, device and progress.
         title: Title of the progress line.
-        checkpoint: Where the state is saved.
+        checkpoint: Saves the state.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -279,10 +279,10 @@ def fit_reranker(
         right = moved(lists.of(mined.base[rows]), device) + right
         losses = [
             listwise_loss(
-                right, said.view(numbers.shape) + moved(base, device), moved(numbers >= 0, device),
+                right, scores.view(numbers.shape) + moved(base, device), moved(numbers >= 0, device),
                 label_smoothing=label_smoothing,
             )
-            for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
+            for scores, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
         ]  # fmt: skip
         loss = lists.weighed(0.5 * (losses[0] + losses[1]))
         return loss, {"listwise": loss}

@@ -62,7 +62,7 @@ class RankedCandidates:
         return self.hits(0.0, 0.0, self.columns.shape[1])
 
     def hits(self, hubness: float, fusion: float, depth: int) -> Tensor:
-        """Return ``(queries, 3)`` float: whether a right item is among the first 1, 5 and 10; ties count as misses."""
+        """Return whether a right item is among the first 1, 5 and 10, ``(queries, 3)`` float; ties count as misses."""
         terms, right = self.terms[:, :depth], self.right[:, :depth]
         scores = terms[..., 0] + hubness * terms[..., 1] + fusion * terms[..., 2]
         return _hits(scores, right)
@@ -139,7 +139,7 @@ def rank_candidates(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, T
 
 
 def recall_by_image(scores: Tensor, right: Tensor) -> Tensor:
-    """Return ``(images,)``: the mean of the six hits of every image and its texts (at 1, 5, 10; both directions).
+    """Return the mean of the six hits of every image and its texts (at 1, 5, 10; both directions), ``(images,)``.
 
     Args:
         scores: ``(images, texts)`` scores; ties count as misses.
@@ -227,7 +227,7 @@ class WeightSearch:
     owners: Tensor
 
     def by_image(self, found: FusionWeights) -> Tensor:
-        """Return ``(images,)``: the mean of the six hits of each image and its texts, used to compare candidates."""
+        """Return the mean of the six hits of each image and its texts, ``(images,)``, used to compare candidates."""
         texts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, found.t2i.mean(dim=1))
         counts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, torch.ones(len(self.owners)))
         return 0.5 * found.i2t.mean(dim=1) + 0.5 * texts / counts.clamp(min=1)
@@ -247,7 +247,7 @@ def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
 
 
 def search_alone(network: FirstStage, dev: EmbeddedPairs) -> WeightSearch:
-    """Measure a first stage alone; all results are the same except for hubness, which is meaningless here."""
+    """Measure a first stage alone, without a fusion, and with banks of zeros, so that hubness has no effect."""
     width = network.image_parts(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
     bank = torch.zeros(1, width)
     return search_weights(Reranked.of(network, bank, bank, None, weights=TermWeights(), depth=max(DEPTHS)), dev)
@@ -326,7 +326,7 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
 
 
 def _items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-    """Compute the work on single items, in blocks."""
+    """Do the work on single items, in blocks."""
     starts = range(0, len(ids), 1024)
     parts = [make(values[part].float(), _mask(mask, part)) for part in (ids[start : start + 1024] for start in starts)]
     return tuple(torch.cat(field) for field in zip(*parts, strict=True))

@@ -46,9 +46,9 @@ def fit_two_tower_ensemble(
     Args:
         pairs: Right pairs.
         options: Options; the members' mean cosine ranks better than any single member, and than one of twice the width.
-        session: Its seed is that of the first member; its time limit covers all members together.
+        session: Seed of the first member, time limit for all members together, device and progress.
         title: Title of the progress line.
-        checkpoint: Where the state of every member is saved.
+        checkpoint: Saves the state of every member.
 
     Returns:
         The network on the CPU in evaluation mode, and the report of the training.

@@ -31,7 +31,7 @@ __all__ = ["Together", "WorkerEndedError", "error_of", "joined"]
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=30)  # for a slow worker, or one whose machine has lost power
+_PATIENCE = timedelta(minutes=30)  # time to wait for a slow worker, or one whose machine has lost power
 _REASON_SECONDS = 5.0  # time to wait for the reason of a failure
 
 
@@ -57,7 +57,7 @@ class _Gathered(torch.autograd.Function):
 
 
 class _GatheredForOwn(torch.autograd.Function):
-    """Rows of all workers, of which each makes a loss of its own; so every worker's gradients are added up."""
+    """Gather the rows of all workers, each of which computes a loss of its own; their gradients are added up."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, counts: list[int], team: Together) -> Tensor:
@@ -233,10 +233,10 @@ class Together:
             for values, found in zip(some, torch.split(sent, [values.numel() for values in some]), strict=True):
                 values.copy_(found.view_as(values))
 
-    def device(self, asked: str) -> str:
+    def device(self, wanted: str) -> str:
         """Return one of the devices of this machine."""
-        there = torch.cuda.device_count() if asked == "cuda" else 0
-        return f"cuda:{self._place.local_rank % there}" if there else asked
+        there = torch.cuda.device_count() if wanted == "cuda" else 0
+        return f"cuda:{self._place.local_rank % there}" if there else wanted
 
     def same(self, what: Mapping[str, Any]) -> None:
         """Compare with the other workers."""
@@ -261,7 +261,7 @@ class Together:
             self.same({})  # nobody finishes before worker 0 has saved the run
         elif not isinstance(error, WorkerEndedError) and not getattr(error, "from_worker", False):
             with suppress(RuntimeError):
-                self._store.set(f"error {self.rank}", _told(error, self.rank))
+                self._store.set(f"error {self.rank}", _report(error, self.rank))
         dist.destroy_process_group()
         if error is not None and self.leads:
             time.sleep(0.5)  # worker 0 may host the store, from which the others learn the reason
@@ -283,8 +283,8 @@ class Together:
                 for rank in range(self.size):
                     if self._store.check([f"error {rank}"]):
                         return error_of(*json.loads(self._store.get(f"error {rank}").decode()))
-                if said := self._ended():
-                    return WorkerEndedError(f"{said}; {_GO_ON}")
+                if ended := self._ended():
+                    return WorkerEndedError(f"{ended}; {_GO_ON}")
                 time.sleep(0.1)
         lines = str(error).splitlines() or [type(error).__name__]
         return WorkerEndedError(
@@ -295,7 +295,7 @@ class Together:
 _GO_ON = "every complete epoch is kept: run the same command again to continue"
 
 
-def _told(error: BaseException, rank: int) -> str:
+def _report(error: BaseException, rank: int) -> str:
     """Return the report of an error for the other workers."""
     if isinstance(error, FrevlError):
         return json.dumps([type(error).__name__, str(error)])

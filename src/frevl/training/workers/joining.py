@@ -74,10 +74,10 @@ def working_together(
         TrainingError: A worker did not join, or has ended.
         FrevlError: The error with which another worker failed.
     """
-    asked = workers_asked(workers)
+    count_wanted = workers_asked(workers)
     if current_team().size > 1:
         yield current_team()
-    elif asked == 1:
+    elif count_wanted == 1:
         yield ALONE
     elif (place := place_of(os.environ)) is not None:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def working_together(
     else:
         from frevl.training.workers.processes import with_helpers
 
-        with with_helpers(work, arguments, asked, device) as team:
+        with with_helpers(work, arguments, count_wanted, device) as team:
             yield team
 
 
@@ -127,7 +127,7 @@ def _store_of_environment() -> Store:
 
 @contextmanager
 def one_voice() -> Iterator[bool]:
-    """Let one worker print for all; yields whether it is this one (always true for a single worker).
+    """Let one worker print for all; yield whether this is the one (always true for a single worker).
 
     Errors are also reported once: by worker 0, which learns of them from the others, or by all if it is gone.
     """

@@ -69,7 +69,7 @@ def with_helpers(work: Callable[..., Any], arguments: Mapping[str, Any], workers
 
 def _started(request: tuple[Any, ...], threads: int) -> subprocess.Popen[bytes]:
     try:
-        told = pickle.dumps(request)
+        message = pickle.dumps(request)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UsageError(
             f"--workers: these arguments cannot be passed to the other workers ({error}); give store and pairs as paths"
@@ -85,8 +85,8 @@ def _started(request: tuple[Any, ...], threads: int) -> subprocess.Popen[bytes]:
         [sys.executable, "-c", _START], stdin=subprocess.PIPE, env=environment, start_new_session=True
     )
     if helper.stdin is not None:
-        with suppress(BrokenPipeError):  # it has already ended, which is handled below
-            helper.stdin.write(told)
+        with suppress(BrokenPipeError):  # it has already ended, which `_wait_for` reports
+            helper.stdin.write(message)
             helper.stdin.flush()
     return helper
 

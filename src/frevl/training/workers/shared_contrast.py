@@ -13,11 +13,11 @@ __all__ = ["shared_contrast"]
 def shared_contrast(
     similarity: Tensor, own: Tensor, image_places: Tensor, text_ids: Tensor, *, label_smoothing: float, team: Team
 ) -> Tensor:
-    """Return what a worker adds to `frevl.training.losses.batch_contrast` of the whole batch.
+    """Return a worker's contribution to `frevl.training.losses.batch_contrast` of the whole batch.
 
-    Texts to images, every row of the softmax is one worker's. Images to texts, a column is spread over the workers:
-    the logarithm of its sum is that of the sums over each worker's rows, which are the only numbers sent (ours; the
-    loss is that of `batch_contrast`).
+    From texts to images, every row of the softmax belongs to one worker. From images to texts, a column is spread over
+    the workers: its sum is that of the sums over each worker's rows, the logarithms of which are the only numbers sent
+    (ours; the loss is that of `batch_contrast`).
 
     Args:
         similarity: ``(k, images)`` logits of this worker's texts with all images of the batch.

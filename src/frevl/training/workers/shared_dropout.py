@@ -48,5 +48,7 @@ class DropoutOfTheBatch(TorchFunctionMode):
         x, rest = args[0], args[1:]
         if func is random_bits:
             return func(x.new_empty(1).expand(self._count, *x.shape[1:]))[self._rows]
-        kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share kept
+        kept = func(
+            x.new_ones(self._count, *x.shape[1:]), *rest, **named
+        )  # zeros, and the reciprocal of the share kept
         return x * kept[self._rows if isinstance(self._rows, slice) else self._rows.to(x.device)]

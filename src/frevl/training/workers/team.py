@@ -63,7 +63,7 @@ class Share(Protocol):
         """
 
     def gathered_for_own(self, vectors: Tensor) -> Tensor:
-        """``(k, d)`` of this worker, at least one row, to the ``(n, d)`` of all, for a loss of this worker's own."""
+        """Gather this worker's ``(k, d)``, with ``k >= 1``, into the ``(n, d)`` of all, for a loss of its own."""
 
     def counted_once(self, loss: Tensor) -> Tensor:
         """Convert a loss that every worker computes from gathered vectors into this worker's contribution."""
@@ -133,11 +133,11 @@ class Team(Protocol):
     def aligned(self, network: nn.Module) -> None:
         """Give all workers worker 0's weights."""
 
-    def device(self, asked: str) -> str:
+    def device(self, wanted: str) -> str:
         """Return the device of this worker: for ``cuda``, each uses a different one on its machine."""
 
     def same(self, what: Mapping[str, Any]) -> None:
-        """Fail if workers differ in what must be the same.
+        """Fail if the workers' values differ.
 
         Raises:
             RunError: The workers differ; names the worker and the difference.
@@ -213,9 +213,9 @@ class Alone:
     def aligned(self, network: nn.Module) -> None:
         """Do nothing."""
 
-    def device(self, asked: str) -> str:
+    def device(self, wanted: str) -> str:
         """Return the device unchanged."""
-        return asked
+        return wanted
 
     def same(self, what: Mapping[str, Any]) -> None:
         """Do nothing."""
