@@ -35,7 +35,7 @@ from frevl.data.formats.pair_rows import (
     with_the_same_sides,
 )
 from frevl.data.in_memory import PLACE, rows_in_memory
-from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, told
+from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, is_given
 from frevl.data.packed.read import read_packed
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 
@@ -285,7 +285,7 @@ def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
     Returns:
         The pairs usable for training or evaluation, and one reject for each of the others.
     """
-    judged = told(pairs.targets)
+    judged = is_given(pairs.targets)
     count = int(judged.sum())
     if count in (0, len(pairs)):
         return pairs, []

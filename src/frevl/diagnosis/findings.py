@@ -44,9 +44,9 @@ class Finding:
         section: One of `SECTIONS`.
         claim: One sentence in plain words, with its number.
         value: The number of the claim, in the unit stated by `how`; None if there is none.
-        ci95: Its 95 % interval, ``[low, high]``; None if unknown.
-        how: How it was computed, in one or two sentences: data, method, unit.
-        advice: What to do about it.
+        ci95: 95 % interval of the number, ``[low, high]``; None if unknown.
+        how: The way in which it was computed, in one or two sentences: data, method, unit.
+        advice: The action to take.
         table: Rows of the evidence, every row with the same keys; values are strings, numbers or None.
         plot: Data of the plot on the page, from `chart`, with every plotted number; empty for no plot.
     """

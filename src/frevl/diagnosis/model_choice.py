@@ -141,7 +141,7 @@ class ModelChoice:
     # ---- what image and text add
 
     @cached_property
-    def learnt(self) -> bool:
+    def learned(self) -> bool:
         """Return whether any model is reliably better than always giving the most frequent answer."""
         kinds = (self.both,) if self.one_side else (self.best("text"), self.best("image"), self.both)
         return self.gap(self.chosen, self.majority).better_at(_FIRST_P) or any(

@@ -105,7 +105,7 @@ class ComparedModel:
         test: Predictions on the test pairs.
         dev: Predictions on the development pairs.
         seconds: Training time in seconds.
-        crossed: Its cross-validation; None if there was none.
+        crossed: Cross-validation of the model; None if there was none.
     """
 
     spec: ModelSpec

@@ -194,7 +194,7 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
             f"Test pairs of a single class show nothing: all {n:,} have the answer '{only}', so always "
             "giving that answer is right every time. Give test pairs of every class."
         )
-    elif not choice.learnt:
+    elif not choice.learned:
         kind, sentence = "chance", _at_chance(choice)
     elif choice.one_side:
         kind = "side"

@@ -1,4 +1,5 @@
 """Frozen pretrained networks that turn images and texts into embeddings.
 
-One interface and one registry, backed by packaged weights, the Hugging Face hub and open_clip. Independent of stores.
+The package has one interface and one registry, backed by packaged weights, the Hugging Face hub and open_clip, and does
+not depend on stores.
 """

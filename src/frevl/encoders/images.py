@@ -46,7 +46,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _LONGEST_TEXT = 1 << 20  # bytes of one decompressed text in a PNG file; above this, Pillow refuses the whole image
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annexes
 
-# What to do with each EXIF orientation (EXIF 2.32, tag 0x0112); 1 means upright.
+# The operation that each EXIF orientation requires (EXIF 2.32, tag 0x0112); 1 means upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -153,8 +153,8 @@ def _open_heif(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         opened = heif.open_heif(stream)  # reads only the header; pixels follow later
         width, height = opened.size
         if width * height <= max_pixels:
-            picture: Image.Image = opened.to_pillow()
-            return picture
+            decoded: Image.Image = opened.to_pillow()
+            return decoded
     except Exception as error:
         raise _refusal(name, f"it is damaged ({_brief(error)})") from error
     raise _refusal(name, f"it has {width} x {height} pixels, more than the limit of {max_pixels}; resize it")
@@ -268,7 +268,7 @@ def _grey_to_bytes(image: Image.Image, declared: int | None) -> tuple[np.ndarray
 
     Returns:
         ``(height, width)`` uint8, and the value of white if it was guessed from the values of an integer image that
-            does not fill 16 bits.
+        does not fill 16 bits.
     """
     values = np.asarray(image)
     if values.dtype == np.int32 and _unsigned(image):

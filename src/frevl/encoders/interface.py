@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 TOKENS = ("pooled", "7x7", "4x4", "2x2")
+"""Kinds of tokens: one pooled token, or a grid of image tokens with the word tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class ImageTower(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many prepared images to pass to `embed` at once; affects speed, never a value."""
+        """Number of prepared images to pass to `embed` at once; affects speed, never a value."""
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Turn an image returned by `read_image` into the network's input, without a batch axis.
@@ -116,7 +117,7 @@ class TextTower(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """How many texts to pass to `embed` at once; affects speed, never a value."""
+        """Number of texts to pass to `embed` at once; affects speed, never a value."""
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Embed a batch of texts on all CPU cores. Thread-safe."""
@@ -125,7 +126,7 @@ class TextTower(Protocol):
         """Count the texts that are too long for the network, whose ends are therefore not embedded."""
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32 in [0, 1]: the share of each text's letters that the tokenizer cannot read.
+        """Return the share of each text's letters that the tokenizer cannot read, ``(n,)`` float32 in [0, 1].
 
         See `frevl.encoders.unreadable_texts`.
         """
@@ -158,7 +159,7 @@ class Encoder:
 
         Returns:
             ``(n, dim)`` float32, the mean of each item's tokens, at unit length (see `keep_tokens`); with
-                ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+            ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
 
         Raises:
             ImageError: An image cannot be read.
@@ -204,7 +205,7 @@ class Encoder:
 
         Returns:
             ``(n, dim)`` float32, the mean of each item's tokens, at unit length (see `keep_tokens`); with
-                ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+            ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
 
         Raises:
             UsageError: The encoder has no text tower, ``texts`` is a single text, or an element is not a string.

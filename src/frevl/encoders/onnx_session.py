@@ -49,7 +49,7 @@ _FORMAT = 2  # increased when the same weights must be exported differently
 
 @dataclass(frozen=True)
 class Source:
-    """What to export.
+    """A network to export, with inputs to check it.
 
     Attributes:
         network: A module in evaluation mode with one input and one output, ``(..., dim)`` tokens.

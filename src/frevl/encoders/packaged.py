@@ -61,7 +61,7 @@ class EfficientNetTower:
         identity: Everything that can change an embedding, field by field.
         session: The network in ONNX Runtime.
         dim: Width of an embedding.
-        batch_size: How many prepared images to pass at once.
+        batch_size: Number of prepared images to pass at once.
         target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
@@ -75,7 +75,7 @@ class EfficientNetTower:
     target: int = DECODE_TARGET
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return ``(side, side, 3)`` uint8: the whole image, squashed, because a crop would lose its edges."""
+        """Return the whole image squashed to ``(side, side, 3)`` uint8, because a crop would lose its edges."""
         return np.asarray(image.resize((self.side, self.side), Image.Resampling.BICUBIC))
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
@@ -114,7 +114,7 @@ class MiniLMTower:
         session: The network in ONNX Runtime.
         tokenizer: The ``tokenizers.Tokenizer``, which truncates texts to 256 word pieces.
         dim: Width of an embedding.
-        batch_size: How many texts to pass at once.
+        batch_size: Number of texts to pass at once.
     """
 
     name: str
@@ -151,7 +151,7 @@ class MiniLMTower:
         )
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
+        """Return the share of each text's letters that the tokenizer does not know, ``(n,)`` float32."""
         return self._unread.shares(texts)
 
     @cached_property
@@ -215,7 +215,7 @@ def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
 
 
 def colour_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
-    """Load EfficientNet-Lite0's first layers plus colour histograms, to tell colours; pooled only (ours).
+    """Load EfficientNet-Lite0's first layers plus colour histograms, to distinguish colours; pooled only (ours).
 
     The last layer was trained to name things whatever their colour, and loses it. An embedding is 1,696 wide: mean,
     maximum and standard deviation of the stem and of the inputs of the stages of stride 4, 8, 16 and 32 (672 numbers);
@@ -350,7 +350,7 @@ def _centre(pixels: np.ndarray) -> np.ndarray:
 
 
 def _colours(pixels: np.ndarray) -> np.ndarray:
-    """Return ``(512,)`` float32 of unit length: roots of the shares of the RGB boxes; red varies slowest."""
+    """Return the roots of the shares of the RGB boxes, ``(512,)`` float32 of unit length; red varies slowest."""
     red, green, blue = np.moveaxis(pixels // (256 // _BOXES), 2, 0).astype(np.int64)
     counts = np.bincount(((red * _BOXES + green) * _BOXES + blue).ravel(), minlength=_BOXES**3)
     roots: np.ndarray = np.sqrt(counts / counts.sum()).astype(np.float32)

@@ -24,7 +24,7 @@ _COLUMNS = 3
 
 
 def efficientnet(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(cells, 1280)``.
+    """Load EfficientNet-Lite as a map from ``(side, side, 3)`` uint8 to ``(cells, 1280)``.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -42,11 +42,11 @@ def efficientnet(name: str, side: int, path: Path) -> Source:
             grid: torch.Tensor = self.network.extract_features(_planes(pixels))
             return grid[0].flatten(1).transpose(0, 1)
 
-    return Source(Tokens().eval(), {}, _pictures(side))
+    return Source(Tokens().eval(), {}, _example_images(side))
 
 
 def efficientnet_deep(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics from three depths (ours).
+    """Load EfficientNet-Lite as a map from ``(side, side, 3)`` uint8 to ``(1, dim)`` statistics of three depths (ours).
 
     The parts are concatenated, each at unit length: for the whole width, then for the left, middle and right third of
     the columns (bounds as in adaptive average pooling, so that thirds may share a column), the mean and maximum of the
@@ -84,11 +84,11 @@ def efficientnet_deep(name: str, side: int, path: Path) -> Source:
                     parts += _statistics(_columns(grid, first, stop))
             return _joined(parts)
 
-    return Source(Statistics().eval(), {}, _pictures(side))
+    return Source(Statistics().eval(), {}, _example_images(side))
 
 
 def efficientnet_early(name: str, side: int, path: Path) -> Source:
-    """EfficientNet-Lite: maps ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics of its first layers (ours).
+    """Load EfficientNet-Lite as a map from ``(side, side, 3)`` uint8 to ``(1, dim)`` statistics of early layers (ours).
 
     The parts are concatenated, each at unit length: mean, maximum and standard deviation over the image of the stem and
     of the inputs of the stages of stride 4, 8, 16 and 32; no later layer is run. The result is divided by the square
@@ -117,11 +117,11 @@ def efficientnet_early(name: str, side: int, path: Path) -> Source:
                 x = block(x)
             return _joined([*parts, *_statistics(x)])
 
-    return Source(Early().eval(), {}, _pictures(side))
+    return Source(Early().eval(), {}, _example_images(side))
 
 
 def minilm(folder: Path, path: Path, longest: int) -> Source:
-    """MiniLM-L6: maps ``(texts, pieces)`` int64 to ``(texts, pieces, 384)``.
+    """Load MiniLM-L6 as a map from ``(texts, pieces)`` int64 to ``(texts, pieces, 384)``.
 
     Raises:
         EncoderError: The file does not hold these weights.
@@ -143,7 +143,7 @@ def minilm(folder: Path, path: Path, longest: int) -> Source:
 
 
 def minilm_deep(folder: Path, path: Path, longest: int) -> Source:
-    """MiniLM-L6: maps ``(texts, pieces)`` int64 without padding to ``(texts, 1, 2688)`` (ours).
+    """Load MiniLM-L6 as a map from ``(texts, pieces)`` int64 without padding to ``(texts, 1, 2688)`` (ours).
 
     The parts are the means over the pieces of the 7 hidden states, the embedding layer first, each at unit length; the
     result is divided by the square root of 7.
@@ -220,16 +220,16 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([torch.nn.functional.normalize(part, dim=1) for part in parts], dim=1) / math.sqrt(len(parts))
 
 
-def _pictures(side: int) -> list[np.ndarray]:
+def _example_images(side: int) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, side)
-    pictures = [
+    images = [
         rng.integers(0, 256, (side, side, 3)),  # noise
         np.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], np.full((side, side), 90)], axis=2),  # colours
         np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((side // 5 + 1, side // 5 + 1, 1)))[:side, :side],  # blocks
         np.zeros((side, side, 3)),
     ]
-    return [picture.astype(np.uint8) for picture in pictures]
+    return [image.astype(np.uint8) for image in images]
 
 
 def _sentences(vocabulary: int, longest: int) -> list[np.ndarray]:

@@ -15,8 +15,6 @@ from frevl.errors import UsageError, nearest
 
 __all__ = ["ENCODERS", "KNOWN", "PREFIXES", "KnownEncoder", "load_encoder", "with_layers"]
 
-"""What an embedding consists of: one pooled token, or a grid of image tokens and the word tokens of a text."""
-
 
 # Imported inside the functions: towers need libraries that are optional or slow to import.
 def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:

@@ -86,7 +86,7 @@ class Network:
 
     @property
     def batch_size(self) -> int:
-        """How many items a tower should request at once to keep every copy busy, whatever the run size."""
+        """Number of items that a tower should request at once to keep every copy busy, whatever the run size."""
         ahead = 2 * _AHEAD if isinstance(self.copies[0], TorchCopy) and self.copies[0].device != "cpu" else 1
         return max(32, ahead * self.sizes.sizes[-1] * len(self.copies))
 

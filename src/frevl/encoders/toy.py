@@ -33,14 +33,14 @@ class ToyImageTower:
 
     The first ``3 * layout²`` numbers of a token are the cell's mean colour, in the slot of the image part (``layout x
     layout`` parts) that contains the cell; the others are ``relu(W pixels + b)``. The mean over the tokens therefore
-    tells which colours are where and which textures occur.
+    shows which colours are where and which textures occur.
 
     Attributes:
         name: The tower's column in a store.
         dim: Width of an embedding.
         layout: Number of parts per side for the colours.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
-        batch_size: How many images to pass at once.
+        batch_size: Number of images to pass at once.
         target: The ``target`` to pass to `frevl.encoders.images.read_image`.
     """
 
@@ -67,7 +67,7 @@ class ToyImageTower:
         }
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return ``(28, 28, 3)`` uint8."""
+        """Return the image squashed to ``(28, 28, 3)`` uint8."""
         return np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC))
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
@@ -102,7 +102,7 @@ class ToyTextTower:
         name: The tower's column in a store.
         dim: Width of an embedding.
         tokens: ``pooled``, or a grid kind, which means word tokens here.
-        batch_size: How many texts to pass at once.
+        batch_size: Number of texts to pass at once.
     """
 
     name: str
@@ -132,7 +132,7 @@ class ToyTextTower:
         return sum(len(_split(text)) > _MAX_WORDS for text in texts)
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` zeros: every word and punctuation mark has a vector of its own."""
+        """Return zeros, ``(n,)``: every word and punctuation mark has a vector of its own."""
         return np.zeros(len(texts), np.float32)
 
     def _words(self, text: str) -> np.ndarray:

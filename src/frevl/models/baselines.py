@@ -40,7 +40,7 @@ class Majority(PairNetwork):
         image_mask: Tensor | None = None,  # noqa: ARG002
         text_mask: Tensor | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """Return ``(n, outputs)``: the log frequencies, the same for every pair."""
+        """Return the log frequencies, ``(n, outputs)``, the same for every pair."""
         return self.logits.expand(len(image), -1)
 
 
@@ -66,7 +66,7 @@ class Linear(PairNetwork):
     def features(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, features)``, standardised."""
+        """Return the standardised features, ``(n, features)``."""
         v, t = mean_pool(image, image_mask), mean_pool(text, text_mask)
         parts = [v, t, v * t] if self.multiply else [v, t]
         return self.statistics(torch.cat(parts, dim=1))

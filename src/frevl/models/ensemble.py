@@ -106,10 +106,13 @@ class Average(PairNetwork):
         their probabilities from the average: 0 if all agree, 0.5 for two that are certain of different answers.
         """
         pair = image, text, image_mask, text_mask
-        said = [own.cpu() for own in self._probabilities(*pair)]
-        mean = sum((weight * own for weight, own in zip(self.weights, said, strict=True)), torch.zeros_like(said[0]))
+        probabilities = [own.cpu() for own in self._probabilities(*pair)]
+        mean = sum(
+            (weight * own for weight, own in zip(self.weights, probabilities, strict=True)),
+            torch.zeros_like(probabilities[0]),
+        )
         doubt, spread = torch.zeros(len(image)), torch.zeros(len(image))
-        for number, (member, own, weight) in enumerate(zip(self._members(), said, self.weights, strict=True)):
+        for number, (member, own, weight) in enumerate(zip(self._members(), probabilities, self.weights, strict=True)):
             part = {side.partition(".")[2]: one for side, one in left.items() if side.partition(".")[0] == str(number)}
             doubt = doubt + weight * member.doubt(part, *pair)
             # With a probability of its own, every class is a two-way choice: the one that differs most counts.

@@ -110,7 +110,7 @@ class PairNetwork(nn.Module, ABC):
         probability_apart: Whether the match probability has its own logit, the last column; the first is then the
             score.
         scores_in_half: Whether, with weights in float16 on an accelerator, it ranks as in float32 (measured,
-        docs/accelerator.md).
+            docs/accelerator.md).
         affine: Whether the mean of its logits over images is the logit of the mean image, and likewise for texts.
         no_int8: Reason why the network cannot be exported in 8-bit integers; empty if it can.
     """

@@ -118,7 +118,7 @@ class KernelFusion(PairNetwork):
         return self.kernels(v, t) @ self.alphas + self.mean
 
     def kernels(self, v: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return ``(n, pairs)``: the kernels of `normal_image` and `normal_text` pairs with the stored pairs.
+        """Return the kernels of `normal_image` and `normal_text` pairs with the stored pairs, ``(n, pairs)``.
 
         Args:
             v: ``(n, image_dim)``, from `normal_image`.

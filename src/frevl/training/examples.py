@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.packed.columns import in_order, joined, one_column, told
+from frevl.data.packed.columns import in_order, is_given, joined, one_column
 from frevl.data.pairs import Pairs, Side, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
@@ -352,7 +352,7 @@ def _single_class(dev: Pairs) -> list[str]:
 
 
 def _check_targets(pairs: Pairs) -> None:
-    missing = np.flatnonzero(~told(pairs.targets)).tolist()
+    missing = np.flatnonzero(~is_given(pairs.targets)).tolist()
     if missing:
         raise PairsError(
             f"{pairs.places[missing[0]]}, field 'target': classification expects a target in every pair, found none in "

@@ -17,7 +17,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 
 
 def snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``snli_ve_<split>.jsonl`` (Xie et al. 2019); rows carry ``pair_id``."""
+    """Read ``snli_ve_<split>.jsonl`` (Xie et al. 2019); rows carry ``pair_id``."""
     for place, line in json_lines(path):
         # The authors' generator spells the key in three ways, one of them misspelt.
         key = next((name for name in ("Flickr30K_ID", "Flickr30kID", "Flikr30kID") if name in line), "Flickr30K_ID")
@@ -32,7 +32,7 @@ def snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def e_snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``esnlive_<split>.csv`` of e-ViL (Kayser et al. 2021); rows carry ``pair_id`` and ``explanation``."""
+    """Read ``esnlive_<split>.csv`` of e-ViL (Kayser et al. 2021); rows carry ``pair_id`` and ``explanation``."""
     table = csv_rows(path)
     header = next(table, ("", []))[1]
     columns = ("pairID", "Flickr30kID", "hypothesis", "gold_label")
@@ -58,7 +58,7 @@ def e_snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def plain_entailment(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "hypothesis", "label"}``; not official, for subsets of the official sets."""
+    """Read lines ``{"image", "hypothesis", "label"}``; not official, for subsets of the official sets."""
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image, text, label = (need(line, key, str, where) for key in ("image", "hypothesis", "label"))

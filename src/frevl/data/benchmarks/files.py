@@ -26,11 +26,11 @@ class LeftOut(NamedTuple):
 
 
 class Folder:
-    """Files below a folder by name: archives are unpacked in different ways, but file names stay the same.
+    """Finds files below a folder by name: archives are unpacked in different ways, but file names stay the same.
 
     Attributes:
         root: The folder.
-        found: Files found by `find` so far: those that are read.
+        found: Files found by `find` so far, which are those that are read.
     """
 
     def __init__(self, root: Path) -> None:

@@ -55,14 +55,14 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Source:
-    """How to read one set.
+    """The files of one set, and how to read them.
 
     Attributes:
         task: ``matching`` or ``classification``.
         splits: For each split, its name in file names and the number of rows in the full official set (None if unknown
             to us, and not checked).
         files: File names with their readers; the first file found is read. ``{split}`` is replaced.
-        where: Where to get the files, worded to end a sentence.
+        where: Place to get the files, worded to end a sentence.
         exact_images: Whether image names are ambiguous, so that the official path is required.
         rows_of: Row counts of files that contain a different split from the others of the set.
     """

@@ -1,10 +1,10 @@
 """Reasoning: NLVR (true or false), and the choice sets SugarCrepe and Winoground.
 
-Rows have the target ``"true"`` or ``"false"``: does the text describe the image? The rows of one choice are adjacent
-and share ``group``; ``caption`` and ``picture`` number the choices. SugarCrepe: right caption, wrong caption, so scores
-reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground: caption 0 with image 0 and 1, caption 1
-with image 0 and 1, so scores reshape to ``(n, 2, 2)`` for `frevl.evaluation.metrics.group_hits`. A group with a
-missing image is left out as a whole.
+Rows have the target ``"true"`` or ``"false"``: whether the text describes the image. The rows of one choice are
+adjacent and share ``group``; ``caption`` and ``picture`` number the choices. SugarCrepe has the right and then the
+wrong caption, so scores reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground has caption 0 with
+image 0 and 1, then caption 1 with image 0 and 1, so scores reshape to ``(n, 2, 2)`` for
+`frevl.evaluation.metrics.group_hits`. A group with a missing image is left out as a whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["SUGARCREPE_PARTS", "nlvr", "sugarcrepe", "winoground"]
 
 _NLVR_SPLITS = ("train", "dev", "test")
 
-# Which skills a sentence requires: whole words, lower case. Our own rules; a sentence may match several.
+# Skills that a sentence requires, by whole words in lower case. The rules are ours; a sentence may match several.
 _SKILLS = {
     "count": re.compile(
         r"\b(\d+|one|two|three|four|five|six|seven|eight|nine|ten|number|count|exactly|only|single|multiple|many"
@@ -38,15 +38,15 @@ _SKILLS = {
 
 
 def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six images per sentence, one row each.
+    """Read ``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six images per sentence, one row each.
 
     The six show the same three boxes in different orders, and up to four sentences come from one presentation: these
     rows are not independent. ``cluster`` names the presentation: split and resample by it. Images carry the name of
     their split; a subset cut out of another official split may keep that split's names, if all of them exist.
 
-    Slices. From the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``. From the
-    structured representation: ``scene`` (``towers`` if all objects are squares of size 20 with the same x, else
-    ``scattered``), ``objects`` (their number in the three boxes), ``colours`` (their number).
+    Slices from the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``. Slices
+    from the structured representation: ``scene`` (``towers`` if all objects are squares of size 20 with the same x,
+    else ``scattered``), ``objects`` (their number in the three boxes), ``colours`` (their number).
     """
     sentences = list(json_lines(path))
     part = _nlvr_part(folder, [line for _, line in sentences], split)
@@ -62,9 +62,9 @@ def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             continue
         slices = {f"asks_{skill}": bool(words.search(sentence.lower())) for skill, words in _SKILLS.items()}
         slices |= _scene(need(line, "structured_rep", list, where), where)
-        for picture in _nlvr_pictures(line, part):
+        for image in _nlvr_images(line, part):
             yield {
-                "image": picture,
+                "image": image,
                 "text": sentence,
                 "target": label,
                 "identifier": identifier,
@@ -73,7 +73,7 @@ def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             }
 
 
-def _nlvr_pictures(line: Row, part: str) -> list[str]:
+def _nlvr_images(line: Row, part: str) -> list[str]:
     inside = f"images/{line['directory']}/" if line.get("directory") else ""
     return [f"{inside}{part}-{line.get('identifier')}-{k}.png" for k in range(6)]
 
@@ -82,7 +82,7 @@ def _nlvr_part(folder: Folder, sentences: list[Row], split: str) -> str:
     """Return the split in the image names; another one only if all images of the file exist."""
 
     def there(part: str) -> Iterator[bool]:
-        return (folder.image(name) is not None for line in sentences for name in _nlvr_pictures(line, part))
+        return (folder.image(name) is not None for line in sentences for name in _nlvr_images(line, part))
 
     if any(there(split)):
         return split
@@ -115,7 +115,7 @@ SUGARCREPE_PARTS = (
 
 
 def sugarcrepe(folder: Folder, _: Path, __: str) -> Iterator[Row | LeftOut]:
-    """The seven files of SugarCrepe (Hsieh et al. 2023); ``part`` names the file."""
+    """Read the seven files of SugarCrepe (Hsieh et al. 2023); ``part`` names the file."""
     for part in SUGARCREPE_PARTS:
         path = folder.find(f"{part}.json")
         if path is None:
@@ -140,7 +140,7 @@ def sugarcrepe(folder: Folder, _: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def winoground(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``examples.jsonl`` of Winoground (Thrush et al. 2022); ``tag`` is its ``collapsed_tag``."""
+    """Read ``examples.jsonl`` of Winoground (Thrush et al. 2022); ``tag`` is its ``collapsed_tag``."""
     seen: set[str] = set()
     for place, example in json_lines(path):
         where = f"{path.parent / place}"

@@ -25,7 +25,7 @@ _LISTS = {
 
 
 def karpathy(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``dataset_coco.json``, ``dataset_flickr30k.json``, ``dataset_flickr8k.json`` (Karpathy and Fei-Fei 2015)."""
+    """Read ``dataset_coco.json``, ``dataset_flickr30k.json`` or ``dataset_flickr8k.json`` (Karpathy, Fei-Fei 2015)."""
     parts = _KARPATHY_PARTS.get(split, (split,))
     for number, image in enumerate(need(read_json(path), "images", list, str(path))):
         place = f"{path}, images[{number}]"
@@ -44,7 +44,7 @@ def karpathy(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
 
 
 def coco_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``captions_train2017.json`` and the like, COCO's own (Chen et al. 2015): captions refer to images by id."""
+    """Read COCO's own ``captions_train2017.json`` and the like (Chen et al. 2015): captions refer to images by id."""
     content = read_json(path)
     names: dict[int, str] = {}
     for number, image in enumerate(need(content, "images", list, str(path))):
@@ -64,7 +64,7 @@ def coco_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``image,caption`` (Flickr8k), or ``image_name| comment_number| comment`` (Flickr30k)."""
+    """Read tables of ``image,caption`` (Flickr8k) or ``image_name| comment_number| comment`` (Flickr30k)."""
     keep = _image_list(folder, path, split)
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         delimiter = "|" if "|" in file.readline() else ","
@@ -86,7 +86,7 @@ def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | Left
 
 
 def token_file(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    r"""``image.jpg#0\tcaption`` (``Flickr8k.token.txt``, ``results_20130124.token``)."""
+    r"""Read lines ``image.jpg#0\tcaption`` (``Flickr8k.token.txt``, ``results_20130124.token``)."""
     keep = _image_list(folder, path, split)
     for place, line in lines(path):
         key, tab, text = line.partition("\t")
@@ -100,7 +100,7 @@ def token_file(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut
 
 
 def plain_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "captions": [...]}``, one image per line; not official, for subsets of the official sets."""
+    """Read lines ``{"image", "captions": [...]}``, one per image; not official, for subsets of the official sets."""
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image = need(line, "image", str, where)

@@ -20,7 +20,7 @@ _DAQUAR_IMAGE = re.compile(r"\bimage\d+\b")
 
 
 def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """Questions and annotations of VQA v2 (Goyal et al. 2017); a test split has no annotations and no target.
+    """Read the questions and annotations of VQA v2 (Goyal et al. 2017); a test split has no annotations and no target.
 
     Rows carry ``question_id``, ``question_type``, ``answer_type``, ``answers`` (all ten, unchanged) and
     ``multiple_choice_answer``, the majority answer, from which the vocabulary is built.
@@ -137,7 +137,7 @@ def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[l
 
 
 def gqa(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``*_balanced_questions.json`` of GQA (Hudson and Manning 2019).
+    """Read ``*_balanced_questions.json`` of GQA (Hudson and Manning 2019).
 
     Rows carry ``question_id`` and the question's ``structural``, ``semantic`` and ``detailed`` type.
     """
@@ -159,9 +159,9 @@ def gqa(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """Question line, answer line, and so on (Malinowski and Fritz 2014); the question names its image.
+    """Read DAQUAR (Malinowski and Fritz 2014): a question line, its answer line, and so on; questions name their image.
 
-    Read from ``qa.894.raw.<split>.txt``, or from the full file and the official image list of the split. ``text`` is
+    They are in ``qa.894.raw.<split>.txt``, or in the full file and the official image list of the split. ``text`` is
     the question without its image's name ("in the image3"), which carries no information on the image, but makes equal
     questions differ and, being numbered along NYU Depth's videos, reveals the room; ``question`` is the original.
     ``cluster`` is a run of images with consecutive numbers: usually one room seen repeatedly, so a development split
@@ -198,7 +198,7 @@ def _daquar_rows(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftO
 
 
 def plain_questions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "question", "answers": [...]}``, rows as in `daquar`; not official, for subsets of it."""
+    """Read lines ``{"image", "question", "answers": [...]}`` as rows of `daquar`; not official, for subsets of it."""
     yield from _with_rooms(_plain_rows(path))
 
 
@@ -263,7 +263,7 @@ def _daquar_list(folder: Folder, path: Path, split: str) -> set[str]:
 
 
 def easy_vqa(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``questions.json`` of the package easy-vqa: a list of ``[question, answer, image number]``."""
+    """Read ``questions.json`` of the package easy-vqa: a list of ``[question, answer, image number]``."""
     path = folder.root / split / "questions.json"
     if not path.is_file():
         raise InputError(f"{path}: the questions of this split are missing.")

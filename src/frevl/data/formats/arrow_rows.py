@@ -302,7 +302,7 @@ def _first(source: ArrowSource, name: str) -> list[Any]:
 def _ids_of(source: ArrowSource, picture: str, notes: list[str]) -> Iterator[str | None]:
     """Return the id of the image in every row: its path, or a hash of its content where paths are ambiguous."""
     paths = _paths(source, picture)
-    if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_tell(source, picture, paths)):
+    if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_identify(source, picture, paths)):
         return iter(paths)
     notes.append(f"The images of the column '{picture}' have no unique names: ids are content hashes.")
     return _hash_ids(source, picture, paths)
@@ -316,7 +316,7 @@ def _paths(source: ArrowSource, picture: str) -> list[str | None] | None:
     return [path for batch in batches for path in pc.struct_field(batch[picture], "path").to_pylist()]
 
 
-def _paths_tell(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
+def _paths_identify(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
     """Return whether equal paths always mean equal images."""
     seen: dict[str | None, str | None] = {}
     hashes = _hash_ids(source, picture, None)

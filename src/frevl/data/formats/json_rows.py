@@ -17,7 +17,7 @@ HALF_PAIR = "expected text, found half of a surrogate pair"
 _LONGEST_LINE = 1 << 22  # bytes; a pair is a sentence
 _HEAD = 1 << 20  # bytes used to detect the form of the file
 _MOST_BYTES = 256 << 20  # bytes of a file with a single object, which is read whole
-# A first line that an object or list continues after: pretty-printed JSON.
+# A first line after which an object or list continues: pretty-printed JSON.
 _GOES_ON = re.compile(rb"[\[{,:]\s*$")
 
 Row = tuple[int, Any, str]
@@ -169,7 +169,7 @@ class _Text:
         self._count(self.at)
 
     def value(self) -> tuple[Any, str]:
-        """Read one value and what is wrong with it; if the value is None, the position has not advanced."""
+        """Read one value, and return it with its problem; if the value is None, the position has not advanced."""
         while True:
             try:
                 row, end = _STRICT.raw_decode(self._part, self.at)
@@ -227,7 +227,7 @@ def _unwrapped(path: Path, value: dict[str, Any]) -> Iterator[Row]:
 
 
 def json_value(raw: bytes) -> tuple[Any, str]:
-    """Read one JSON value; return it and what is wrong with it."""
+    """Read one JSON value, and return it with its problem, an empty string if there is none."""
     try:
         row = _STRICT.decode(raw.decode().strip())
         # Only an escape can produce half of a surrogate pair, which no file or network accepts.

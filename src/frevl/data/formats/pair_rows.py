@@ -86,11 +86,11 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
 
 def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator[Row]:
     """Rename columns to the field names, and note once which were renamed."""
-    said = False
+    noted = False
     for columns, (line, row, problem) in rows:
-        if not said:
+        if not noted:
             notes += renaming_note(columns)
-            said = True
+            noted = True
         if isinstance(row, dict) and any(name != field for field, name in columns.items()):
             fields = {field: row[name] for field, name in columns.items() if name in row}
             taken = {*columns.values(), *FIELDS}
@@ -173,7 +173,7 @@ def with_the_same_sides(
 
     Raises:
         PairsError: Rows with a target have different sides, so a missing text may have been forgotten or never
-        intended.
+            intended.
     """
     lacking = {lacking_side(row) for _, _, row in rows}
     if len(lacking) < 2:

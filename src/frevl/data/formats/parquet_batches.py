@@ -121,7 +121,7 @@ _DICTIONARIES = {2, 8}
 def _footer(path: Path) -> dict[int, Any]:
     """Return the footer of a file, by field number.
 
-    Parsed here, because pyarrow crashes the whole process on damaged column metadata (seen with 26.0).
+    It is parsed here, because pyarrow crashes the whole process on damaged column metadata (seen with 26.0).
     """
     with path.open("rb") as file:
         end = file.seek(-8, os.SEEK_END)

@@ -209,7 +209,10 @@ def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) 
 
 
 def doubtful(column: pa.StringArray) -> np.ndarray:
-    """Return where a text may denote a missing value: it is empty, or does not begin and end with a plain letter."""
+    """Return which texts may denote a missing value.
+
+    They are empty, a marker of one, or do not begin and end with a printable ASCII character other than a blank.
+    """
     import pyarrow as pa
     from pyarrow import compute as pc
 

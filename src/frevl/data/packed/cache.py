@@ -41,7 +41,7 @@ class Kept:
         columns: ``images``, ``texts``, and as JSON ``targets`` and ``extras``: one code per pair, and the values.
         lines: ``(n,)`` line of each pair.
         rejected: Lines that are not pairs, with the reason, in line order.
-        notes: How columns were read.
+        notes: Sentences on how columns were read.
     """
 
     columns: dict[str, pa.DictionaryArray]
@@ -76,7 +76,7 @@ def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept |
         while part := file.read(1 << 20):
             content.update(part)
     folders = [path.absolute().parent]
-    with contextlib.suppress(RuntimeError):  # nobody's home
+    with contextlib.suppress(RuntimeError):  # no home folder is known
         folders.append(user_cache() / "pairs")
     name = f".{path.name}.{content.hexdigest()}{_ENDING}"
     for folder in folders:

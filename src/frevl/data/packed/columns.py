@@ -20,10 +20,10 @@ __all__ = [
     "coded_values",
     "different",
     "in_order",
+    "is_given",
     "joined",
     "joined_codes",
     "one_column",
-    "told",
 ]
 
 V = TypeVar("V")
@@ -226,7 +226,7 @@ def _equal(one: Sequence[object], other: object) -> bool:
 
 
 def coded_values(column: Sequence[V]) -> tuple[np.ndarray, Sequence[V]]:
-    """Return ``(n,)`` numbers of values, and the values: each once, in any order; all of them occur.
+    """Return the number of each position's value, ``(n,)``, and the values: each once, in any order; all occur.
 
     Args:
         column: Hashable values, as a list or `Coded`.
@@ -256,7 +256,7 @@ def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]
 
 
 def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> np.ndarray:
-    """Return ``(n,)`` a function's result for each value; for a `Coded`, it is called once per distinct value."""
+    """Return a function's result for each value, ``(n,)``; for a `Coded`, it is called once per distinct value."""
     if not isinstance(column, Coded):
         return np.array([function(value) for value in column], dtype)
     used = column.used()
@@ -266,8 +266,8 @@ def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> 
     return found
 
 
-def told(column: Sequence[object]) -> np.ndarray:
-    """Return ``(n,)`` whether a value is not None."""
+def is_given(column: Sequence[object]) -> np.ndarray:
+    """Return whether each value is not None, ``(n,)`` bool."""
     return by_value(column, lambda value: value is not None, bool)
 
 

@@ -178,7 +178,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
 
 
 def _lacking(column: pa.DictionaryArray) -> np.ndarray:
-    """Return which pairs lack a side, which is then empty; a given side never is."""
+    """Return which pairs lack a side: theirs is an empty string, which a given side never is."""
     from pyarrow import compute as pc
 
     empty = pc.index(column.dictionary, "").as_py()
@@ -227,17 +227,17 @@ def _of_the_same_sides(
     whole = ~(lacks["image"] | lacks["text"])
     if whole.any():
         null = np.array([is_missing(json.loads(text)) for text in targets.dictionary.to_pylist()])
-        untold = null[targets.indices.to_numpy()]
+        without_target = null[targets.indices.to_numpy()]
         for side, lack in lacks.items():
-            left_out = lack & untold
+            left_out = lack & without_target
             rejected += [(line, nothing_found(side)) for line in lines[left_out].tolist()]
             kept &= ~left_out
     sides = np.where(lacks["image"], 1, np.where(lacks["text"], 2, 0))[kept]
     other = np.flatnonzero(sides != sides[:1])
     if len(other):
-        said: list[tuple[int, str, dict[str, Any]]] = []
+        examples: list[tuple[int, str, dict[str, Any]]] = []
         for row in (0, int(other[0])):
             fields = {0: {"image": "i", "text": "t"}, 1: {"text": "t"}, 2: {"image": "i"}}[int(sides[row])]
-            said.append((row, f"{path}:{lines[kept][row]}", {**fields, "target": "known"}))
-        with_the_same_sides(said, [])  # raises the error
+            examples.append((row, f"{path}:{lines[kept][row]}", {**fields, "target": "known"}))
+        with_the_same_sides(examples, [])  # raises the error
     return kept

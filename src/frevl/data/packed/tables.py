@@ -51,7 +51,7 @@ class Csv:
 
 
 def open_csv(path: Path, given: Mapping[str, str]) -> Csv | None:
-    """Read the header of a UTF-8 table; None if it has another encoding, or is not a single plain line.
+    """Read the header of a UTF-8 table; None for another encoding, or if the header is not a single plain line.
 
     Raises:
         PairsError: The first line does not name the columns.
@@ -277,7 +277,7 @@ def _text(column: pa.Array) -> pa.StringArray:
 
 
 def _targets(column: pa.Array, *, written: bool) -> tuple[pa.Array, dict[int, str], dict[int, str]]:
-    """Return the JSON of targets (null if missing), and by row, which are not JSON and which are not targets."""
+    """Return the JSON of targets (null if missing), and by row the problems of those that are no JSON or no target."""
     import pyarrow as pa
 
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
@@ -297,5 +297,5 @@ def _targets(column: pa.Array, *, written: bool) -> tuple[pa.Array, dict[int, st
         fits = code not in broken and code not in unfit and given is not None
         values.append(json.dumps(given, ensure_ascii=False) if fits else None)
     made = pa.array([*values, None], pa.large_string()).take(pa.array(codes % (len(values) + 1)))
-    rows = [np.flatnonzero(np.isin(codes, list(said))).tolist() for said in (broken, unfit)]
+    rows = [np.flatnonzero(np.isin(codes, list(problems))).tolist() for problems in (broken, unfit)]
     return made, {row: broken[int(codes[row])] for row in rows[0]}, {row: unfit[int(codes[row])] for row in rows[1]}

@@ -64,8 +64,8 @@ class Curation:
         out: Path of the file with the kept lines, or None.
         dropped: Path of the file with the dropped lines, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
-        removed: Which groups lose most and how much variety remains, compared with random removal; None if nothing or
-            everything is dropped.
+        removed: The groups that lose most and the variety that remains, compared with random removal; None if nothing
+            or everything is dropped.
     """
 
     task: str

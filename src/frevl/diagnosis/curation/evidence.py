@@ -66,7 +66,7 @@ class TextsOfImages:
 
 
 def one_score(
-    given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_], learnt: NDArray[np.float64]
+    given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_], further: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Weight the features to separate given lines from drawn ones (logistic regression with a small ridge penalty).
 
@@ -77,13 +77,13 @@ def one_score(
         given: ``(n, features)`` features of the given lines.
         drawn: ``(m, features)`` features of the drawn lines.
         right: ``(n,)`` bool, lines given as right: only these are used for fitting.
-        learnt: ``(k, features)`` features of further lines to score.
+        further: ``(k, features)`` features of further lines to score.
 
     Returns:
         ``(n,)``, ``(m,)`` and ``(k,)`` scores; a single feature is returned unchanged.
     """
     if given.shape[1] == 1:
-        return given[:, 0], drawn[:, 0], learnt[:, 0]
+        return given[:, 0], drawn[:, 0], further[:, 0]
     both = np.concatenate([given[right], drawn])
     middle, width = both.mean(axis=0), both.std(axis=0)
     known = width > 1e-9
@@ -108,7 +108,7 @@ def one_score(
         found: NDArray[np.float64] = np.where(known, (values - middle) / width, 0.0) @ factors[:-1]
         return found
 
-    return scores(given), scores(drawn), scores(learnt)
+    return scores(given), scores(drawn), scores(further)
 
 
 def exchange_images(image: Tensor, group: Tensor, source: Tensor, seed: int) -> tuple[Tensor, Tensor]:

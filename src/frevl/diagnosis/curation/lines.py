@@ -51,7 +51,7 @@ class Lines:
         folds: Number of folds; None leaves it to the filter.
         run: A run trained elsewhere that scores the lines instead of cross-validated models, or None.
         images: Folder of the images, if given; only then may a filter check pixels.
-        checkpoint: Where a filter saves its progress, so that a killed call can continue.
+        checkpoint: Saves a filter's progress, so that a killed call can continue.
         ray: Address of the Ray cluster on which models are trained and runs score, as for
             `frevl.store.many_nodes.connection.connected`; None trains in this process.
         notes: Receives notes on how the work went.

@@ -130,7 +130,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         return _silent(lines, reason, doubts)
     if len(drawn_table) == 0:
         return _silent(lines, "no text is wrong for any image, as every text is close to a right one", doubts)
-    given, drawn, learnt = one_score(table, drawn_table, right, scores.learnt.double().numpy())
+    given, drawn, learned = one_score(table, drawn_table, right, scores.learnt.double().numpy())
     clear = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
     if clear < _LEAST_CLEAR:
         return _silent(
@@ -141,7 +141,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
             doubts,
         )
     found = fit_mixture(
-        given[right], drawn, groups[right], scores.drawn_groups.numpy(), (learnt, scores.learnt_groups.numpy())
+        given[right], drawn, groups[right], scores.drawn_groups.numpy(), (learned, scores.learnt_groups.numpy())
     )
     belief = np.full(len(lines), np.nan)
     belief[right] = found.right

@@ -62,7 +62,7 @@ def fit_mixture(
     drawn: NDArray[np.float64],
     groups: NDArray[np.int64],
     drawn_groups: NDArray[np.int64],
-    learnt: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
+    learned: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
 ) -> Mixture:
     """Separate right lines from wrong ones.
 
@@ -71,7 +71,7 @@ def fit_mixture(
         drawn: ``(m,)`` scores of drawn wrong lines by the same models.
         groups: ``(n,)`` group of every line; lines of one group are not independent.
         drawn_groups: ``(m,)`` the same for the drawn ones.
-        learnt: ``(k,)`` scores and groups of wrong lines whose text the model has learned elsewhere, or None. A wrong
+        learned: ``(k,)`` scores and groups of wrong lines whose text the model has learned elsewhere, or None. A wrong
             text comes from an image of which the model mostly knows other texts, so it scores between these and the
             drawn ones: they bound the share from above.
     """
@@ -84,8 +84,8 @@ def fit_mixture(
     odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
     even = odds / (1 + odds)
     most = 0.0
-    if learnt is not None and len(learnt[0]):
-        bound, of_bound = _wrong_share(given, learnt[0], groups, learnt[1])
+    if learned is not None and len(learned[0]):
+        bound, of_bound = _wrong_share(given, learned[0], groups, learned[1])
         most = bound + _REACH * of_bound
     right, even = (1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth
     return Mixture(right, even, share, error, most)

@@ -27,7 +27,7 @@ _PIECES = r"\w+|[^\w\s]"
 def by_words(
     texts: Sequence[str], labels: NDArray[np.int64], fold_of: NDArray[np.int64], classes: int
 ) -> NDArray[np.float32]:
-    """Return ``(n, classes)`` out-of-fold probabilities for every line.
+    """Return out-of-fold probabilities for every line, ``(n, classes)``.
 
     Args:
         texts: ``(n,)`` text of every line.

@@ -206,18 +206,18 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
     return finding, {examined[row]: known[rows[row]] for row in found}
 
 
-def near_image_claim(found: int, asked: int, threshold: float, expected: float, p: float) -> tuple[str, str]:
+def near_image_claim(found: int, examined: int, threshold: float, expected: float, p: float) -> tuple[str, str]:
     """Return claim and advice on near copies of images.
 
     Args:
         found: Test images with a near copy.
-        asked: Test images examined.
+        examined: Number of test images examined.
         threshold: Cosine above which images count as near.
         expected: Number expected from similarity alone.
         p: Probability of finding at least as many if that were all.
     """
     claim = (
-        f"{found:,} of {asked:,} further test images {'has' if found == 1 else 'have'} a near copy in the training "
+        f"{found:,} of {examined:,} further test images {'has' if found == 1 else 'have'} a near copy in the training "
         f"or development pairs (cosine {threshold:g} or more; {expected:.1f} expected from similarity alone)"
     )
     if p < _P:

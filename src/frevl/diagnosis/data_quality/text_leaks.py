@@ -206,17 +206,17 @@ def _near_texts(splits: Splits, known: _Texts, tested: _Texts) -> tuple[Finding,
     return finding, criteria
 
 
-def near_text_claim(found: int, asked: int, expected: float, p: float) -> tuple[str, str]:
+def near_text_claim(found: int, examined: int, expected: float, p: float) -> tuple[str, str]:
     """Return claim and advice on near copies of texts.
 
     Args:
         found: Test texts with a near copy.
-        asked: Test texts examined.
+        examined: Number of test texts examined.
         expected: Number expected from similarity alone.
         p: Probability of finding at least as many if that were all.
     """
     claim = (
-        f"{found:,} of {asked:,} further test texts {'is a near copy' if found == 1 else 'are near copies'} of a "
+        f"{found:,} of {examined:,} further test texts {'is a near copy' if found == 1 else 'are near copies'} of a "
         f"training or development text ({expected:.1f} expected from similarity alone)"
     )
     if p < _P:
@@ -297,11 +297,11 @@ def _near_pairs(
     )
 
 
-def near_pair_claim(found: int, asked: int) -> tuple[str, str]:
+def near_pair_claim(found: int, examined: int) -> tuple[str, str]:
     """Return claim and advice on pairs whose image and text both have a copy or a near copy in one pair."""
     claim = (
-        f"{found:,} of {counted(asked, 'further test pair')} {'has' if found == 1 else 'have'} both image and text, or "
-        "a near copy of either, in one training or development pair."
+        f"{found:,} of {counted(examined, 'further test pair')} {'has' if found == 1 else 'have'} both image and text, "
+        "or a near copy of either, in one training or development pair."
     )
     if not found:
         return claim, _NOTHING

@@ -330,7 +330,7 @@ def encoder_claim(best: str, other: str, gap: Gap, times: float | None) -> str:
         best: The better encoder and its model, as the beginning of the sentence.
         other: The other encoder and its model.
         gap: Accuracy of the first minus that of the second.
-        times: How many times longer the first takes per image; None if unknown.
+        times: Time of the first per image divided by that of the second; None if unknown.
     """
     word = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}[gap.sign]
     price = "" if times is None else f", at {times:.1f} times its time per image"

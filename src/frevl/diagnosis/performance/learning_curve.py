@@ -227,7 +227,7 @@ def curve_claim(name: str, now: float, reached: float, then: float, bounds: Sequ
 
     Args:
         name: Name of the model.
-        now: Its accuracy with all training pairs.
+        now: Accuracy of the model with all training pairs.
         reached: The same, or the value of the law at that size if larger; gains are measured from here.
         then: The value of the law at ten times the pairs.
         bounds: The 95 % interval of `then`.

@@ -150,7 +150,7 @@ def wrong_image_claim(name: str, lost: Gap, images: int, *, adds: bool) -> tuple
 
     Args:
         name: Name of the model.
-        lost: Its accuracy with its own images minus that with images of other pairs.
+        lost: Accuracy of the model with its own images minus that with images of other pairs.
         images: Number of distinct test images.
         adds: Whether the image adds anything measurable to the text.
     """
@@ -202,8 +202,8 @@ def same_class_claim(name: str, gap: Gap, lost: Gap, images: int) -> tuple[str, 
 
     Args:
         name: Name of the model.
-        gap: Its accuracy with its own images minus that with such images.
-        lost: Its accuracy with its own images minus that with images of any other pair.
+        gap: Accuracy of the model with its own images minus that with such images.
+        lost: Accuracy of the model with its own images minus that with images of any other pair.
         images: Number of distinct test images.
     """
     if images < FEWEST_IMAGES:

@@ -125,7 +125,7 @@ def cost_advice(fusion: str, plain: str, gain: Gap, times: float) -> str:
         fusion: Name of the fusion.
         plain: Name of the best baseline.
         gain: Accuracy of the fusion minus that of the baseline.
-        times: How many times longer the fusion takes for a pair; below 1 it is faster.
+        times: Time of the fusion for a pair divided by that of the baseline; below 1 it is faster.
     """
     quicker = times < 1
     price = f"{1 / times:.1f} times faster" if quicker else f"{times:.1f} times slower"

@@ -43,7 +43,7 @@ def diagnosis_summary(diagnosis: Diagnosis) -> str:
         claims = [
             finding.claim
             for finding in diagnosis.findings
-            if finding.section == section and not finding.name.startswith("fusion-against-")  # said in the verdict
+            if finding.section == section and not finding.name.startswith("fusion-against-")  # stated in the verdict
         ]
         if claims:
             lines += ["", heading, *(f"  {claim}" for claim in claims)]

@@ -24,7 +24,7 @@ _OPTIONS = ("int8", "torch", "layers=")
 
 @dataclass(frozen=True)
 class Request:
-    """What an encoder name requests.
+    """The models and options that an encoder name requests.
 
     Attributes:
         models: One or two pairs of a model (id or folder) and its revision (or None).

@@ -62,7 +62,7 @@ class HuggingFaceImageTower:
 
     @property
     def batch_size(self) -> int:
-        """How many prepared images to pass at once."""
+        """Number of prepared images to pass at once."""
         return self.network.batch_size
 
     def prepare(self, image: Image.Image) -> np.ndarray:
@@ -145,7 +145,7 @@ def image_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choi
     config = load_config(checkpoint)
     flexible = config.model_type == "siglip2"
     processor = _load_processor(checkpoint)
-    probes = [_picture(width, height) for width, height in ((61, 47), (47, 61), (1, 1))]
+    probes = [_example_image(width, height) for width, height in ((61, 47), (47, 61), (1, 1))]
     examples = [np.stack([prepare(processor, probe, flexible=flexible)]) for probe in probes]
     if len({example.shape for example in examples}) > 1:
         raise EncoderError(
@@ -241,7 +241,7 @@ def _describe(processor: Any) -> str:
     return f"{type(processor).__name__} {json.dumps(fields, sort_keys=True, default=str)}"
 
 
-def _picture(width: int, height: int) -> Image.Image:
+def _example_image(width: int, height: int) -> Image.Image:
     """Draw a seeded image of soft blocks."""
     from PIL import Image
 

@@ -62,7 +62,7 @@ class OpenClipImageTower:
 
     @property
     def batch_size(self) -> int:
-        """How many prepared images to pass at once."""
+        """Number of prepared images to pass at once."""
         return self.network.batch_size
 
     def prepare(self, image: Image.Image) -> np.ndarray:
@@ -100,7 +100,7 @@ class OpenClipTextTower:
 
     @property
     def batch_size(self) -> int:
-        """How many texts to pass at once."""
+        """Number of texts to pass at once."""
         return self.network.batch_size
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
@@ -118,7 +118,7 @@ class OpenClipTextTower:
         return int((longer[:, length:] != padding[0, -1]).any(axis=1).sum())
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
+        """Return the share of each text's letters that the tokenizer does not know, ``(n,)`` float32."""
         return self._unread.shares(texts)
 
     @cached_property
@@ -176,7 +176,7 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", f"openclip-{architecture}-{Path(weights).stem}").strip("-")
     mark = "-int8" if choice == "int8" else ""
     key = [digest, digest_of(settings)]
-    pixels = np.stack([transform(_picture(seed)).numpy() for seed in range(2)])
+    pixels = np.stack([transform(_example_image(seed)).numpy() for seed in range(2)])
     image_network = open_runtime(
         f"{stem}-image", digest_of([*key, "image"]), lambda: _source(model, "encode_image", pixels), choice
     )
@@ -248,8 +248,8 @@ def _weights(library: Any, architecture: str, weights: str) -> tuple[Path, str]:
 
 
 def _load(library: Any, architecture: str, weights: str) -> tuple[Any, Any, Any]:
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         try:
             model, _, transform = library.create_model_and_transforms(architecture, pretrained=weights)
             tokenizer = library.get_tokenizer(architecture)
@@ -300,7 +300,7 @@ def _pieces(tokenizer: Any, texts: Sequence[str]) -> list[Pieces]:
 
 def _pieces_of_bytes(tokenizer: Any, text: str) -> Pieces:
     """Locate the pieces of CLIP's tokenizer, which are runs of bytes; a character may span several."""
-    # The letter of every byte, without blanks, as in the pieces.
+    # The character of every byte, by position and without blanks, as in the pieces.
     letters = [place for place, sign in enumerate(text) for _ in sign.encode() if not sign.isspace()]
     spans, start = [], 0
     for id_ in tokenizer.encode(text):
@@ -316,7 +316,7 @@ def _close(name: str, valid: Sequence[str]) -> str:
     return nearest(name, valid).partition(" Valid: ")[0] + " open_clip.list_models() lists them."
 
 
-def _picture(seed: int) -> Image.Image:
+def _example_image(seed: int) -> Image.Image:
     from PIL import Image
 
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (47, 61, 3), dtype=np.uint8))

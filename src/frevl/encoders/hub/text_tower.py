@@ -71,7 +71,7 @@ class HuggingFaceTextTower:
 
     @property
     def batch_size(self) -> int:
-        """How many texts to pass at once."""
+        """Number of texts to pass at once."""
         return 8 * self.network.batch_size
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
@@ -116,7 +116,7 @@ class HuggingFaceTextTower:
         )
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
+        """Return the share of each text's letters that the tokenizer does not know, ``(n,)`` float32."""
         return self._unread.shares(texts)
 
     @cached_property

@@ -41,7 +41,7 @@ class TorchCopy:
         self.device = device
         self.most: int | None = None
         processor = device == "cpu"
-        # A network that is used on a single device needs no copy of its weights.
+        # On a CPU there is a single copy, which can be the network itself.
         placed = network if processor else fold_quick_gelu(copy.deepcopy(network))
         self._network = placed.to(device=device, dtype=torch.float32 if processor else torch.float16).eval()
 

@@ -166,7 +166,7 @@ class InMemory:
         return value.item(), residuals.T @ self._features, residuals.sum(dim=0)
 
     def curvature(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return ``(outputs,)`` curvatures."""
+        """Return the curvature of the loss in each logit, ``(outputs,)``."""
         _, residuals = _residuals(self._loss, torch.addmm(bias, self._features, weight.T))
         return (len(residuals) * residuals.square().sum(dim=0)).clamp(min=_LEAST_CURVATURE)
 
@@ -232,7 +232,7 @@ class InBlocks:
         return total, by_weight.to(weight.dtype), by_bias.to(bias.dtype)
 
     def curvature(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return ``(outputs,)`` curvatures."""
+        """Return the curvature of the loss in each logit, ``(outputs,)``."""
         turned, squares = self._in_features(weight), torch.zeros_like(bias).double()
         for features, loss in self._blocks:
             _, residuals = _residuals(loss, torch.addmm(bias, features, turned.T))

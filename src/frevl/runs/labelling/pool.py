@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.names import text_content
-from frevl.data.packed.columns import chosen, joined, told
+from frevl.data.packed.columns import chosen, is_given, joined
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import PairsError, Reject
 from frevl.runs.scorer import Scorer
@@ -65,7 +65,7 @@ class Pool:
         # Items used only to train the names' space have no class yet, so they may be labelled.
         self._seen = np.setdiff1d(scorer.run.train_image_hashes, scorer.run.space_image_hashes)
         self._keys = [_Keys.of(scorer, pairs)]
-        self._labelled = [told(pairs.targets)]
+        self._labelled = [is_given(pairs.targets)]
         self._labelled_units = [chosen(pairs.units, np.flatnonzero(self._labelled[0]))]
         self.counts = {"labelled": 0, "in_training": 0, "copies": 0}
 
@@ -80,7 +80,7 @@ class Pool:
         notes += self._scorer.run.check_pairs(read)
         usable, left_out = usable_pairs(read.only(self._scorer.run.sides), self._scorer.store)
         rejects += [*read.rejected, *left_out]
-        labelled = np.flatnonzero(told(usable.targets))
+        labelled = np.flatnonzero(is_given(usable.targets))
         if not len(labelled):
             raise PairsError(
                 f"{usable.places[0]}, field 'target': expected a label, found none in any pair of --labelled; give "

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.packed.columns import Chained, Coded, WithCluster, by_value, chosen, different, joined, told
+from frevl.data.packed.columns import Chained, Coded, WithCluster, by_value, chosen, different, is_given, joined
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
 from frevl.store.grouping.contents import content_numbers
@@ -207,7 +207,8 @@ class _Rules:
         of_pairs = np.concatenate(rows)
         found = texts_with_one_label(self.content, of_pairs, targets.parts)
         clause = f"{len(found):,} texts occur with several images but always the same label"
-        if not len(found) and any(told(part).any() for part in targets.parts):  # captions: several images may share one
+        # Captions have no targets, and several images may share one.
+        if not len(found) and any(is_given(part).any() for part in targets.parts):
             found = texts_with_images_of_their_own(self.content, of_pairs)
             clause = f"{len(found):,} texts each have several images of their own"
         if len(found):

@@ -31,7 +31,7 @@ def unknown_threshold(
     Args:
         choice: Provides the calibrated logits of held-out images, if there are any.
         network: The final network.
-        store: Its images are used if none were held out.
+        store: Store whose images are used if none were held out.
         towers: Image towers that the network reads.
         share: Share of images that keep their label; None sets no threshold.
         seed: Random seed of the sample.

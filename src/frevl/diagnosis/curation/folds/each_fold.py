@@ -37,8 +37,8 @@ class Fold:
     """The result of one fold.
 
     Attributes:
-        number: Its number, from 0.
-        tensors: What its work returned.
+        number: Number of the fold, from 0.
+        tensors: Tensors returned by its work, by name.
         cut: Whether the time limit cut its training short.
     """
 

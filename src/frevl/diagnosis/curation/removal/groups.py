@@ -26,7 +26,7 @@ _NUMBERS_AT_ONCE = 20_000_000
 
 @dataclass(frozen=True)
 class GroupShare:
-    """How much of a group is kept.
+    """The share of a group that is kept.
 
     Attributes:
         key: The key of the pairs, or another grouping.
