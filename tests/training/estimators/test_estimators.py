@@ -256,6 +256,22 @@ def test_what_parameters_cannot_be(estimator, message):
         estimator.fit(x, y)
 
 
+@pytest.mark.parametrize("labels", [("no match", "match"), ("Mismatch", "Match")])
+def test_words_whose_order_contradicts_their_meaning_are_refused(labels):
+    x, y = np.random.default_rng(0).standard_normal((30, 8)), np.array(labels)[np.arange(30) % 2]
+    with pytest.raises(ValueError, match=f"that is '{labels[0]}'; give y == '{labels[1]}' instead"):
+        FusionMatcher(model="linear").fit(x, y)
+    assert list(FusionMatcher(model="linear").fit(x, y == labels[1]).classes_) == [False, True]
+
+
+def test_a_classifier_no_better_than_the_most_frequent_class_says_so():
+    x, y = np.random.default_rng(0).standard_normal((60, 8)), np.arange(60) % 4 == 0
+    said = EmbeddingClassifier(method="means").fit(x, y).results_["warnings"][0]
+    assert "not measurably better than always giving their most frequent class (75.00 %)" in said
+    x[:, 0] += 6 * y
+    assert EmbeddingClassifier(method="means").fit(x, y).results_["warnings"] == []
+
+
 @pytest.mark.parametrize("factor", [1e-20, 1e20])
 def test_values_whose_squares_are_lost_are_refused(factor):
     x, y = np.random.default_rng(0).standard_normal((30, 8)), np.arange(30) % 2

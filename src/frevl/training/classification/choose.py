@@ -35,6 +35,7 @@ __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
 """Minimum number of held-out examples, or development images; with fewer nothing can be compared."""
+_Z = 1.96  # standard errors: the bounds of a 95 % interval
 _TOO_LATE = "would take more than the remaining time"
 _ONE_EXAMPLE = (
     "with about one example per class, or one group of examples, none can be held out, so nothing was compared and the "
@@ -89,13 +90,14 @@ class Choice:
         """
         logits, labels = self.held_out
         right = 100 * float((logits.argmax(dim=1) == labels).float().mean()) if len(labels) else None
+        doubts = [*self._chance(), *self.notes]
         return {
             "development": {"n": len(labels), "accuracy": right},
             "train_pairs": examples,
             "train_seconds": seconds,
             "soft_targets": False,
-            "warnings": list(self.notes),
-            "notes": [*self.notes, *(calibration_notes(len(labels)) if len(labels) else [])],
+            "warnings": doubts,
+            "notes": [*doubts, *(calibration_notes(len(labels)) if len(labels) else [])],
             "fit": None,
             "prediction_sets": self.kept_scores(),
             "selection": {
@@ -106,6 +108,21 @@ class Choice:
                 "names": names,
             },
         }
+
+    def _chance(self) -> list[str]:
+        """Return a warning if the most frequent class alone does about as well on the held-out images."""
+        logits, labels = self.held_out
+        if self.truth is None or not len(labels):
+            return []
+        hits, always = (logits.argmax(dim=1) == labels).double(), (labels == labels.bincount().argmax()).double()
+        gain = hits - always
+        if float(gain.mean()) > _Z * standard_error(gain, self.truth.clusters):
+            return []
+        right = f"{100 * float(hits.mean()):.2f} % right"
+        return [
+            f"Chance: {right} on {self.compared_on} is not measurably better than always "
+            f"giving their most frequent class ({100 * float(always.mean()):.2f} %)."
+        ]
 
     def kept_scores(self) -> dict[str, Any] | None:
         """Return the scores of held-out images to keep for prediction sets; None if there are none."""

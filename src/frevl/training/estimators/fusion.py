@@ -178,7 +178,8 @@ class FusionClassifier(ArrayClassifier):
 class FusionMatcher(FusionClassifier):
     """Decide whether an image and a text belong together, from their embeddings.
 
-    ``y`` has two labels, of which the larger (1, True) means that they do. Without ``y`` all pairs are right, and wrong
+    ``y`` has two labels, of which the larger (1, True) means that they do; of words, the later in the alphabet, so that
+    "match" and "no match", for instance, are refused. Without ``y`` all pairs are right, and wrong
     texts are drawn, as in `frevl.train` with captions; ``classes_`` are then 0 and 1.
 
     Args:
@@ -238,6 +239,14 @@ class FusionMatcher(FusionClassifier):
         found = np.array([0, 1]) if self._captions else super()._classes(y)
         if len(found) > 2:
             raise ValueError(f"Only binary classification is supported. The type of the target is multiclass: {found}")
+        if len(found) == 2 and (_MEANING.get(str(found[0]).lower()), _MEANING.get(str(found[1]).lower())) == (
+            True,
+            False,
+        ):
+            raise ValueError(
+                f"y: the larger label means that image and text belong together, and of '{found[0]}' and '{found[1]}' "
+                f"that is '{found[1]}'; give y == '{found[0]}' instead"
+            )
         return found
 
     def _targets(self, y: NDArray[np.int64]) -> list[Any]:
@@ -271,6 +280,10 @@ class FusionMatcher(FusionClassifier):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
+
+
+_MEANING = {"match": True, "yes": True, "true": True, "no match": False, "mismatch": False, "no": False, "false": False}
+"""What labels say by themselves. In alphabetical order, "match" would mean that nothing matches."""
 
 
 def _tower(side: Modality, dim: int, identity: Mapping[str, str]) -> Tower:
