@@ -138,7 +138,7 @@ class ModelChoice:
         """The best model that sees image and text; the best of all models if the pairs have one side only."""
         return self._best_of([model for model in self.models if model.role in ("baseline", "fusion", "side")])
 
-    # ---- what image and text add
+    # ---- the contributions of image and text
 
     @cached_property
     def learned(self) -> bool:

@@ -87,7 +87,7 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
             return _read_stream(io.BytesIO(source), "the given bytes", target, max_pixels)
         name = f"'{source}'"
         try:
-            # Opening a named pipe would block for ever, and reading a device might never end.
+            # Opening a named pipe would block forever, and reading a device might never end.
             mode = Path(source).stat().st_mode
             if stat.S_ISDIR(mode):
                 raise _refusal(name, "it is a folder; pass an image file")

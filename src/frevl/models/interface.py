@@ -124,7 +124,7 @@ class PairNetwork(nn.Module, ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return a copy, so that nobody can change the settings; they are set once, in the constructor."""
+        """Return a copy, so that the settings cannot be changed; they are set once, in the constructor."""
         return deepcopy(self._settings)
 
     @settings.setter

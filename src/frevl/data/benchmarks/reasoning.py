@@ -90,9 +90,9 @@ def _nlvr_part(folder: Folder, sentences: list[Row], split: str) -> str:
 
 
 def _scene(boxes: list[Any], place: str) -> Row:
-    objects = [thing for box in boxes for thing in (box if isinstance(box, list) else [])]
-    keys = [tuple(need(thing, key, (str, int, float), place) for key in ("type", "size", "color")) for thing in objects]
-    columns = {thing.get("x_loc") for thing in objects}
+    objects = [shape for box in boxes for shape in (box if isinstance(box, list) else [])]
+    keys = [tuple(need(shape, key, (str, int, float), place) for key in ("type", "size", "color")) for shape in objects]
+    columns = {shape.get("x_loc") for shape in objects}
     towers = bool(objects) and {key[:2] for key in keys} == {("square", 20)} and len(columns) == 1
     return {
         "scene": "towers" if towers else "scattered",

@@ -206,7 +206,7 @@ def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[
         raise _unreadable(source.place, number, error) from error
 
 
-# ---- which columns
+# ---- columns
 
 
 def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:

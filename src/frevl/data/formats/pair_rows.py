@@ -128,7 +128,7 @@ def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
         raise PairsError(f"{path}: expected text in UTF-8 or UTF-16, found neither ({error.reason})") from error
 
 
-# ---- what is wrong with a row
+# ---- problems of a row
 
 # How spreadsheets, R and Python write a missing value. Lower-case "none" and "na" are excluded, because people give
 # them as answers.

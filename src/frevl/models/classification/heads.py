@@ -140,7 +140,7 @@ def statistics_of(embeddings: Tensor, weights: Tensor | None = None) -> ZScore:
     """Measure mean and deviation of ``(n, d)`` examples, regularised as if ten more had the mean variance (ours).
 
     Some dimensions of CLIP's embeddings vary many times more than all others; standardising gains 5 to 8 points with
-    one example a class (research/experiments/log.md). With a handful of examples, a deviation is mostly chance.
+    one example per class (research/experiments/log.md). With a handful of examples, a deviation is mostly chance.
     """
     if weights is None:
         variance, mean = torch.var_mean(embeddings, dim=0, correction=0)

@@ -184,7 +184,7 @@ class Block(NamedTuple):
 
 
 class Blocks(Protocol):
-    """Pairs whose features are computed block by block, anew on every pass."""
+    """Pairs whose features are computed block by block, again on every pass."""
 
     def __len__(self) -> int:
         """Return the total number of pairs."""

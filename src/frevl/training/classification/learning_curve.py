@@ -20,7 +20,7 @@ __all__ = ["FEWEST", "scale_for_all"]
 FEWEST = 300
 """Minimum number of held-out examples. With 120 to 240 extrapolation did harm on a set that had chosen nothing."""
 
-_MOST_AHEAD = 0.5  # steps to extrapolate beyond the last one; with three examples a class a whole step went too far
+_MOST_AHEAD = 0.5  # steps to extrapolate beyond the last one; with three examples per class a whole step went too far
 _SMALLEST_STEP = 0.1  # difference of the reciprocal shares of examples; below it, both points are the same
 
 
@@ -28,7 +28,7 @@ def scale_for_all(winner: Compared, trials: Trials, halves: Trials | None) -> fl
     """Return the factor by which to multiply the logits of the winner, fitted on all examples.
 
     The logarithm of the best scale is taken as linear in the reciprocal of the number of examples, as in a learning
-    curve; the scale never shrinks by this step. On two sets of CLIP embeddings with 3 to 8 examples a class, the
+    curve; the scale never shrinks by this step. On two sets of CLIP embeddings with 3 to 8 examples per class, the
     calibration error fell from 3.7 to 2.8 % on average (research/experiments/log.md).
 
     Args:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 # The first step of an optimiser loads this module. Loaded while there is a group, it keeps the group as the default of
-# its functions for ever, and gloo's threads with it; one of them may then end a finished process with SIGABRT at exit.
+# its functions forever, and gloo's threads with it; one of them may then end a finished process with SIGABRT at exit.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -258,7 +258,7 @@ class Together:
             FrevlError: Another worker has failed although this one has not.
         """
         if error is None:
-            self.same({})  # nobody finishes before worker 0 has saved the run
+            self.same({})  # no worker finishes before worker 0 has saved the run
         elif not isinstance(error, WorkerEndedError) and not getattr(error, "from_worker", False):
             with suppress(RuntimeError):
                 self._store.set(f"error {self.rank}", _report(error, self.rank))

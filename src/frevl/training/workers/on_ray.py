@@ -161,7 +161,7 @@ def _once(
                 break
         failed = [answers[one] for one in started if one in answers and answers[one][0]]
         if failed:
-            # Report the original error, not its consequences: whoever lost a worker only knows that it did.
+            # Report the original error, not its consequences: a worker that lost another knows no more than that.
             raise error_of(*next((one for one in failed if one[0] != WorkerEndedError.__name__), failed[0]))
         return answers[started[0]][1]
     except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""Find the part of an image that another image shows, wherever it lies, if no fixed crop of `picture_match` fits.
+"""Find the part of an image that another image shows, at any position, if no fixed crop of `picture_match` fits.
 
 The fixed crops are coarse: one of 80 % that lies between two of them agrees with neither. From the best of them, each
 side of the part is moved by 5 %, then 2.5 and 1.25 % of the image, as long as the agreement grows. Images that agree
@@ -58,7 +58,7 @@ class Picture:
 
 
 def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
-    """Return the agreement of two images, in [-1, 1], with crops at any place and of any shape.
+    """Return the agreement of two images, in [-1, 1], with crops at any position and of any shape.
 
     Args:
         one: An image.
