@@ -391,7 +391,7 @@ def test_missing_folder_empty_and_foreign_files(tmp_path: Path) -> None:
     assert refusal(tmp_path) == f"Cannot read image '{tmp_path}': it is a folder; pass an image file."
     assert refusal(str(empty)) == f"Cannot read image '{empty}': it is empty (0 bytes)."
     assert refusal(text) == (f"Cannot read image '{text}': it is not an image in a format that Pillow can read.")
-    assert refusal(b"") == "Cannot read image the given bytes: it is empty (0 bytes)."
+    assert refusal(b"") == "Cannot read an image from the given bytes: it is empty (0 bytes)."
     assert "the file cannot be opened" in refusal("a\0b.png")
     assert "the file cannot be opened" in refusal(tmp_path / ("x" * 300))
 
@@ -413,19 +413,20 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_image_without_pixels() -> None:
-    assert refusal(Image.new("RGB", (0, 5))) == "Cannot read image the given image: it has no pixels (0 x 5)."
+    assert refusal(Image.new("RGB", (0, 5))) == "Cannot read the given image: it has no pixels (0 x 5)."
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
     # No pixel data at all: if anything were decoded, the message would be another.
     below_pillows_limit = png(12_000, 12_000, 1, 0, b"")
     assert refusal(below_pillows_limit) == (
-        "Cannot read image the given bytes: it has 12000 x 12000 pixels, more than the limit of 100000000; resize it."
+        "Cannot read an image from the given bytes: it has 12000 x 12000 pixels, more than the limit of 100000000; "
+        "resize it."
     )
     assert refusal(png(30_000, 30_000, 8, 2, b"")) == (
-        "Cannot read image the given bytes: its header announces more pixels than Pillow's own limit."
+        "Cannot read an image from the given bytes: its header announces more pixels than Pillow's own limit."
     )
-    assert refusal(png(0, 5, 8, 2, b"")).startswith("Cannot read image the given bytes: it ")
+    assert refusal(png(0, 5, 8, 2, b"")).startswith("Cannot read an image from the given bytes: it ")
 
 
 def test_the_limit_is_inclusive() -> None:
@@ -468,7 +469,7 @@ def never_another_exception(content: bytes) -> None:
         assert image.mode == "RGB"
         assert min(image.size) >= 1
         return
-    assert message.startswith("Cannot read image the given bytes: ")
+    assert message.startswith("Cannot read an image from the given bytes: ")
     for unwanted in ("\n", " at 0x", "Warning"):
         assert unwanted not in message
 
@@ -534,4 +535,4 @@ def test_many_threads_read_the_same_and_leave_no_filter() -> None:
 
 def test_the_message_of_a_damaged_file_holds_no_address() -> None:
     message = refusal(WHOLE["PNG"][:60])
-    assert re.fullmatch(r"Cannot read image the given bytes: it is damaged[^<>]*\.", message)
+    assert re.fullmatch(r"Cannot read an image from the given bytes: it is damaged[^<>]*\.", message)

@@ -36,8 +36,8 @@ def test_heif_without_its_library_says_what_to_install(monkeypatch):
     with pytest.raises(ImageError) as raised:
         read_image(HEIC)
     assert str(raised.value) == (
-        "Cannot read image the given bytes: it is a HEIF image (HEIC), which needs one more library; pip install "
-        "'frevl[heif]'."
+        "Cannot read an image from the given bytes: it is a HEIF image (HEIC), which needs one more library; "
+        "pip install 'frevl[heif]'."
     )
 
 

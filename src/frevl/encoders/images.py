@@ -84,8 +84,8 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
         if isinstance(source, Image.Image):
             return _decode(source, "the given image", None, max_pixels)
         if isinstance(source, bytes):
-            return _read_stream(io.BytesIO(source), "the given bytes", target, max_pixels)
-        name = f"'{source}'"
+            return _read_stream(io.BytesIO(source), "an image from the given bytes", target, max_pixels)
+        name = f"image '{source}'"
         try:
             # Opening a named pipe would block forever, and reading a device might never end.
             mode = Path(source).stat().st_mode
@@ -350,7 +350,7 @@ def _significant_bits(stream: IO[bytes]) -> int | None:
 
 
 def _refusal(name: str, reason: str) -> ImageError:
-    return ImageError(f"Cannot read image {name}: {reason}.")
+    return ImageError(f"Cannot read {name}: {reason}.")
 
 
 def _brief(error: BaseException) -> str:

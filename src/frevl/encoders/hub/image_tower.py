@@ -116,7 +116,7 @@ def refuse_threads(image: Image.Image, shortest: int) -> None:
     wanted = shortest * shortest * max(width, height) / min(width, height)
     if wanted > MAX_PIXELS:
         raise ImageError(
-            f"Cannot read image the given bytes: with {width} x {height} pixels it is too long and narrow: at "
+            f"Cannot read an image from the given bytes: with {width} x {height} pixels it is too long and narrow: at "
             f"{shortest} pixels on its shorter side it would have {wanted:,.0f} pixels."
         )
 
