@@ -222,7 +222,8 @@ def search_table(found: SearchResult) -> str:
             str(hit.rank),
             f"{hit.similarity:.3f}",
             *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if reranked else []),
-            " ".join((hit.path or hit.id).split()) + (f" (and {len(hit.copies)} copies)" if hit.copies else ""),
+            " ".join((hit.path or hit.id).split())
+            + (f" (and {counted(len(hit.copies), 'copy', 'copies')})" if hit.copies else ""),
         ]
         for hit in found.hits
     ]

@@ -4,10 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from frevl.data.names import text_content
+from frevl.errors import counted
 from frevl.store.towers import Modality
 
-__all__ = ["merge_copies"]
+__all__ = ["copies_note", "merge_copies", "no_more_copies"]
+
+_ROUNDING = 1e-5  # similarities of equal vectors differ by less
+
+
+def no_more_copies(similarities: np.ndarray, last: int) -> bool:
+    """Return whether all copies of an item were found: the last one found is less similar than it.
+
+    Args:
+        similarities: ``(found,)``, largest first.
+        last: Position of the item.
+    """
+    return bool(similarities[-1] < similarities[last] - _ROUNDING)
+
+
+def copies_note(merged: int, modality: Modality, *, exact: bool) -> list[str]:
+    """Return a note on items that were merged into hits; an index may have missed some."""
+    if not merged:
+        return []
+    same = "with the same content as a hit"
+    items = counted(merged, f"{modality} {same} is", f"{modality}s {same} are")
+    return [f"{'' if exact else 'At least '}{items} not shown; --all shows {'it' if merged == 1 else 'them'}."]
 
 
 def merge_copies(

@@ -16,7 +16,7 @@ from frevl.encoders.images import ImageSource
 from frevl.encoders.unreadable_texts import MOSTLY
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
-from frevl.runs.search.copies import merge_copies
+from frevl.runs.search.copies import copies_note, merge_copies, no_more_copies
 from frevl.runs.search.index import IndexReport, NeighbourIndex, build_index
 from frevl.runs.search.on_device import nearest_of
 from frevl.runs.search.vectors import Shortlist
@@ -134,7 +134,8 @@ class Searcher:
             notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
         elif k > searched:
             notes.append(f"Only {searched:,} {TABLES[wanted]} can be found, fewer than the requested {k:,}.")
-        wanted_depth = depth = max(k, self.scorer.rerank_depth) + len(itself)
+        most = max(k, self.scorer.rerank_depth)
+        depth = most + len(itself) + 1  # one more shows whether the last one has further copies
         use_index = index if where is None and not exact else None
         vector, threads = self._vector(query), torch.get_num_threads()
         while True:
@@ -147,7 +148,9 @@ class Searcher:
             if not copies:
                 of = dict(zip(ids, shortlist.contents(rows), strict=True)) if wanted == "image" else {}
                 found = merge_copies(ids, wanted, {**of, **self.scorer.store.content_hashes(itself)}, itself)
-            if len(found) + len(itself) >= wanted_depth or len(rows) < depth:
+            kept = list(found)[:most]
+            whole = copies or use_index is not None or wanted == "text"  # an index would miss some copies anyway
+            if len(rows) < depth or (len(kept) == most and (whole or no_more_copies(similarities, kept[-1]))):
                 break
             depth *= 2  # copies took the places of others
         if use_index is None and len(shortlist) > _EXACT_UP_TO and index is None and where is None and not exact:
@@ -155,13 +158,10 @@ class Searcher:
                 f"All {len(shortlist):,} vectors were compared; an index is faster: frevl store index --store "
                 f"{self.scorer.store.path} --run {self.scorer.run.path}"
             )
-        kept = list(found)[: wanted_depth - len(itself)]
         hits, reranked = self._hits(query, wanted, [found[number][0] for number in kept], similarities[kept], k)
         same = {found[number][0]: tuple(found[number][1:]) for number in kept}
         hits = [replace(hit, copies=same[hit.id]) for hit in hits]
-        merged = sum(len(hit.copies) for hit in hits)
-        if merged:
-            notes.append(f"{merged:,} {TABLES[wanted]} with the same content as a hit are not shown; --all shows them.")
+        notes += copies_note(sum(len(hit.copies) for hit in hits), wanted, exact=use_index is None)
         return SearchResult(
             query=query.id,
             find=TABLES[wanted],
