@@ -112,6 +112,7 @@ def test_classes_by_names(made, runs, tmp_path):
     assert float((vectors[0] - vectors[1]).norm()) < 0.5 * float(
         (Run.load(runs / "names").network.name_vectors[0] - Run.load(runs / "names").network.name_vectors[1]).norm()
     )
+    assert run.results["debias"]["after"] < 0.5 * run.results["debias"]["before"], "one pair is no measure of itself"
     assert "prediction_sets" not in run.results
     assert any("calibration is unchanged" in note for note in run.results["notes"])
     assert Scorer.open(tmp_path / "new", store=made.store).label([made.store.image_ids[0]])[0].label in ("red", "blue")

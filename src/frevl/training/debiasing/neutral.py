@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ from frevl.training.classification.names import space_of_encoder
 
 __all__ = ["Biases", "Neutral", "bias_of", "make_neutral", "neutral_map", "read_biases", "spanned"]
 
+_MOST_UNRELATED = 500  # texts of the store that tell how far texts lie apart, if the file does not
 _MOST_LEFT_OUT = 50  # pairs that are each left out once, to measure the effect of the map made from the others
 
 
@@ -63,8 +65,9 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
             + ("; a run that reranks reads the text again: train --model dual" if run.task == "matching" else "")
         )
     texts = biases.texts
+    vectors_of = _vectors_of(run, store)
     try:
-        vectors = _vectors_of(run, store)(texts)
+        vectors = vectors_of(texts)
     except StoreError as error:
         raise StoreError(
             f"{error} (to debias, every text of the file has to be embedded as the run's texts are)"
@@ -72,7 +75,14 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
     rows = {text: row for row, text in enumerate(texts)}
     biased = [rows[text] for text in biases.biased]
     first, second = ([rows[pair[side]] for pair in biases.pairs] for side in (0, 1))
-    blocks = [F.normalize(part.float(), dim=1) for part in torch.split(vectors, turnable.text_blocks, dim=1)]
+
+    def blocks_of(whole: Tensor) -> list[Tensor]:
+        return [F.normalize(part.float(), dim=1) for part in torch.split(whole, turnable.text_blocks, dim=1)]
+
+    blocks = blocks_of(vectors)
+    # The texts of a single line, and prompts that are projected out, are no measure of how far texts lie apart: they
+    # come together with the pairs, and two texts alone would be 100 % apart whatever the map does.
+    unrelated = blocks if len(biases.same) > 1 else blocks_of(_of_store(store, vectors_of, vectors))
 
     def maps(pairs: Sequence[int]) -> list[Tensor]:
         one, two = ([side[pair] for pair in pairs] for side in (first, second))
@@ -81,15 +91,16 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         ]
 
     def bias(turns: Sequence[Tensor] | None, pairs: Sequence[int]) -> float:
-        turned = blocks if turns is None else [F.normalize(p @ m.T, dim=1) for p, m in zip(blocks, turns, strict=True)]
-        whole = torch.cat(turned, dim=1)
-        return bias_of(whole[[first[n] for n in pairs]], whole[[second[n] for n in pairs]], whole)
+        whole, others = (_turned(parts, turns) for parts in (blocks, unrelated))
+        return bias_of(whole[[first[n] for n in pairs]], whole[[second[n] for n in pairs]], others)
 
     every = list(range(len(first)))
     found = maps(every)
     record: dict[str, Any] = {"biased": len(biased), "pairs": len(every), "weight": weight}
     notes: list[str] = []
-    if every:
+    if every and len(unrelated[0]) < 2:
+        notes.append('The effect was not measured: the store has no other texts to compare with; add "same" lines.')
+    elif every:
         record |= {"before": bias(None, every), "after": bias(found, every)}
         some = every[:_MOST_LEFT_OUT]
         if len(some) > 1:
@@ -101,6 +112,23 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
             f'{len(biased):,} biased prompts were projected out; add "same" lines to measure the effect on texts.'
         )
     return Neutral(turnable.with_text_maps(found), record, notes)
+
+
+def _turned(blocks: Sequence[Tensor], turns: Sequence[Tensor] | None) -> Tensor:
+    """Return ``(n, d)`` vectors of texts from their parts, each turned by its map."""
+    if turns is None:
+        return torch.cat(list(blocks), dim=1)
+    return torch.cat([F.normalize(part @ turn.T, dim=1) for part, turn in zip(blocks, turns, strict=True)], dim=1)
+
+
+def _of_store(store: Store, vectors_of: Callable[[Sequence[str]], Tensor], own: Tensor) -> Tensor:
+    """Return the vectors of texts spread over the store; none if it has none for the run."""
+    count = store.count("text")
+    rows = np.unique(np.linspace(0, count - 1, min(count, _MOST_UNRELATED)).astype(np.int64)) if count else None
+    try:
+        return own[:0] if rows is None else vectors_of(store.ids("text", rows))
+    except StoreError:
+        return own[:0]
 
 
 def _vectors_of(run: Run, store: Store) -> Callable[[Sequence[str]], Tensor]:
