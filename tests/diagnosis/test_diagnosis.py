@@ -307,7 +307,7 @@ def test_all_labels_of_many_pairs_are_looked_at_in_blocks(world, tmp_path, monke
     splits = read_splits(world.store, train, test, **options, find_groups=False)
     comparison = compare_models(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
     monkeypatch.setattr(cross_validation, "SMALL", 60)
-    monkeypatch.setattr(splits_module, "MOST_LEARNT", 150)
+    monkeypatch.setattr(splits_module, "MOST_TRAINED_ON", 150)
     monkeypatch.setattr(label_rule, "_MOST_CELLS", 1400)
     assert cross_validate_contenders(comparison, folder=tmp_path, time_limit=100) == (comparison, [])
     learnt = []

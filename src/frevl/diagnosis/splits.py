@@ -21,7 +21,7 @@ from frevl.store.usable_pairs import choose_towers, colour_advice, names_of, not
 
 __all__ = [
     "MATCH_LABELS",
-    "MOST_LEARNT",
+    "MOST_TRAINED_ON",
     "Splits",
     "answers_of",
     "constant",
@@ -36,7 +36,7 @@ MATCH_LABELS = ["no match", "match"]
 DEV_SHARE = 0.15
 _DRAWS = 16
 
-MOST_LEARNT = 20_000
+MOST_TRAINED_ON = 20_000
 """Maximum training pairs for one model if several folds are trained, so that training takes a bounded time."""
 
 
@@ -204,8 +204,8 @@ def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int
 
 
 def few_enough(pairs: Pairs, *, seed: int) -> Pairs:
-    """Return the pairs, or those of a share of the clusters if there are more than `MOST_LEARNT`."""
-    return share_of_clusters(pairs, MOST_LEARNT / len(pairs), seed=seed) if len(pairs) > MOST_LEARNT else pairs
+    """Return the pairs, or those of a share of the clusters if there are more than `MOST_TRAINED_ON`."""
+    return share_of_clusters(pairs, MOST_TRAINED_ON / len(pairs), seed=seed) if len(pairs) > MOST_TRAINED_ON else pairs
 
 
 def answers_of(target: Target | None, task: str) -> set[str]:

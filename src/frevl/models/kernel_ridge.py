@@ -261,7 +261,7 @@ def mixed(text: Tensor | None, image: Tensor | None, shares: Shares) -> Tensor:
     """Return the sum of kernels ``shares[0] text + shares[1] image + shares[2] text image``.
 
     Args:
-        text: ``(n, m)`` kernel; None if `needs` says that it is not needed.
+        text: ``(n, m)`` kernel; None if it is not needed; see `needs`.
         image: ``(n, m)`` kernel, likewise.
         shares: Shares of text, image and product; if there is only one kernel, its share has no effect.
     """

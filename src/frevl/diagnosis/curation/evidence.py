@@ -1,7 +1,7 @@
 """Evidence that a line is right, combined into one score; and a text's agreement with its image's other texts.
 
-If all texts of an image were replaced by those of another, they agree with each other, so each of them looks right.
-Therefore the texts of an image are also judged together, without their agreement.
+If all texts of an image come from another one, they agree with each other, so each of them looks right. Therefore the
+texts of an image are also judged together, without their agreement.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 TRUSTED = 0.9
-"""Accuracy below which a contradiction says more about the models than about the label."""
+"""Accuracy below which a contradiction reveals more about the models than about the label."""
 
 LEAST_SKILL = 0.4
 """Required share of the way from always answering the most frequent label to perfect; less proves nothing."""
@@ -109,8 +109,8 @@ def likely_errors(labels: NDArray[np.int64], probabilities: NDArray[np.floating]
     found = filter_module.find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", filter_by="prune_by_noise_rate", n_jobs=1
     )
-    # On pairs that it cannot solve, a model is unsure; only if it is about as sure as usual does its contradiction say
-    # something about the label.
+    # On pairs that it cannot solve, a model is unsure; only if it is about as sure as usual is its contradiction
+    # evidence against the label.
     sure = probabilities.max(axis=1)
     ranked = np.asarray(found, np.int64)
     kept: NDArray[np.int64] = ranked[sure[ranked] >= _SURE * sure.mean()]

@@ -48,7 +48,7 @@ def probe_findings(
 
     Returns:
         Three findings per encoder: the skills, fine-grained against semantic ones, and tokens against pooled (missing
-        if the encoder has no tokens). If an encoder cannot be used here, a single finding that says why.
+        if the encoder has no tokens). If an encoder cannot be used here, a single finding that gives the reason.
     """
     findings = []
     started = time.monotonic()

@@ -283,7 +283,7 @@ class FusionMatcher(FusionClassifier):
 
 
 _MEANING = {"match": True, "yes": True, "true": True, "no match": False, "mismatch": False, "no": False, "false": False}
-"""What labels say by themselves. In alphabetical order, "match" would mean that nothing matches."""
+"""Meanings of common labels. By alphabetical order alone, "match" would stand for pairs that do not match."""
 
 
 def _tower(side: Modality, dim: int, identity: Mapping[str, str]) -> Tower:

@@ -125,7 +125,7 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     for text, number in zip(texts, numbers.tolist(), strict=True):
         images_of.setdefault(text, {})[number] = None
     checked = {text: list(own) for text, own in images_of.items() if len(own) >= FEWEST_PICTURES}
-    # Random sets of that size would hold nearly the same images, which says nothing about the text.
+    # Random sets of that size would hold nearly the same images, so they reveal nothing about the text.
     usual = [text for text, own in checked.items() if 2 * len(own) > len(number_of)]
     for text in usual:
         count = len(checked.pop(text))

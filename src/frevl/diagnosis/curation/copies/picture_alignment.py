@@ -27,7 +27,7 @@ from frevl.diagnosis.curation.copies.picture_match import (
 __all__ = ["PROMISING", "Picture", "aligned_agreement"]
 
 PROMISING = 0.25
-"""Agreement of the fixed crops below which no better part is looked for: most unrelated images have less."""
+"""Agreement of the fixed crops below which no better part is sought: most unrelated images have less."""
 
 _ROTATED_FROM = 0.4  # agreement that 1 % of unrelated images reach; a copy rotated by 5 degrees keeps 0.37 or more
 _DEGREES = (-5, 5)  # edges still agree if the angle is up to 3 degrees larger or smaller
@@ -63,7 +63,7 @@ def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
     Args:
         one: An image.
         other: Another image.
-        enough: Agreement from which the two are copies; no better crop is looked for above it.
+        enough: Agreement from which the two are copies; no better crop is sought above it.
     """
     found = agreement(one.edges, other.edges)
     if PROMISING <= found < enough:
