@@ -43,6 +43,14 @@ def test_all_copies_of_a_hit_are_counted_whatever_k(copied, k):
     assert len(search(copied, "zero", k=k, exact=True, copies=True).hits) == k
 
 
+def test_copies_of_the_query_are_left_out_and_counted(copied):
+    found = search(copied, image="0.png", k=3, exact=True)
+    assert not {hit.id for hit in found.hits} & {"0.png", *(f"{n}.png" for n in range(40, 40 + COPIES))}
+    assert found.notes == ["20 images with the same content as the query are not shown; --all shows them."]
+    assert search(copied, image="0.png", k=3, exact=True, copies=True).notes == []
+    assert search(copied, image="1.png", k=3, exact=True).notes == []
+
+
 def test_an_index_says_that_there_may_be_more(copied):
     index_store(copied)
     found = search(copied, "zero", k=5)
@@ -51,7 +59,7 @@ def test_an_index_says_that_there_may_be_more(copied):
 
 
 def test_one_copy_is_singular():
-    assert copies_note(1, "image", exact=True) == [
+    assert copies_note(1, "image", "a hit", exact=True) == [
         "1 image with the same content as a hit is not shown; --all shows it."
     ]
-    assert copies_note(0, "text", exact=False) == []
+    assert copies_note(0, "text", "a hit", exact=False) == []

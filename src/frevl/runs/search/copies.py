@@ -25,11 +25,11 @@ def no_more_copies(similarities: np.ndarray, last: int) -> bool:
     return bool(similarities[-1] < similarities[last] - _ROUNDING)
 
 
-def copies_note(merged: int, modality: Modality, *, exact: bool) -> list[str]:
-    """Return a note on items that were merged into hits; an index may have missed some."""
+def copies_note(merged: int, modality: Modality, original: str, *, exact: bool) -> list[str]:
+    """Return a note on copies of a hit, or of the query, that are not shown; an index may have missed some."""
     if not merged:
         return []
-    same = "with the same content as a hit"
+    same = f"with the same content as {original}"
     items = counted(merged, f"{modality} {same} is", f"{modality}s {same} are")
     return [f"{'' if exact else 'At least '}{items} not shown; --all shows {'it' if merged == 1 else 'them'}."]
 

@@ -161,7 +161,9 @@ class Searcher:
         hits, reranked = self._hits(query, wanted, [found[number][0] for number in kept], similarities[kept], k)
         same = {found[number][0]: tuple(found[number][1:]) for number in kept}
         hits = [replace(hit, copies=same[hit.id]) for hit in hits]
-        notes += copies_note(sum(len(hit.copies) for hit in hits), wanted, exact=use_index is None)
+        notes += copies_note(sum(len(hit.copies) for hit in hits), wanted, "a hit", exact=use_index is None)
+        left_out = len(set(ids).difference(itself, *found.values()))
+        notes += copies_note(left_out, wanted, "the query", exact=use_index is None)
         return SearchResult(
             query=query.id,
             find=TABLES[wanted],
