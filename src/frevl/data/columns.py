@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from frevl.errors import PairsError, UsageError, nearest
 
-__all__ = ["FIELDS", "REQUIRED", "Columns", "choose_columns", "columns_of", "means_image", "renaming_note"]
+__all__ = [
+    "FIELDS",
+    "REQUIRED",
+    "Columns",
+    "choose_columns",
+    "columns_of",
+    "likely_target",
+    "means_image",
+    "renaming_note",
+]
 
 FIELDS = ("image", "text", "target")
 REQUIRED = ("image", "text")
@@ -111,13 +120,22 @@ def choose_columns(
 
 def _of_one_side(found: Mapping[str, str], names: Sequence[str], required: Sequence[str]) -> str:
     """Return the end of a message that a side is missing, if only classes of images, or of texts, may be meant."""
-    likely = [name for name in names if _plain(name) in _LIKE_TARGETS]
+    label = likely_target(names)
     sides = found or {side: "" for side in REQUIRED if side not in required}  # images in the table itself
-    if len(likely) != 1 or len(sides) != 1 or "target" in sides:
+    if not label or len(sides) != 1 or "target" in sides:
         return ""
     ((side, column),) = sides.items()
     named = f"{side}={column}," if column else ""
-    return f"; or, if these are {side}s with a class each, --columns {named}target={likely[0]}"
+    return f"; or, if these are {side}s with a class each, --columns {named}target={label}"
+
+
+def likely_target(names: Iterable[str]) -> str:
+    """Return the only one of some columns that is named like a target, or an empty string.
+
+    It is suggested, never used unasked: a label beside a caption may be something else than what is to be learned.
+    """
+    likely = [name for name in names if _plain(name) in _LIKE_TARGETS]
+    return likely[0] if len(likely) == 1 else ""
 
 
 def means_image(name: str) -> bool:

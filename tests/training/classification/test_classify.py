@@ -172,6 +172,9 @@ def test_what_is_refused(named, one_side, tmp_path):
     single.write_text('{"image": "0.png", "target": "ash"}\n')
     with pytest.raises(PairsError, match="at least two classes"):
         frevl.classify(named.store, run=run, examples=single)
+    single.write_text('{"image": "0.png", "label": "ash"}\n')
+    with pytest.raises(PairsError, match="no example has a class; if 'label' is the class, name it with --columns tar"):
+        frevl.classify(named.store, run=run, examples=single)
     with pytest.raises(InputError, match="ash"):
         frevl.classify(named.store, ["ash", "birch", "ash"], run=run)
     if one_side.side == "image":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from frevl.data.class_files import ClassEntry, ClassList
+from frevl.data.columns import likely_target
 from frevl.data.pairs import LABELLED, Pairs, one_side_note
 from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
 from frevl.models.inputs import mean_pool
@@ -53,11 +54,17 @@ def read_examples(
         else:
             kept.append(row)
     if not kept:
-        raise PairsError(f"{rejected[0].id}, {rejected[0].reason}; no example has a class")
+        raise PairsError(f"{rejected[0].id}, {rejected[0].reason}; no example has a class{_key_hint(found)}")
     if rejected:
         notes.append(rejects_sentence(rejected))
     chosen = found.select(kept)
     return replace(chosen, targets=[_one(target) for target in chosen.targets])
+
+
+def _key_hint(examples: Pairs) -> str:
+    """Return the end of a message that names the key that probably holds the classes."""
+    label = likely_target(dict.fromkeys(key for extra in examples.extras for key in extra))
+    return f"; if '{label}' is the class, name it with --columns target={label}" if label else ""
 
 
 def classes_of(examples: Pairs | None) -> ClassList:
