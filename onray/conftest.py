@@ -5,9 +5,10 @@ Not part of plain ``pytest``, because it wants the extra ``ray``: ``pytest onray
 
 import os
 import secrets
+import signal
 import sys
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def forks_allowed():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
         yield
+
+
+def children(parent):
+    """Return the numbers of the processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
 
 
 class Nodes:
@@ -63,9 +74,14 @@ class Nodes:
         return next(node for node in self.nodes if node.node_id == found)
 
     def kill(self, node):
-        """End all processes of a node at once."""
+        """End all processes of a node at once, as if its machine had lost power."""
+        started = [one.process.pid for processes in node.all_processes.values() for one in processes]
+        workers = [pid for parent in started for pid in children(parent)]
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
+        for pid in workers:  # Ray leaves them to end by themselves, and meanwhile they may finish a block
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def kill_head(self):
         """End all processes of the head at once."""
