@@ -59,25 +59,18 @@ def test_a_search_on_an_accelerator_finds_what_the_processor_finds(monkeypatch):
     assert len(on_device.nearest_of(Stored([]), query, 3)[0]) == 0
 
 
-def test_vectors_that_do_not_fit_are_searched_by_the_processor(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("place", "name", "lacking"), [(torch, "empty", "for 4 vectors"), (VectorsOnDevice, "scores", "to search 4 vectors")]
+)
+def test_what_does_not_fit_is_searched_by_the_processor(monkeypatch, caplog, place, name, lacking):
+    """Neither vectors too large for the device, nor a search too large beside them, ends the command."""
+
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(on_device, "is_accelerator", lambda _: True)
-    monkeypatch.setattr(torch, "empty", full)
+    monkeypatch.setattr(place, name, full)
     stored = Stored([np.eye(4, dtype=np.float16)])
     for _ in range(2):
         assert on_device.nearest_of(stored, np.eye(4, dtype=np.float32)[2], 1)[0].tolist() == [2]
-    assert caplog.messages == ["frevl: cpu has no room for 4 vectors; searching on the CPU."], "said once"
-
-
-def test_a_search_that_does_not_fit_beside_its_vectors_is_done_by_the_processor(monkeypatch, caplog):
-    def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(on_device, "is_accelerator", lambda _: True)
-    monkeypatch.setattr(VectorsOnDevice, "scores", full)
-    stored = Stored([np.eye(4, dtype=np.float16)])
-    for _ in range(2):
-        assert on_device.nearest_of(stored, np.eye(4, dtype=np.float32)[2], 1)[0].tolist() == [2]
-    assert caplog.messages == ["frevl: cpu has no room to search 4 vectors; searching on the CPU."], "said once"
+    assert caplog.messages == [f"frevl: cpu has no room {lacking}; searching on the CPU."], "said once"

@@ -256,12 +256,22 @@ def test_what_parameters_cannot_be(estimator, message):
         estimator.fit(x, y)
 
 
-@pytest.mark.parametrize("labels", [("no match", "match"), ("Mismatch", "Match")])
+@pytest.mark.parametrize("labels", [("no match", "match"), ("Mismatch", "Match"), ("unrelated", "related"), ("not_good", "good")])
 def test_words_whose_order_contradicts_their_meaning_are_refused(labels):
     x, y = np.random.default_rng(0).standard_normal((30, 8)), np.array(labels)[np.arange(30) % 2]
     with pytest.raises(ValueError, match=f"that is '{labels[0]}'; give y == '{labels[1]}' instead"):
         FusionMatcher(model="linear").fit(x, y)
     assert list(FusionMatcher(model="linear").fit(x, y == labels[1]).classes_) == [False, True]
+
+
+@pytest.mark.parametrize("labels", [("no", "yes"), ("irrelevant", "relevant"), ("bad", "good")])
+def test_the_later_word_is_a_match_and_a_warning_says_so_unless_it_is_plain(labels):
+    x, y = np.random.default_rng(0).standard_normal((30, 8)), np.array(labels)[np.arange(30) % 2]
+    if labels[0] != "bad":  # warnings are errors in tests
+        assert FusionMatcher(model="linear").fit(x, y).classes_.tolist() == list(labels)
+        return
+    with pytest.warns(UserWarning, match="takes 'good' as the label of pairs that belong together"):
+        FusionMatcher(model="linear").fit(x, y)
 
 
 def test_a_classifier_no_better_than_the_most_frequent_class_says_so():

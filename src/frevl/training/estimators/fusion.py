@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -178,8 +179,8 @@ class FusionClassifier(ArrayClassifier):
 class FusionMatcher(FusionClassifier):
     """Decide whether an image and a text belong together, from their embeddings.
 
-    ``y`` has two labels, of which the larger (1, True) means that they do; of words, the later in the alphabet, so that
-    "match" and "no match", for instance, are refused. Without ``y`` all pairs are right, and wrong
+    ``y`` has two labels, of which the larger (1, True) means that they do; of words, the later in the alphabet (a
+    warning says so; "match" and "no match", for instance, are refused). Without ``y`` all pairs are right, and wrong
     texts are drawn, as in `frevl.train` with captions; ``classes_`` are then 0 and 1.
 
     Args:
@@ -239,14 +240,8 @@ class FusionMatcher(FusionClassifier):
         found = np.array([0, 1]) if self._captions else super()._classes(y)
         if len(found) > 2:
             raise ValueError(f"Only binary classification is supported. The type of the target is multiclass: {found}")
-        if len(found) == 2 and (_MEANING.get(str(found[0]).lower()), _MEANING.get(str(found[1]).lower())) == (
-            True,
-            False,
-        ):
-            raise ValueError(
-                f"y: the larger label means that image and text belong together, and of '{found[0]}' and '{found[1]}' "
-                f"that is '{found[1]}'; give y == '{found[0]}' instead"
-            )
+        if len(found) == 2 and isinstance(found[0], str):
+            _check_words(*(str(label) for label in found))
         return found
 
     def _targets(self, y: NDArray[np.int64]) -> list[Any]:
@@ -282,8 +277,28 @@ class FusionMatcher(FusionClassifier):
         return tags
 
 
-_MEANING = {"match": True, "yes": True, "true": True, "no match": False, "mismatch": False, "no": False, "false": False}
-"""Meanings of common labels. By alphabetical order alone, "match" would stand for pairs that do not match."""
+_NEGATIONS = ("no", "not", "non", "un", "mis", "dis", "in", "im", "ir")
+_IN_ORDER = (("no", "yes"), ("false", "true"), ("0", "1"))
+
+
+def _check_words(smaller: str, larger: str) -> None:
+    """Refuse words whose alphabetical order contradicts their meaning; warn if the meaning is unknown."""
+    if _negates(larger, smaller):
+        raise ValueError(
+            f"y: the larger label means that image and text belong together, and of '{smaller}' and '{larger}' "
+            f"that is '{larger}'; give y == '{smaller}' instead"
+        )
+    if not _negates(smaller, larger) and (smaller.lower(), larger.lower()) not in _IN_ORDER:
+        warnings.warn(
+            f"FusionMatcher takes '{larger}' as the label of pairs that belong together, because it is the later one "
+            f"in the alphabet; if it means '{smaller}', give y == '{smaller}'.",
+            stacklevel=2,
+        )
+
+
+def _negates(word: str, other: str) -> bool:
+    start = word.lower().removesuffix(other.lower())
+    return start != word.lower() and start.strip(" -_") in _NEGATIONS
 
 
 def _tower(side: Modality, dim: int, identity: Mapping[str, str]) -> Tower:
