@@ -22,7 +22,7 @@ class Counted:
     def __init__(self, lines):
         self.lines = lines
 
-    def __call__(self, number, time_limit, place):
+    def __call__(self, number, time_limit, _place):
         limit = -1.0 if time_limit is None else time_limit
         return {"seen": torch.tensor([len(self.lines), number, limit])}, number == 1
 
@@ -32,9 +32,9 @@ class InPlaceOfNodes:
 
     count, notes = 2, ["one note"]
 
-    def __init__(self, ray, make, *, count, processors, accelerators):
+    def __init__(self, _ray, make, *, count, processors, accelerators):
         assert (count, processors, accelerators) == (3, 2, 0)
-        self.work = pickle.loads(pickle.dumps(make))()
+        self.work = pickle.loads(pickle.dumps(make))()  # noqa: S301 - our own bytes
 
     def __enter__(self):
         return self

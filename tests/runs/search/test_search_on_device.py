@@ -60,7 +60,8 @@ def test_a_search_on_an_accelerator_finds_what_the_processor_finds(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("place", "name", "lacking"), [(torch, "empty", "for 4 vectors"), (VectorsOnDevice, "scores", "to search 4 vectors")]
+    ("place", "name", "lacking"),
+    [(torch, "empty", "for 4 vectors"), (VectorsOnDevice, "scores", "to search 4 vectors")],
 )
 def test_what_does_not_fit_is_searched_by_the_processor(monkeypatch, caplog, place, name, lacking):
     """Neither vectors too large for the device, nor a search too large beside them, ends the command."""

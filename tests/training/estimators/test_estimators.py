@@ -256,7 +256,9 @@ def test_what_parameters_cannot_be(estimator, message):
         estimator.fit(x, y)
 
 
-@pytest.mark.parametrize("labels", [("no match", "match"), ("Mismatch", "Match"), ("unrelated", "related"), ("not_good", "good")])
+@pytest.mark.parametrize(
+    "labels", [("no match", "match"), ("Mismatch", "Match"), ("unrelated", "related"), ("not_good", "good")]
+)
 def test_words_whose_order_contradicts_their_meaning_are_refused(labels):
     x, y = np.random.default_rng(0).standard_normal((30, 8)), np.array(labels)[np.arange(30) % 2]
     with pytest.raises(ValueError, match=f"that is '{labels[0]}'; give y == '{labels[1]}' instead"):
