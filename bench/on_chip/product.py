@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from frevl.models.fusion import Fusion
 from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.batches import EmbeddedPairs, grid_scorer, list_logits, placed, vectors_of
 from frevl.training.examples import Examples
+from frevl.training.fitting import recorded_steps
 from frevl.training.fitting.pairwise import fusion_loss
 from frevl.training.loop import gradient_descent
 from frevl.training.options import FusionOptions, Session
@@ -26,6 +31,7 @@ from on_chip.fusions import DIM, IMAGE_TOKENS, TEXT_TOKENS, made_examples
 from on_chip.measure import Chip, Record
 
 PART = "p product"
+_STEPS = (32, 64)  # by the end of the fewer, every kind of batch has been recorded
 _ROOM = 256 << 20  # bytes that are left on the device where memory is to end
 
 
@@ -52,6 +58,7 @@ def roads(chip: Chip) -> Iterator[Record]:
     exact = torch.from_numpy(vectors_of(towers.image_vectors, items, mask, 64, "cpu"))
     found = torch.from_numpy(vectors_of(placed(towers, device).image_vectors, items, mask, 64, device))
     yield _near("vectors of a first stage", found, exact, 1e-5)
+    yield from _recorded(chip)
     yield from _replicas(chip)
     yield from _waits(chip)
 
@@ -124,6 +131,48 @@ def _notes() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
+def _recorded(chip: Chip) -> Iterator[Record]:
+    """Train with dropout and mixup, with and without recorded steps: the loss of every epoch, and how fast it was."""
+    classes = made_examples(chip, pairs=64 if chip.quick else 16_384, classes=8)
+    matches = Examples(classes.pairs, torch.ones(len(classes)), classes.clusters)
+    session = Session(seed=0, time_limit=None, device=str(chip.device), progress=False)
+    dim = classes.pairs.images.shape[2]
+    for name, examples, outputs in (("classes", classes, 8), ("matching", matches, 1)):
+        losses, speeds = [], []
+        for most in (recorded_steps._MOST, 0):
+            torch.manual_seed(0)
+            network = Fusion.from_preset("tiny", image_dim=dim, text_dim=dim, outputs=outputs)
+            options = FusionOptions(epochs=2 if chip.quick else 6, batch_size=32 if chip.quick else 256)
+            loss = fusion_loss(network, examples.on(chip.device), outputs, options=options, device=session.device)
+            with (
+                TemporaryDirectory() as folder,
+                _notes() as notes,
+                mock.patch.object(recorded_steps, "_MOST", most),
+            ):
+                log = Path(folder) / "log"
+                report = gradient_descent(
+                    network,
+                    loss,
+                    len(examples),
+                    options=options,
+                    session=session,
+                    title="made",
+                    remedy="-",
+                    log_file=log,
+                )
+                lines = [json.loads(line) for line in log.read_text().splitlines()]
+            losses.append([sum(line["losses"].values()) for line in lines])
+            speeds.append(report.epochs * len(examples) / report.seconds)
+            if notes:
+                yield Record(PART, f"training for {name}: {notes[-1]}", None, "")
+        worst = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
+        yield Record(PART, f"training for {name}, steps recorded: largest difference of an epoch's loss from the same"
+                     " training without, as a share of it", worst, "", ratio=worst, goal=0.02, at_most=True,
+                     details={"losses": [one[-1] for one in losses]})  # fmt: skip
+        yield Record(PART, f"tiny trained for {name}, batches of 256, steps recorded", speeds[0], "pairs/s",
+                     details={"times_as_fast_as_without": speeds[0] / speeds[1]})  # fmt: skip
+
+
 def _replicas(chip: Chip) -> Iterator[Record]:
     """Extraction by one copy of a network for each device; where there is one device, by two copies on it."""
     count = torch.cuda.device_count() if chip.cuda else 1
@@ -138,25 +187,27 @@ def _replicas(chip: Chip) -> Iterator[Record]:
 
 def _waits(chip: Chip) -> Iterator[Record]:
     """How often the processor waits for the device in each further step of a loop, as PyTorch itself notices."""
-    classes = made_examples(chip, pairs=96, classes=4)
-    matches = Examples(classes.pairs, torch.ones(96), classes.clusters)
+    classes = made_examples(chip, pairs=_STEPS[1] * 3, classes=4)
+    matches = Examples(classes.pairs, torch.ones(len(classes)), classes.clusters)
     session = Session(seed=0, time_limit=None, device=str(chip.device), progress=False)
     dim = classes.pairs.images.shape[2]
     for name, examples, outputs in (("classes", classes, 4), ("matching", matches, 1)):
 
         def train(steps: int, examples: Examples = examples, outputs: int = outputs) -> None:
             network = Fusion.from_preset("tiny", image_dim=dim, text_dim=dim, outputs=outputs)
-            options = replace(FusionOptions(), epochs=1, batch_size=-(-96 // steps))
+            options = replace(FusionOptions(), epochs=1, batch_size=len(classes) // steps)
             loss = fusion_loss(network, examples.on(chip.device), outputs, options=options, device=session.device)
-            gradient_descent(network, loss, 96, options=options, session=session, title="made", remedy="-")
+            gradient_descent(network, loss, len(classes), options=options, session=session, title="made", remedy="-")
 
         yield _further(chip, f"training for {name}", train)
     scorer = placed(Fusion.from_preset("tiny", image_dim=dim, text_dim=dim, outputs=4), session.device)
-    yield _further(chip, "scoring", lambda steps: list_logits(scorer, classes.pairs, -(-96 // steps), session.device))
+    yield _further(
+        chip, "scoring", lambda steps: list_logits(scorer, classes.pairs, len(classes) // steps, session.device)
+    )
 
 
 def _further(chip: Chip, name: str, call: Callable[[int], object]) -> Record:
-    few, many = 8, 32
+    few, many = _STEPS
     call(few)
     counts = [_synchronised(chip, call, steps) for steps in (few, many)] if chip.cuda else None
     if not chip.cuda:

@@ -284,10 +284,15 @@ def mixed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix the first ``len(other)`` rows of a batch as in `mixup`, with the values drawn by `draw_mixup`.
 
-    ``share`` is a tensor for a compiled network.
+    ``share`` is a float32 scalar tensor for a network that is compiled or recorded.
     """
-    image, text, target = (torch.lerp(x[other], x[: len(other)], share) for x in (image_hidden, text_hidden, targets))
-    return image, text, target
+
+    def mix(x: Tensor) -> Tensor:
+        if isinstance(share, Tensor):  # must have the type of what it weighs, and half precision would round it
+            return torch.lerp(x[other].float(), x[: len(other)].float(), share).to(x.dtype)
+        return torch.lerp(x[other], x[: len(other)], share)
+
+    return mix(image_hidden), mix(text_hidden), mix(targets)
 
 
 def draw_mixup(targets: Tensor, *, generator: torch.Generator, alpha: float = 0.2) -> tuple[float, Tensor]:

@@ -8,12 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from frevl.devices import is_accelerator
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
-from frevl.runs.batches import Inputs, moved
+from frevl.runs.batches import moved
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
+from frevl.training.fitting.recorded_steps import RecordedTerms
 from frevl.training.loop import LossOf
 from frevl.training.losses import contrastive_loss, draw_mixup, feature_norm_loss, mixed, task_loss
 from frevl.training.options import FusionOptions, PairwiseOptions
@@ -46,16 +48,21 @@ def pair_loss(
     kind, train = kind_of(train.truth), on_device(train, device)
     weights = None if class_weights is None else class_weights.to(device)
 
+    def terms(
+        image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Tensor | None, truth: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, smoothing = network(image, text, image_mask, text_mask), options.label_smoothing
+        task = task_loss(logits, truth, kind=kind, smoothing=smoothing, class_weights=weights)
+        return task, {"task": task}
+
+    recorded = RecordedTerms(network, terms, device) if team.size == 1 else terms
+
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
         own = team.share(len(image_rows))
+        inputs = train.pairs.inputs(own.of(image_rows), own.of(text_rows), device)
         with bfloat16_on_accelerators(device), own.dropping():
-            logits = network(*train.pairs.inputs(own.of(image_rows), own.of(text_rows), device))
-            task = task_loss(
-                logits, moved(own.of(truth), device), kind=kind, smoothing=options.label_smoothing,
-                class_weights=weights,
-            )  # fmt: skip
-        task = own.weighed(task)
+            task = own.weighed(recorded(*inputs, moved(own.of(truth), device))[0])
         return task, {"task": task}
 
     return loss_of
@@ -90,6 +97,8 @@ def fusion_loss(
     terms: Callable[..., tuple[Tensor, dict[str, Tensor]]] = partial(_fusion_terms, network, options, kind, weights)
     if compiled:
         terms = torch.compile(terms, mode=compiled, dynamic=False)
+    whole = team.share(0) if team.size == 1 and not compiled else None  # the share of a process that trains alone
+    recorded = whole and RecordedTerms(network, partial(terms, whole, whole), device)
     pooled = train.pairs.images.shape[1] == train.pairs.texts.shape[1] == 1
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,14 +107,16 @@ def fusion_loss(
         matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
         ids = (moved(image_rows, device), moved(text_rows, device))
         own = needed = team.share(len(image_rows))
-        mix: tuple[float | Tensor, Tensor] | None = None
+        mix: tuple[float | Tensor, Tensor] | tuple[None, None] = (None, None)
         if pooled and torch.rand((), generator=random).item() < options.mixup_share:
             share, partners = draw_mixup(truth, generator=random, alpha=options.mixup_alpha)
             needed, partners = own.with_partners(partners)
-            mix = moved(torch.tensor(share), device) if compiled else share, moved(partners, device)
+            constant = not compiled and not is_accelerator(device)  # otherwise compiled or recorded, for any share
+            mix = (share if constant else moved(torch.tensor(share), device), moved(partners, device))
         inputs = train.pairs.inputs(needed.of(image_rows), needed.of(text_rows), device)
+        tensors = (*inputs, *ids, moved(needed.of(truth), device), matching, *mix)
         with bfloat16_on_accelerators(device):
-            return terms(own, needed, inputs, ids, moved(needed.of(truth), device), matching, mix)
+            return recorded(*tensors) if recorded else terms(own, needed, *tensors)
 
     return loss_of
 
@@ -117,17 +128,22 @@ def _fusion_terms(
     weights: Tensor | None,
     own: Share,
     needed: Share,
-    inputs: Inputs,
-    ids: tuple[Tensor, Tensor],
+    image: Tensor,
+    text: Tensor,
+    image_mask: Tensor | None,
+    text_mask: Tensor | None,
+    image_ids: Tensor,
+    text_ids: Tensor,
     truth: Tensor,
     matching: Tensor | None,
-    mix: tuple[float | Tensor, Tensor] | None,
+    mix_share: float | Tensor | None,
+    partners: Tensor | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the terms of `fusion_loss`: tensors in, tensors out, without waiting for a device.
 
     Inputs and truth are those of the rows needed: this worker's, and those they are mixed with.
     """
-    image, text, image_mask, text_mask = inputs
+    ids = (image_ids, text_ids)
     if options.input_dropout > 0:
         with needed.dropping():
             image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
@@ -137,8 +153,8 @@ def _fusion_terms(
         ids = (ids[0][matching], ids[1][matching])
     images, texts = own.both_gathered(images, texts, matching)
     contrastive = own.counted_once(contrastive_loss(images, texts, *ids, temperature=options.temperature))
-    if mix is not None:
-        image, text, truth = mixed(image, text, truth, *mix)
+    if mix_share is not None and partners is not None:
+        image, text, truth = mixed(image, text, truth, mix_share, partners)
     with own.dropping():
         fused = network.fuse(image, text, image_mask, text_mask)
         logits, smoothing = network.head(fused), options.label_smoothing
