@@ -111,9 +111,9 @@ def read_splits(
     names = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     chosen = choose_towers(store, [*known, tested], notes, names)
     towers = chosen["image"]
-    known, grouped = group_pairs(store, known, group_by=group_by, find=find_groups, towers=towers, seed=seed)
+    known, grouped = group_pairs(store, known, group_by=group_by, find=find_groups, towers=towers)
     (tested,), drawn = group_pairs(
-        store, [tested], group_by=group_by, find=find_groups, towers=towers, seed=seed,
+        store, [tested], group_by=group_by, find=find_groups, towers=towers,
         purpose="Test pairs drawn together for the intervals",
     )  # fmt: skip
     notes += grouped + drawn

@@ -64,7 +64,7 @@ def prepare(
         notes[:0] = colour_advice(parts[0], towers[0])
         doubts += [*look_alike_note(*(part.targets for part in parts)), *contradiction_note(parts[0])]
     note_unread(store, joined([part.texts for part in parts])[1], towers[1], notes)
-    grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
+    grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0])
     notes += found
     seen = False
     if dev is None:

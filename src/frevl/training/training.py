@@ -28,16 +28,6 @@ from frevl.training.workers.joining import workers_asked, working_together
 __all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
-_OF_DATA = [
-    "encoder",
-    "image_encoder",
-    "text_encoder",
-    "seed",
-    "dev_share",
-    "min_answer_count",
-    "group_by",
-    "find_groups",
-]
 
 
 def train(
@@ -137,52 +127,56 @@ def train(
         session = Session(
             seed=seed, time_limit=time_limit, device=team.device(device), progress=progress and team.leads, team=team
         )
-        return _train(arguments, chosen_options, session)
+        folder, opened = Path(run), store if isinstance(store, Store) else Store.open(store)
+        read, read_dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
+        _check_sides(task, model, read, read_dev, initialise_from)
+        settings = run_settings(arguments, chosen_options)
+        identity = data_identity(opened, read, read_dev, initialise_from)
+        with claim_run(folder, {**settings, "data": identity}, team=team) as checkpoint:
+            data = prepare(
+                opened, read, read_dev, task=task, encoder=encoder, image_encoder=image_encoder,
+                text_encoder=text_encoder, seed=seed, dev_share=dev_share, min_answer_count=min_answer_count,
+                group_by=group_by, find_groups=find_groups,
+            )  # fmt: skip
+            former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
+            fitted = fit_prepared(
+                data, task=task, model=model, options=chosen_options, session=session, first_stage=first_stage,
+                start=start, checkpoint=checkpoint, log_file=folder / "log.jsonl" if team.leads else None,
+            )  # fmt: skip
+            finished = Run(
+                path=folder,
+                model=model,
+                task=task,
+                network_name=fitted.network.key,
+                network_settings=fitted.network.settings,
+                labels=fitted.data.labels,
+                encoders=fitted.encoders,
+                towers=_identities(fitted.data),
+                calibration=fitted.calibration,
+                settings=settings,
+                results={**fitted.results, "workers": team.size} if team.size > 1 else fitted.results,
+                provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+                train_image_hashes=_seen_images(fitted.data, former),
+                network=fitted.network,
+                posterior=fitted.posterior,
+            )
+            if team.leads:
+                write_config(folder, {**arguments, "store": opened}, chosen_options)
+                finished.save()
+        return finished
 
 
-def _train(arguments: Mapping[str, Any], options: ModelOptions, session: Session) -> Run:
-    """Train as one of the workers, or alone; worker 0 saves the run."""
-    store, task, model, initialise_from = (arguments[name] for name in ("store", "task", "model", "initialise_from"))
-    team, columns, folder = session.team, arguments["columns"], Path(arguments["run"])
-    settings = run_settings(dict(arguments), options)
-    opened = store if isinstance(store, Store) else Store.open(store)
-    pairs = read_file(arguments["pairs"], columns)
-    dev = None if arguments["dev"] is None else read_file(arguments["dev"], columns)
-    _check_sides(task, model, pairs, dev, initialise_from)
-    identity = data_identity(opened, pairs, dev, initialise_from)
-    with claim_run(folder, {**settings, "data": identity}, team=team) as checkpoint:
-        data = prepare(opened, pairs, dev, task=task, **{name: arguments[name] for name in _OF_DATA})
-        former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
-        fitted = fit_prepared(
-            data, task=task, model=model, options=options, session=session, first_stage=arguments["first_stage"],
-            start=start, checkpoint=checkpoint, log_file=folder / "log.jsonl" if team.leads else None,
-        )  # fmt: skip
-        data, network = fitted.data, fitted.network
-        seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
-        finished = Run(
-            path=folder,
-            model=model,
-            task=task,
-            network_name=network.key,
-            network_settings=network.settings,
-            labels=data.labels,
-            encoders=fitted.encoders,
-            towers={
-                "image": {tower.name: tower.identity for tower in data.image_towers},
-                "text": {tower.name: tower.identity for tower in data.text_towers},
-            },
-            calibration=fitted.calibration,
-            settings=settings,
-            results={**fitted.results, "workers": team.size} if team.size > 1 else fitted.results,
-            provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=session.seed),
-            train_image_hashes=seen,
-            network=network,
-            posterior=fitted.posterior,
-        )
-        if team.leads:
-            write_config(folder, {**arguments, "store": opened}, options)
-            finished.save()
-    return finished
+def _identities(data: Prepared) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the identities of the towers that the examples have, by modality and name."""
+    return {
+        "image": {tower.name: tower.identity for tower in data.image_towers},
+        "text": {tower.name: tower.identity for tower in data.text_towers},
+    }
+
+
+def _seen_images(data: Prepared, former: Run | None) -> np.ndarray:
+    """Return the sorted hashes of the images that the network has seen, in a former run too."""
+    return data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
 
 
 def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initialise_from: str | Path | None) -> None:
@@ -231,11 +225,7 @@ def _former(path: Path, data: Prepared) -> tuple[Run, Pretrained]:
         raise UsageError(
             f"--initialise-from: expected a run of a single fusion, found '{former.network_name}' in {path}"
         )
-    towers = {
-        "image": {tower.name: tower.identity for tower in data.image_towers},
-        "text": {tower.name: tower.identity for tower in data.text_towers},
-    }
-    for modality, own in towers.items():
+    for modality, own in _identities(data).items():
         if own != former.towers[modality] or list(own) != list(former.towers[modality]):
             raise UsageError(
                 f"--initialise-from: {path} reads the {modality} embeddings {', '.join(former.towers[modality])}, "

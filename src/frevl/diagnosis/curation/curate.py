@@ -204,7 +204,7 @@ def curate(
     notes += look_alike_note(usable.targets) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
     (grouped,), found_groups = group_pairs(
-        opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"], seed=seed,
+        opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"],
         purpose="Kept in one fold",
     )  # fmt: skip
     notes += found_groups

@@ -71,14 +71,11 @@ class NearCopies:
     within: float
 
 
-def find_near_copies(
-    vectors: NDArray[np.floating], *, seed: int = 0, neighbours: Neighbours | None = None
-) -> NearCopies:
-    """Find near-duplicate images.
+def find_near_copies(vectors: NDArray[np.floating], *, neighbours: Neighbours | None = None) -> NearCopies:
+    """Find near-duplicate images. Near copies are a property of the data, so the same vectors always give the same.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.
-        seed: Random seed for the sample on which distances are measured, and for the sketch.
         neighbours: Finds the nearest neighbours of some rows, for sets that are too large for comparing all pairs; it
             is then called for every row.
 
@@ -90,7 +87,7 @@ def find_near_copies(
     if n < _FEWEST or (neighbours is None and n > MOST_COMPARED):
         return nothing
     of = neighbours or (lambda rows: neighbours_of(vectors, rows))
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     sample = np.sort(random.permutation(n)[:_MEASURED])
     _, usual = of(sample)
     middle, last = usual[:, NEIGHBOURS // 2 - 1], usual[:, -1]

@@ -93,7 +93,6 @@ def group_pairs(
     group_by: str | None = None,
     find: bool = True,
     towers: Sequence[Tower] = (),
-    seed: int = 0,
     purpose: str = "Kept on one side of every split",
 ) -> tuple[list[Pairs], list[str]]:
     """Put dependent pairs into the same cluster.
@@ -105,7 +104,6 @@ def group_pairs(
         find: Look for copies, near copies, keys that look like a group, and repeated texts with the same label. False
             uses only the key ``cluster`` (or ``group_by``).
         towers: Image towers for comparison, of which the narrowest is used; by default those of the store.
-        seed: Random seed for the samples used to find near copies.
         purpose: Beginning of the note: what is done with the groups.
 
     Returns:
@@ -130,7 +128,7 @@ def group_pairs(
         for key in _keys(Chained([different(part.extras) for part in parts])):
             rules.key(key, [extra.get(key) for extra in extras], targets)
     if "image" in sides:
-        _near_copies(rules, store, units, contents, towers, seed)
+        _near_copies(rules, store, units, contents, towers)
     if sides == ("image", "text"):
         rules.texts(*joined([part.texts for part in parts]), targets)
     groups, start = rules.groups(), 0
@@ -255,7 +253,7 @@ class _Rules:
 
 
 def _near_copies(
-    rules: _Rules, store: Store, images: Sequence[str], contents: np.ndarray, towers: Sequence[Tower], seed: int
+    rules: _Rules, store: Store, images: Sequence[str], contents: np.ndarray, towers: Sequence[Tower]
 ) -> None:
     chosen = list(towers) or store.select_towers("image")
     different = int(contents.max(initial=-1)) + 1
@@ -263,7 +261,7 @@ def _near_copies(
         return
     image_of = np.zeros(different, np.int64)
     image_of[contents] = np.arange(len(contents))  # for copies, the last one
-    found = find_near_copies(unit_vectors(store, [images[row] for row in image_of.tolist()], chosen), seed=seed)
+    found = find_near_copies(unit_vectors(store, [images[row] for row in image_of.tolist()], chosen))
     rules.near_copies(found.links, found.gap)
 
 

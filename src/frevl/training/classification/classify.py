@@ -136,7 +136,7 @@ def classify(
     with claim_run(folder, settings_and_data):
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
-            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes,
+            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, notes=notes,
             doubts=doubts, learned=learned,
         )  # fmt: skip
         found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)

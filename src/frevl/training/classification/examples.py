@@ -90,7 +90,6 @@ def collect(
     *,
     group_by: str | None,
     find_groups: bool,
-    seed: int,
     notes: list[str],
     doubts: list[str],
     learned: np.ndarray | None = None,
@@ -118,7 +117,7 @@ def collect(
     )
     if not everything:
         return empty, None, {}
-    grouped, found = group_pairs(store, everything, group_by=group_by, find=find_groups, towers=towers, seed=seed)
+    grouped, found = group_pairs(store, everything, group_by=group_by, find=find_groups, towers=towers)
     notes += found
     hashes: dict[str, str] = {}
     for part in grouped:

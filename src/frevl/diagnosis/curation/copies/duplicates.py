@@ -55,7 +55,7 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
     ids = [units[number] for number in chosen]
     session = lines.session
     vectors = unit_vectors(lines.store, ids, lines.image_towers, half=len(ids) > MOST_COMPARED)
-    by_embedding, index = embedding_links(vectors, seed=session.seed, threads=processors(), progress=session.progress)
+    by_embedding, index = embedding_links(vectors, threads=processors(), progress=session.progress)
     links, notes = by_embedding.links, []
     figures: dict[str, Any] = {
         "by": "embedding",
@@ -66,7 +66,7 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
         folder = lines.images
         check_folder(folder)
         confirmed, readable, enough = confirmed_links(
-            vectors, lambda row: read_grey(folder, ids[row]), seed=session.seed, index=index, progress=session.progress
+            vectors, lambda row: read_grey(folder, ids[row]), index=index, progress=session.progress
         )
         figures["agreement"] = enough
         if enough > TELLS:

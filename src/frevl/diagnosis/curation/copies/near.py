@@ -33,13 +33,12 @@ Grey = Callable[[int], NDArray[np.uint8] | None]
 
 
 def embedding_links(
-    vectors: NDArray[np.floating], *, seed: int = 0, threads: int = 1, progress: bool = False
+    vectors: NDArray[np.floating], *, threads: int = 1, progress: bool = False
 ) -> tuple[NearCopies, AllNeighbours | None]:
     """Find near copies by embeddings alone (`frevl.store.grouping.copies`), in sets of any size.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content; float16 above 200,000.
-        seed: Random seed for the sample on which distances are measured.
         threads: Number of threads above 200,000.
         progress: Show progress.
 
@@ -47,16 +46,15 @@ def embedding_links(
         The links, and above 200,000 images the graph built for them.
     """
     if len(vectors) <= MOST_COMPARED:
-        return find_near_copies(vectors, seed=seed), None
+        return find_near_copies(vectors), None
     index = AllNeighbours(vectors.astype(np.float16, copy=False), NEIGHBOURS, threads=threads, progress=progress)
-    return find_near_copies(vectors, seed=seed, neighbours=index), index
+    return find_near_copies(vectors, neighbours=index), index
 
 
 def confirmed_links(
     vectors: NDArray[np.floating],
     grey: Grey,
     *,
-    seed: int = 0,
     index: AllNeighbours | None = None,
     progress: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], float]:
@@ -68,7 +66,6 @@ def confirmed_links(
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.
         grey: Returns the ``(96, 96)`` grey values of an image, or None if it cannot be read.
-        seed: Random seed for the sample of this measurement.
         index: The graph of these vectors, for large sets.
         progress: Show progress.
 
@@ -80,7 +77,7 @@ def confirmed_links(
     readable = np.ones(n, bool)
     pictures: Callable[[int], Picture | None] = lru_cache(_KEPT)(lambda row: _picture(grey, row))
     links: list[tuple[int, int]] = []
-    enough = _enough(vectors, pictures, index, seed)
+    enough = _enough(vectors, pictures, index)
     if enough > TELLS:
         return np.zeros((0, 2), np.int64), readable, enough
     pairs = _candidates(vectors, index)
@@ -100,13 +97,12 @@ def _enough(
     vectors: NDArray[np.floating],
     pictures: Callable[[int], Picture | None],
     index: AllNeighbours | None,
-    seed: int,
 ) -> float:
     """Return the agreement that unrelated images hardly ever reach, at least `AGREES`."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         return AGREES
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:_MEASURED])
+    rows = np.sort(np.random.default_rng(0).permutation(n)[:_MEASURED])
     near = (index(rows) if index else neighbours_of(vectors, rows))[0][:, _FURTHER]
     reached = []
     for row, others in zip(rows.tolist(), near.tolist(), strict=True):
