@@ -124,7 +124,7 @@ def test_a_seed_passes_few_files_where_a_model_is_chosen(made, frevl, tmp_path, 
     with followed("918273") as files:
         done = frevl(
             *("train", "--store", made.store.path, "--pairs", few, "--run", tmp_path / "run", "--task", task),
-            *("--model", "auto", "--seed", 918273, "--quiet"),
+            *("--model", "auto", "--seed", 918273, "--set", "epochs=1", "--quiet"),
         )
     assert done.code == 0, done.err
     assert "training/loop.py" in files or "training/fitting/fit_model.py" in files
