@@ -177,12 +177,25 @@ def _replicas(chip: Chip) -> Iterator[Record]:
     """Extraction by one copy of a network for each device; where there is one device, by two copies on it."""
     count = torch.cuda.device_count() if chip.cuda else 1
     devices = [f"cuda:{n}" for n in range(count)] if count > 1 else [str(chip.device)] * 2
-    network = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 16)).eval().requires_grad_(False)
+    network = _Mapped().eval().requires_grad_(False)
     items = list(np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32))
     found = np.stack(open_in_torch(Source(network, {0: "batch"}, []), devices)(items))
     with torch.inference_mode():
-        exact = network(torch.from_numpy(np.stack(items)))
+        exact: Tensor = network(torch.from_numpy(np.stack(items)))
     yield _near(f"embeddings by {len(devices)} copies of a network", torch.from_numpy(found), exact, 1e-2)
+
+
+class _Mapped(nn.Module):
+    """A network that takes inputs of any type, as those of encoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(nn.Linear(64, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(n, 64)`` to ``(n, 16)``."""
+        found: Tensor = self.maps(x.to(next(self.parameters()).dtype))
+        return found
 
 
 def _waits(chip: Chip) -> Iterator[Record]:

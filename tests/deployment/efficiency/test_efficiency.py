@@ -166,8 +166,8 @@ def test_bytes_are_weights_once_and_inputs_and_outputs_of_every_pair():
 
 
 def test_without_a_counter_energy_is_not_measured_and_stand_ins_are_named(tmp_path):
-    meter = open_meter(tmp_path / "intel-rapl", accelerator=False)
-    assert "this machine has no readable energy counter" in meter.reason
+    meter = open_meter(tmp_path / "intel-rapl")
+    assert "the CPU of this machine has no readable energy counter" in meter.reason
     assert meter.joules(lambda: None) is None
     record = energy_record("road", None, meter, pairs=4, cpu_seconds=0.5, flops=7.0)
     assert record.value == NOT_MEASURED == "not measured"
@@ -181,38 +181,41 @@ def counter(folder):
 
 
 class FakeMonitor:
+    def __init__(self, gpu_indices):
+        assert gpu_indices == []
+
     def begin_window(self, key):
         self.begun = key
 
     def end_window(self, key):
         assert key == self.begun
-        return types.SimpleNamespace(cpu_energy={0: 2.0, 1: 0.5}, dram_energy=None, gpu_energy={0: 7.5})
+        return types.SimpleNamespace(cpu_energy={0: 2.0, 1: 0.5}, dram_energy={0: 7.5}, gpu_energy={0: 99.0})
 
 
-def test_with_a_counter_energy_is_the_sum_of_its_parts(tmp_path, monkeypatch):
+def test_with_a_counter_energy_is_that_of_the_cpu_and_its_memory(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus", types.ModuleType("zeus"))
     fake = types.ModuleType("zeus.monitor")
     monkeypatch.setitem(sys.modules, "zeus.monitor", fake)
     fake.ZeusMonitor = FakeMonitor
     called = []
-    meter = open_meter(counter(tmp_path), accelerator=True)
+    meter = open_meter(counter(tmp_path))
     assert meter.joules(lambda: called.append(1)) == 10.0
     assert called == [1]
-    assert meter.counters == "RAPL and NVML"
+    assert meter.counters == "RAPL"
     assert energy_record("road", 10.0, meter, pairs=4, cpu_seconds=0.5, flops=7.0).value == 2.5
 
-    def refuse():
+    def refuse(gpu_indices):
         raise PermissionError("no permission\nto read RAPL")
 
     fake.ZeusMonitor = refuse
-    meter = open_meter(tmp_path, accelerator=False)
+    meter = open_meter(counter(tmp_path / "other"))
     assert meter.reason == "the energy counters cannot be read (no permission to read RAPL)"
     assert meter.joules(lambda: None) is None
 
 
 def test_without_zeus_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zeus", None)
-    meter = open_meter(counter(tmp_path), accelerator=False)
+    meter = open_meter(counter(tmp_path))
     assert meter.joules(lambda: None) is None
     assert "pip install 'frevl[energy]'" in meter.reason
 
@@ -283,7 +286,7 @@ def test_scaling_covers_pairs_items_tokens_and_width(small, monkeypatch):
 def test_the_three_ways_of_scoring_with_a_clip(small, tmp_path):
     seconds = {"decode": 0.25, "write": 0.0, "read": 0.0}
     records, roads = clip_records(
-        "CLIP ViT-B/32", open_meter(tmp_path, accelerator=False), batch=2, rounds=1, held=True, stage_seconds=seconds
+        "CLIP ViT-B/32", open_meter(tmp_path), batch=2, rounds=1, held=True, stage_seconds=seconds
     )
     assert list(roads) == ["end to end", "half cached", "fully cached"]
     assert [roads[name].pairs for name in roads] == [2, 2, 11]

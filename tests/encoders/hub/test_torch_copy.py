@@ -1,5 +1,8 @@
 """A PyTorch network on one device: started and awaited, halved when memory runs out, CLIP's activation fused."""
 
+import copy
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from torch import nn
 
 from frevl.encoders.hub.torch_copy import TorchCopy, fold_quick_gelu
 from frevl.encoders.onnx_session import Source
+from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import BatchSizes, Network, open_in_torch
 from frevl.errors import EncoderError
 
@@ -88,3 +92,34 @@ def test_the_activation_of_clip_is_folded_into_the_weights_around_it(pretrained)
     assert (after - before).abs().max() < 1e-5
     other = nn.Linear(2, 2)
     assert fold_quick_gelu(other) is other
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        *((name, "image") for name in ("clip", "siglip", "siglip2", "chinese_clip", "dinov2")),
+        *((name, "text") for name in ("clip", "siglip", "siglip2", "chinese_clip", "bert")),
+    ],
+)
+@pytest.mark.parametrize(("option", "tokens"), [("", "pooled"), ("", "2x2"), ("#layers=-1,-2", "pooled")])
+def test_a_copy_computes_with_its_own_weights(name, modality, option, tokens, pretrained, monkeypatch):
+    # An accelerator runs a copy: a forward pass that reached for the original's weights would find them on the CPU.
+    towers = importlib.import_module(f"frevl.encoders.hub.{modality}_tower")
+    sources = []
+
+    def kept(column, key, build, choice, *more):
+        sources.append(build())
+        return open_runtime(column, key, lambda: sources[-1], choice, *more)
+
+    open_runtime = towers.open_runtime
+    monkeypatch.setattr(towers, "open_runtime", kept)
+    load_encoder(f"hf:{pretrained / name}#torch{option}", tokens=tokens)
+    (source,) = sources
+    example = torch.from_numpy(np.asarray(source.examples[0])[:1])
+    with torch.inference_mode():
+        expected = source.network(example)
+        twin = copy.deepcopy(source.network)
+        for parameter in source.network.parameters():
+            parameter.zero_()
+        assert torch.equal(twin(example), expected)
+        assert not torch.equal(source.network(example), expected)

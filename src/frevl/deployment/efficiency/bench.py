@@ -105,6 +105,7 @@ def _quick(limits: Limits, show: Show) -> list[Record]:
         *records,
         *clip,
         *joint_records("ViLT", meter, ways, "CLIP ViT-L/14", batch=1, rounds=1, show=show),
+        *_on_accelerator(show, seconds=0.5),
     ]
 
 
@@ -131,7 +132,7 @@ def _full(limits: Limits, show: Show) -> list[Record]:
     return [*records, *_on_accelerator(show), *encoder_records(show=show)]
 
 
-def _on_accelerator(show: Show) -> list[Record]:
+def _on_accelerator(show: Show, *, seconds: float = 2.0) -> list[Record]:
     """Measure time and energy per pair on the first NVIDIA GPU, if any; bench/accelerator.py measures more."""
     import torch
 
@@ -140,7 +141,7 @@ def _on_accelerator(show: Show) -> list[Record]:
     device, name = "cuda:0", "CLIP ViT-L/14"
     ways = device_ways(device, name, open_clip_towers(name, device=device))
     joint = [joint_on_device(device, one) for one in ("ViLT", "BLIP")]
-    return device_records(CardMeter(device), [*ways, *joint], show=show)
+    return device_records(CardMeter(device), [*ways, *joint], seconds=seconds, show=show)
 
 
 def _make_folder(page: Path) -> None:

@@ -56,7 +56,7 @@ RAPL = Path("/sys/class/powercap/intel-rapl")
 
 
 class Meter:
-    """Measures the energy of calls, or states why it cannot.
+    """Measures the energy of calls that a CPU computes, or states why it cannot; `CardMeter` is for NVIDIA devices.
 
     Attributes:
         reason: Why energy cannot be measured; empty if it can.
@@ -69,43 +69,36 @@ class Meter:
         self.counters = counters
 
     def joules(self, call: Callable[[], object]) -> float | None:
-        """Return the joules of one call, CPU, memory and accelerators together; None without a counter."""
+        """Return the joules of one call, CPU and memory together; None without a counter."""
         if self._monitor is None:
             return None
         self._monitor.begin_window("frevl")
         call()
         found = self._monitor.end_window("frevl")
-        parts = [part or {} for part in (found.cpu_energy, found.dram_energy, found.gpu_energy)]
+        parts = [part or {} for part in (found.cpu_energy, found.dram_energy)]
         return float(sum(sum(part.values()) for part in parts))
 
 
-def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
-    """Open the machine's energy counters.
+def open_meter(rapl: Path = RAPL) -> Meter:
+    """Open the energy counters of the machine's CPU. An NVIDIA device next to it would only add its idle power.
 
     Args:
-        rapl: Folder of the CPU's counters.
-        accelerator: Whether there is an NVIDIA device; None asks PyTorch.
+        rapl: Folder of the counters.
     """
-    if accelerator is None:
-        import torch
-
-        accelerator = torch.cuda.is_available()
-    processor = next(rapl.glob("intel-rapl:*/energy_uj"), None)
-    if processor is None and not accelerator:
-        return Meter(reason=f"this machine has no readable energy counter (no RAPL in {rapl}, no NVIDIA device)")
+    if next(rapl.glob("intel-rapl:*/energy_uj"), None) is None:
+        return Meter(reason=f"the CPU of this machine has no readable energy counter (no RAPL in {rapl})")
     try:
         from zeus.monitor import ZeusMonitor
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "zeus":
             raise
-        return Meter(reason="reading this machine's counters needs the library 'zeus': pip install 'frevl[energy]'")
+        return Meter(reason="reading the CPU's counters needs the library 'zeus': pip install 'frevl[energy]'")
     try:
-        monitor = ZeusMonitor()
+        monitor = ZeusMonitor(gpu_indices=[])
     # Zeus raises several unrelated errors (no permission, no device, no daemon), all of which mean: no usable counter.
     except Exception as error:
         return Meter(reason=f"the energy counters cannot be read ({' '.join(str(error).split())[:160]})")
-    counters = " and ".join(name for name, there in (("RAPL", processor), ("NVML", accelerator)) if there)
-    return Meter(monitor, counters=counters)
+    return Meter(monitor, counters="RAPL")
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,10 @@ def image_source(
     flexible = config.model_type == "siglip2"
     if joint:
         model.text_model = None
-    network = getattr(model, "vision_model", model)
     if pooled and not layers and config.model_type in _POOLED_BY_CLASS_TOKEN:
         from frevl.encoders.hub.one_token import LastLayerOfFirstToken  # needs torch
 
+        network = getattr(model, "vision_model", model)
         network.encoder.layers[-1] = LastLayerOfFirstToken(network.encoder.layers[-1])
     trained_pooler = any(name.startswith("pooler.") for name, _ in model.named_parameters())
 
@@ -109,6 +109,7 @@ def image_source(
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             dtype = next(self.model.parameters()).dtype
             inputs = unpack_patches(pixels, dtype) if flexible else {"pixel_values": pixels.to(dtype)}
+            network = getattr(self.model, "vision_model", self.model)  # of this module, which may be a copy
             if layers:
                 return _chosen(network(**inputs, output_hidden_states=True).hidden_states, layers)
             if pooled and joint:
@@ -157,7 +158,6 @@ def text_source(
     model = _load(checkpoint, config)
     if joint:
         model.vision_model = None
-    network = getattr(model, "text_model", model)
 
     class Text(torch.nn.Module):
         def __init__(self) -> None:
@@ -165,6 +165,7 @@ def text_source(
             self.model = model
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            network = getattr(self.model, "text_model", self.model)  # of this module, which may be a copy
             inputs = {"input_ids": ids}
             if padded:
                 inputs = {"input_ids": ids[:, 0]} | ({"attention_mask": ids[:, 1]} if masked else {})

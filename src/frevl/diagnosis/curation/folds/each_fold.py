@@ -70,7 +70,7 @@ def each_fold(
     """Train one model per fold, and yield the results in order.
 
     Folds finished by an interrupted call are not repeated. With ``lines.ray``, the nodes of that cluster train several
-    folds at once; the results are those of this process up to rounding.
+    folds at once; the results differ from those of this process as training with other numbers of threads does.
 
     Args:
         lines: The lines.
