@@ -31,6 +31,11 @@ def test_pairs_that_contradict_each_other(tmp_path):
     assert contradiction_note(read_pairs(rows[3:])) == []
     assert contradiction_note(read_pairs([(*row[:2], [row[2]]) for row in rows])) == []
     assert contradiction_note(read_pairs([row[:2] for row in rows])) == []
+    few = [("a", "q", "x"), ("a", "q", "y"), *((f"c{n}", "q", "x") for n in range(300))]
+    assert contradiction_note(read_pairs(few)) == []
+    (note,) = contradiction_note(read_pairs(few), least=0)
+    assert note.startswith("Contradiction: 2 of 302 pairs")
+    assert contradiction_note(read_pairs(few[2:]), least=0) == []
 
 
 def test_training_and_evaluation_say_so(tmp_path):
@@ -59,4 +64,4 @@ def test_training_and_evaluation_say_so(tmp_path):
     run = frevl.train(tmp_path / "S", mixed, run=tmp_path / "R2", task="classification", model="linear")
     assert run.results["notes"][0].startswith("Classes that look alike: 2 of 3")
     kept = frevl.curate(tmp_path / "S", mixed, out=tmp_path / "kept.jsonl", drop=["text"])
-    assert any(note.startswith("Classes that look alike: 2 of 3") for note in kept.notes)
+    assert kept.sentence().startswith("Classes that look alike: 2 of 3")

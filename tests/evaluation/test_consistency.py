@@ -28,6 +28,9 @@ def test_forms_are_lines_of_one_image_and_one_question_with_different_texts():
     assert [rows.tolist() for rows in forms_of(pairs, "question")] == [[0, 2], [1, 6]]
     with pytest.raises(UsageError, match="--forms questions: no pair has this key. .*question"):
         forms_of(pairs, "questions")
+    empty = lines([("1", "a", ""), ("1", "b", " "), ("1", "c", float("nan")), ("1", "d", 2), ("1", "e", "2"),
+                   ("1", "f", 2.0)])  # fmt: skip
+    assert [rows.tolist() for rows in forms_of(empty, "question")] == [[3, 4, 5]]
     with pytest.raises(UsageError, match="found no two such"):
         forms_of(lines([("1", "a", 1), ("1", "b", 2), ("2", "a", 1)]), "question")
 

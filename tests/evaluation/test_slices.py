@@ -56,6 +56,8 @@ def test_empty_cells_and_what_is_no_number_are_no_group_and_one_number_is_one():
     values = ["f", "", "  ", None, float("nan"), " f ", 1, 1.0, "1", True]
     groups = group_rows([{"side": value} for value in values], "side")
     assert listed(groups) == {"1": [6, 7, 8], "True": [9], "f": [0, 5]}
+    composed = group_rows([{"side": value} for value in ("caf\u00e9", "cafe\u0301", "new  york", "new york")], "side")
+    assert listed(composed) == {"caf\u00e9": [0, 1], "new york": [2, 3]}
 
 
 def test_no_pair_is_lost_where_numbers_share_their_first_six_digits():

@@ -66,10 +66,14 @@ def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) ->
     return [note]
 
 
-def contradiction_note(pairs: Pairs) -> list[str]:
+def contradiction_note(pairs: Pairs, *, least: float = _WORTH_SAYING) -> list[str]:
     """Return a note if pairs with the same image and text have different classes, so that not all can be right.
 
     Sets with lists of answers or weights are not compared, nor are those of more than two million pairs.
+
+    Args:
+        pairs: The pairs.
+        least: Share of contradicting pairs from which they are worth a note, in [0, 1].
     """
     if len(pairs) > _MOST_COMPARED or not all(isinstance(one, str) for one in different(pairs.targets)):
         return []
@@ -80,7 +84,7 @@ def contradiction_note(pairs: Pairs) -> list[str]:
     each, counts = np.unique(inputs * len(names) + classes, return_counts=True)
     of_input = each // len(names)
     several = np.bincount(of_input)[inputs] > 1
-    if several.mean() < _WORTH_SAYING:
+    if not several.any() or several.mean() < least:
         return []
     most = np.zeros(int(inputs.max()) + 1, np.int64)
     np.maximum.at(most, of_input, counts)

@@ -7,12 +7,12 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 from urllib.parse import unquote
 
 from frevl.errors import UsageError
 
-__all__ = ["as_list", "same_names", "spelling_note", "text_content", "why_unknown"]
+__all__ = ["as_list", "has_value", "same_names", "spelling_note", "text_content", "value_name", "why_unknown"]
 
 A = TypeVar("A")
 
@@ -41,6 +41,17 @@ def as_list(value: Iterable[A] | A, name: str) -> list[A]:
 def text_content(text: str) -> str:
     """Return a canonical form, the same for texts that differ only in whitespace or Unicode composition."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def has_value(value: object) -> TypeGuard[str | float]:
+    """Return whether a value names a group: a word, boolean or number, not an empty table cell or NaN."""
+    return isinstance(value, str | int | float) and value == value and bool(str(value).strip())
+
+
+def value_name(value: str | float) -> str:
+    """Return the name of a group: 1, 1.0 and "1" are the same, whitespace and the encoding of accents are ignored."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if whole else text_content(str(value))
 
 
 def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:

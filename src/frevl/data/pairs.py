@@ -27,7 +27,7 @@ from frevl.data.formats.pair_rows import (
     LEFT_ALONE,
     WITH_ARTICLE,
     as_target,
-    is_missing,
+    group_name,
     lacking_side,
     nothing_found,
     problem_in,
@@ -116,10 +116,10 @@ class Pairs:
         extras = self.extras
         if isinstance(extras, WithCluster):
             return extras.clusters
-        if isinstance(extras, Coded) and all(is_missing(extra.get("cluster")) for extra in extras.used_values()):
+        if isinstance(extras, Coded) and not any(group_name(extra.get("cluster")) for extra in extras.used_values()):
             return self.units
-        named = (extra.get("cluster") for extra in self.extras)
-        return [unit if is_missing(name) else str(name) for unit, name in zip(self.units, named, strict=True)]
+        named = (group_name(extra.get("cluster")) for extra in self.extras)
+        return [unit if name is None else name for unit, name in zip(self.units, named, strict=True)]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Pairs:
         """Return the pairs at these positions, in this order, without the rejects."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import has_value, value_name
 from frevl.data.pairs import Pairs
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import choice_hits, group_hits
-from frevl.evaluation.slices import has_value
 
 __all__ = ["choice_set_scores"]
 
@@ -41,7 +41,7 @@ def choice_set_scores(
         return {}, []
     groups: dict[str, list[int]] = {}
     for row, extra in enumerate(pairs.extras):
-        groups.setdefault(str(extra["group"]), []).append(row)
+        groups.setdefault(value_name(extra["group"]), []).append(row)
     crossed = all(_is_number(extra.get(key)) for extra in pairs.extras for key in ("caption", "picture"))
     crossed = crossed and any(len({pairs.images[row] for row in rows}) > 1 for rows in groups.values())
     chosen = {name: _crossed(rows, truth, pairs) if crossed else _choices(rows, truth, pairs)

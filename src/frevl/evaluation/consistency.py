@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.names import text_content
+from frevl.data.names import has_value, text_content, value_name
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, nearest
 from frevl.evaluation.intervals import bootstrap_interval
@@ -35,8 +35,8 @@ def forms_of(pairs: Pairs, key: str) -> list[NDArray[np.int64]]:
         raise UsageError(f"--forms {key}: no pair has this key. {hint}")
     rows: dict[tuple[str, str], dict[str, int]] = {}
     for row, (unit, text, extra) in enumerate(zip(pairs.images, pairs.texts, pairs.extras, strict=True)):
-        if extra.get(key) is not None:
-            rows.setdefault((unit, str(extra[key])), {}).setdefault(text_content(text), row)
+        if has_value(extra.get(key)):
+            rows.setdefault((unit, value_name(extra[key])), {}).setdefault(text_content(text), row)
     found = [np.array(list(own.values()), np.int64) for own in rows.values() if len(own) > 1]
     if not found:
         raise UsageError(

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import has_value, value_name
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, different
 from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = ["Rows", "group_rows", "has_value", "range_names", "rows_by_group", "slice_rows", "slice_table", "value_name"]
+__all__ = ["Rows", "group_rows", "range_names", "rows_by_group", "slice_rows", "slice_table"]
 
 Rows = NDArray[np.int64]
 
@@ -86,17 +87,6 @@ def _values_of(extras: Sequence[dict[str, Any]], key: str) -> tuple[Rows, list[A
         codes, each = coded_values(extras)
         return codes.astype(np.int64), [extra.get(key) for extra in each]
     return np.arange(len(extras)), [extra.get(key) for extra in extras]
-
-
-def has_value(value: Any) -> bool:
-    """Return whether a value names a group: a word, boolean or number, not an empty table cell or NaN."""
-    return isinstance(value, str | int | float) and value == value and bool(str(value).strip())
-
-
-def value_name(value: str | float) -> str:
-    """Return the name of a group: 1, 1.0 and "1" are the same, and surrounding spaces are ignored."""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if whole else str(value).strip()
 
 
 def slice_table(

@@ -122,7 +122,7 @@ def test_no_right_line_scores_nothing(captioned, tmp_path):
     rows = [{**row, "target": False} for row in captioned.rows]
     (tmp_path / "false.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = frevl.curate(captioned.store, tmp_path / "false.jsonl", drop=["match"])
-    assert told.sentence().startswith("Matches were not checked: only 0 images with right lines")
+    assert told.sentence().startswith("Matches were not checked: no images with right lines")
 
 
 def test_a_run_that_tells_nothing_drops_nothing(captioned, tmp_path):

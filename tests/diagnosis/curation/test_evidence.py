@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, judge_images, one_score
+from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, half_wrong, judge_images, one_score
 from frevl.diagnosis.curation.match_probability import Mixture
 
 
@@ -102,3 +102,10 @@ def test_images_that_were_given_the_texts_of_another_are_found(exchanged):
     assert (
         judge_images(given[:495], drawn, right[:495], ~right[:495], images[:495], images[:495], (made, images)) is None
     )
+
+
+@pytest.mark.parametrize(("share", "high", "said"), [(0.36, 0.65, True), (0.2, 0.7, False), (0.35, 0.45, False)])
+def test_many_wrong_texts_are_a_reason_to_doubt(share, high, said):
+    doubts = half_wrong(share, 0.1, high)
+    assert bool(doubts) == said
+    assert all(one.startswith(f"Half of the texts or more may be wrong ({100 * share:.0f} % [10, ") for one in doubts)

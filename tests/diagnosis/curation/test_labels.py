@@ -86,6 +86,21 @@ def test_clean_labels_are_left_alone(planted, tmp_path):
     clean = write(tmp_path / "clean.jsonl", [row for row in rows if not row["wrong"]])
     told = frevl.curate(store, clean, drop=["label"])
     assert told.filters["label"]["flagged"] <= 0.02 * 270
+    assert told.sentence().startswith("Kept"), "nothing is flagged, so no flag can be a model error"
+
+
+def test_labels_that_no_model_can_judge_are_counted_and_contradictions_named(planted, tmp_path):
+    store, _, rows = planted
+    lines = [dict(row) for row in rows if not row["wrong"]]
+    lines[0]["target"], lines[1]["target"], lines[2]["target"] = "oak", "elm", ["fern", "moss"]
+    told = frevl.curate(store, write(tmp_path / "rare.jsonl", lines), drop=["label"])
+    assert (
+        "3 lines were not checked: 1 has several answers and 2 have a label with fewer than 5 lines." in told.sentence()
+    )
+    assert [line["curate"]["label"][1:] for line in told.lines[:3]] == [[None, None]] * 3
+    other = [*lines[5:], {**lines[5], "target": "moss" if lines[5]["target"] == "fern" else "fern"}]
+    told = frevl.curate(store, write(tmp_path / "contradiction.jsonl", other), drop=["text"])
+    assert f"Contradiction: 2 of {len(other):,} pairs have the same image and text" in told.sentence()
 
 
 @pytest.mark.slow

@@ -7,11 +7,15 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 import frevl
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation.copies.duplicates import duplicate_filter, plain_text
 from frevl.diagnosis.curation.copies.groups import LARGEST_CHAIN, group_copies
 from frevl.diagnosis.curation.copies.near import AGREES, TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.copies.picture_alignment import Picture, aligned_agreement
 from frevl.diagnosis.curation.copies.picture_match import SIDE, agreement, edges_of
+from frevl.diagnosis.curation.lines import Lines
 from frevl.errors import UsageError
+from frevl.training.options import Session
 from planted import plant
 
 
@@ -234,9 +238,9 @@ def test_lines_of_copies_are_dropped_with_the_name_of_what_is_kept(album):
 def test_a_line_that_stands_there_twice_is_kept_once(album):
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=album / "images")
     again = [line["curate"] for line in found.lines[-2:]]
-    assert [one["kept"] for one in again] == [False, True]  # other letters are another text
+    assert [one["kept"] for one in again] == [False, False]  # in other case, too
     assert again[0]["duplicate_of"] == "30.png"
-    assert found.filters["duplicate"]["repeated_lines"] == 1
+    assert found.filters["duplicate"]["repeated_lines"] == 2
 
 
 def test_pictures_that_are_not_in_the_folder_are_counted_and_compared_by_embedding(album, tmp_path):
@@ -288,3 +292,35 @@ def test_texts_alone_are_copies_by_their_words(album, tmp_path):
     texts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[1], {**rows[2], "target": "other"}]))
     found = frevl.curate(album / "store", texts, task="classification", drop=["duplicate"])
     assert [line["curate"]["kept"] for line in found.lines] == [True] * 5 + [False, True]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("A dog runs .", "a dog  runs", True),
+        ("\u201cA dog\u201d, he said!", "a dog he said", True),
+        ("cafe\u0301", "Caf\u00e9", True),
+        ("a - b", "a b", True),
+        ("\u72d7\u3002", "\u72d7", True),
+        ("-5", "5", False),
+        ("C++", "C", False),
+        ("3.5", "35", False),
+        ("?", "!", False),
+        ("a dog", "a dot", False),
+    ],
+)
+def test_texts_that_tell_a_model_nothing_new(one, other, same):
+    assert (plain_text(one) == plain_text(other)) == same
+
+
+def test_a_caption_repeated_in_other_case_goes_and_of_another_image_stays(tmp_path):
+    world = plant(tmp_path / "store", images=40, texts=1)
+    (text,) = world.texts
+    first, second = list(world.images)[:2]
+    rows = [(first, text), (first, f" {text.upper()}."), (second, text), (first, f"{text} too")]
+    lines = Lines(world.store, Pairs(*([list(column) for column in zip(*rows, strict=True)]), [None] * 4, [{}] * 4,
+                                     [str(n) for n in range(4)]), "matching", [], [],
+                  Session(seed=0, time_limit=None, device="cpu", progress=False))  # fmt: skip
+    found = duplicate_filter(lines, {})
+    assert found.flagged.tolist() == [False, True, False, False]
+    assert found.figures["repeated_lines"] == 1

@@ -50,6 +50,8 @@ def test_keys_become_groups():
     assert columns["good"][:2] == ["True", "False"]
     assert set(columns["year"]) == {"1900 to 1919", "1920 to 1939", "1940 to 1959", "1960 to 1979", None}
     assert columns_of_keys([]) == {}
+    mixed = columns_of_keys([{"age": value} for value in (1, 1.0, "1", " 2 ", "", None, float("nan"), "2")])
+    assert mixed == {"age": ["1", "1", "1", "2", None, None, None, "2"]}
 
 
 def test_quarters_of_few_values_and_of_none():
@@ -108,7 +110,7 @@ def test_what_a_clean_filter_removes_says_that_no_group_is_hit(tmp_path):
     told = what_is_removed(world.store, pairs, kept, towers, task="classification")
     assert told.sentence().startswith("No group of")
     keys = {one.key for one in told.groups}
-    assert keys == {"even", "target", "pictures like"}  # all texts have as many words
+    assert keys == {"even", "target", "pictures like", "place in the file"}  # all texts have as many words
     record = told.record()
     assert record["groups"][0]["at_random"][0] <= record["kept"] <= record["groups"][0]["at_random"][1]
     assert record["vendi"]["before"] > 1
@@ -135,7 +137,7 @@ def test_what_goes_of_judged_lines_is_compared_as_the_filter_was(tmp_path):
     lines[0]["image"] = "gone.png"
     found = removed_of_lines(world.store, lines, kept, **asked)
     assert "some of these images are not in the store" in found["sentence"]
-    assert {one["key"] for one in found["groups"]} == {"even", "target"}
+    assert {one["key"] for one in found["groups"]} == {"even", "target", "place in the file"}
     assert removed_of_lines(world.store, lines, np.ones(len(lines), bool), **asked) is None
 
 
@@ -148,7 +150,7 @@ def test_without_scikit_learn_all_but_the_clusters_is_looked_at(tmp_path, monkey
     kept = np.arange(len(pairs)) % 5 > 0
     told = what_is_removed(world.store, pairs, kept, world.store.select_towers("image"), task="classification")
     assert "pip install 'frevl[diagnose]'" in told.sentence()
-    assert {one.key for one in told.groups} == {"target"}
+    assert {one.key for one in told.groups} == {"target", "place in the file"}
 
 
 def test_the_command_says_what_it_removed(tmp_path):
@@ -167,3 +169,29 @@ def test_the_command_says_what_it_removed(tmp_path):
     found = frevl.curate(tmp_path / "store", tmp_path / "pairs.jsonl", drop=["text"])
     assert "50.0 % of the lines with 'shop' = 'b' are kept, against 75.0 % of all lines" in found.sentence()
     assert found.record()["removed"]["groups"][0]["value"] in ("b", "1")
+
+
+def test_a_random_removal_takes_about_as_many_lines():
+    """One image has 40 of 340 lines, and loses all but one: given to an image with one line, that would be nothing."""
+    clusters = np.array([0] * 40 + list(range(1, 301)))
+    kept = np.array([True] + [False] * 39 + [True] * 300)
+    kept[50:80] = False
+    columns = {"kind": ["a"] * 40 + ["a", "b"] * 150}
+    found = {one.value: one for one in shares_kept(kept, columns, clusters)}
+    for one in found.values():
+        assert one.low <= one.kept <= one.high, one
+    assert not any(one.beyond for one in found.values())
+
+
+def test_a_stretch_of_the_file_is_named(tmp_path):
+    """Lines 101 to 130 of 400 are wrong, as where captions are shifted by a line."""
+    world = plant(tmp_path / "store", images=200)
+    pairs = world.pairs(list(world.images), lambda image, *_: image)
+    kept = np.ones(len(pairs), bool)
+    kept[100:130] = False
+    told = what_is_removed(world.store, pairs, kept, world.store.select_towers("image"), task="classification")
+    assert "0.0 % of lines 101 to 125, counted without those left out, are kept, against 92.5 % of all lines" in (
+        told.sentence()
+    )
+    few = what_is_removed(world.store, pairs.select(range(49)), kept[:49] & (np.arange(49) > 4), [], task="matching")
+    assert all(one.key != "place in the file" for one in few.groups)

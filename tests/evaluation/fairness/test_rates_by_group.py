@@ -245,3 +245,14 @@ def test_twenty_copies_of_one_picture_are_one_picture(made):
     same = {image: "same" if number < 20 else image for number, image in enumerate(images)}
     found = groups_of(many, "side", same)
     assert (found.pictures, found.left_out) == ({"b": 20, "c": 20}, {"a": 1})
+
+
+def test_groups_that_look_alike_are_named(made):
+    pairs = read_pairs(made.train_file)
+    images = [f"{number}" for number in range(60)]
+    values = ["women", "Women", "men"]
+    many = replace(
+        pairs.select([0] * 60), images=images, extras=[{"side": values[number // 20]} for number in range(60)]
+    )
+    (said,) = groups_of(many, "side", {}).notes()
+    assert said.startswith("Groups of 'side' that look alike are compared as different ones: 'Women' and 'women'.")

@@ -51,7 +51,8 @@ def test_lines_ranks_and_what_the_run_says(world, tmp_path):
     assert lines[0]["page"] == "ü <b>"
     assert "target" not in lines[0]
     assert found.counts == {
-        "pool": 120, "chosen": 7, "labelled": 0, "in_training": 0, "copies": 0, "covered": 60,
+        "pool": 120, "chosen": 7, "labelled": 0, "in_training": 0, "copies": 0, "near_copies": 0,
+        "covered": 60,
     }  # fmt: skip
     again = select_pairs(scorer, pool, tmp_path / "again.jsonl", k=7, by="margin")
     assert again.lines == found.lines
@@ -74,7 +75,8 @@ def test_a_large_file_gives_the_same_choice_on_numbers(world, named, tmp_path, m
     labelled = write(tmp_path / "labelled.jsonl", [row | {"target": scorer.run.labels[0]} for row in rows[3:8]])
     found = select_pairs(scorer, pool, k=9, by=by, labelled=labelled)
     assert found.counts == {
-        "pool": 129, "chosen": 9, "labelled": 10, "in_training": 0, "copies": 4, "covered": 65,
+        "pool": 129, "chosen": 9, "labelled": 10, "in_training": 0, "copies": 4, "near_copies": 0,
+        "covered": 65,
     }  # fmt: skip
     monkeypatch.setattr(pairs_module, "_LARGE", 1)
     assert type(pairs_module.read_pairs(pool).images) is Coded
@@ -287,3 +289,27 @@ def test_pictures_that_only_the_space_of_the_names_has_seen_may_be_labelled(worl
     found = select_pairs(frevl.Scorer(seen, named.store), pool, k=200)
     assert {line["image"] for line in found.lines} == {row["image"] for row in rows}
     assert (found.counts["in_training"], found.counts["covered"]) == (1, 60)
+
+
+def test_near_copies_are_one_image_to_the_margin(tmp_path):
+    """Every image of the pool comes twice, nearly the same; one more nearly repeats an image of the training."""
+    random = np.random.default_rng(0)
+    each = random.standard_normal((80, 16))
+    vectors = np.concatenate([each, each[20:] + 0.002 * random.standard_normal((60, 16)), each[:1] + 0.002])
+    ids = [f"{n}.png" for n in range(len(vectors))]
+    np.save(tmp_path / "v.npy", (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    store = tmp_path / "store"
+    import_embeddings(tmp_path / "v.npy", of="images", ids=tmp_path / "ids.json", encoder="other", store=store)
+    examples = write(tmp_path / "e.jsonl", [{"image": ids[n], "target": "ab"[n % 2]} for n in range(20)])
+    frevl.classify(store, run=tmp_path / "run", examples=examples)
+    scorer = frevl.Scorer.open(tmp_path / "run", store=store)
+    pool = write(tmp_path / "pool.jsonl", [{"image": image} for image in ids[20:]])
+    found = select_pairs(scorer, pool, k=100, by="margin")
+    chosen = [(int(line["image"].removesuffix(".png")) - 20) % 60 for line in found.lines]
+    assert len(chosen) == len(set(chosen)) == 60
+    assert "1 near copies of images that are labelled or in training" in found.sentence()
+    with_labels = write(tmp_path / "l.jsonl", [{"image": ids[n], "target": "a"} for n in range(20, 80)])
+    assert len(select_pairs(scorer, pool, by="mixed", labelled=with_labels).lines) == 61
+    with pytest.raises(PairsError, match="near copies of images that are labelled or in training"):
+        select_pairs(scorer, pool, by="margin", labelled=with_labels)

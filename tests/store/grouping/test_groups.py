@@ -105,6 +105,12 @@ def test_a_named_key_groups_whatever_it_is_called(store):
     extras = [{"shop": row // 25} if row else {} for row in range(50)]
     (grouped,), _ = group_pairs(store, [pairs_of(range(10, 60), extras)], group_by="shop")
     assert len(set(grouped.clusters)) == 1 + 2
+    empty = [{"shop": [None, float("nan"), "", " ", "NA"][row % 5]} if row else {"shop": 1} for row in range(50)]
+    empty[1:3] = {"shop": 1.0}, {"shop": "1 "}
+    (grouped,), _ = group_pairs(store, [pairs_of(range(10, 60), empty)], group_by="shop")
+    assert len(set(grouped.clusters)) == 1 + 47, "what is not known is no group, and 1, 1.0 and '1' are one"
+    own = pairs_of(range(10, 60), [{"cluster": value["shop"]} for value in empty]).clusters
+    assert len(set(own)) == 1 + 47
     with pytest.raises(UsageError, match="--group-by shp: no pair has this key. Did you mean 'shop'"):
         group_pairs(store, [pairs_of(range(10, 60), extras)], group_by="shp")
 

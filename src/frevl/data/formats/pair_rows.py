@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
 from frevl.data.formats.csv_rows import table_rows
 from frevl.data.formats.json_rows import json_rows
+from frevl.data.names import has_value, value_name
 from frevl.errors import PairsError, Reject
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "TABLES",
     "WITH_ARTICLE",
     "as_target",
+    "group_name",
     "in_fields",
     "is_missing",
     "lacking_side",
@@ -235,3 +237,13 @@ def as_target(target: Any) -> Any:
 def is_missing(value: object) -> bool:
     """Return whether a value stands for a missing one."""
     return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in NO_VALUE))
+
+
+def group_name(value: object) -> str | None:
+    """Return the name of the group that a value of ``cluster``, or of another key, puts a pair in; None if missing.
+
+    All pairs without a value would otherwise be one large group, and 1 and "1" two.
+    """
+    if is_missing(value) or value != value:  # NaN marks an empty cell
+        return None
+    return value_name(value) if has_value(value) else str(value)

@@ -6,13 +6,13 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frevl.data.label_doubts import look_alike_note
+from frevl.data.label_doubts import contradiction_note, look_alike_note
 from frevl.data.names import as_list
 from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
@@ -28,7 +28,7 @@ from frevl.provenance import provenance
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.many_nodes.connection import connected
 from frevl.store.reader import Store
-from frevl.store.usable_pairs import choose_towers, usable_pairs
+from frevl.store.usable_pairs import choose_towers, content_of_units, usable_pairs
 from frevl.terminal import print_progress
 from frevl.training.options import Session
 from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_identity
@@ -201,7 +201,8 @@ def curate(
     notes = list(read.notes)
     encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
-    notes += look_alike_note(usable.targets) if chosen_task == "classification" else []
+    alike = look_alike_note(usable.targets) if chosen_task == "classification" else []
+    notes += _contradictions(usable, opened) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"],
@@ -232,7 +233,7 @@ def curate(
         kept = [line for line in judged if line["curate"]["kept"]]
         write_lines(out, kept, "--out")
         write_lines(dropped, [line for line in judged if not line["curate"]["kept"]], "--dropped")
-    doubts = [doubt for one in found.values() for doubt in one.doubts]
+    doubts = [*alike, *(doubt for one in found.values() for doubt in one.doubts)]
     if not kept:
         doubts.insert(0, "No line is kept.")
     return Curation(
@@ -256,6 +257,13 @@ def curate(
             seed=seed,
         ),
     )
+
+
+def _contradictions(pairs: Pairs, store: Store) -> list[str]:
+    """Return a note on contradicting pairs, however few; copies of an image count as one image."""
+    hashes = content_of_units(store, pairs)
+    images = [hashes.get(image, image) for image in pairs.images]
+    return contradiction_note(replace(pairs, images=images), least=0.0)
 
 
 def _vanished(groups: int) -> list[str]:

@@ -18,6 +18,7 @@ from frevl.diagnosis.curation.folds.each_fold import cut_short
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_rule import (
+    TRUSTED,
     check_cleanlab,
     deal_blocks,
     find_wrong_labels,
@@ -28,7 +29,7 @@ from frevl.diagnosis.data_quality.label_rule import (
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of, deal_folds
-from frevl.errors import PairsError
+from frevl.errors import PairsError, counted
 
 __all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
 
@@ -70,6 +71,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             lines, "label", given, f"wrong labels cannot be found: too little remains without a fold ({error})"
         )
     cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
+    unchecked = _unchecked(given, rows)
     judged, notes = _known_to_models(labels, classes, answers)
     rows, labels, predicted = rows[judged], labels[judged], [one.probabilities[judged] for one in answers]
     if len(set(labels.tolist())) < 2:
@@ -96,13 +98,18 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     flagged = np.zeros(len(lines), bool)
     flagged[rows[wrong]] = True
     doubts = []
-    if not stands_out(len(wrong) / len(rows), accuracies):
+    if len(wrong) and not stands_out(len(wrong) / len(rows), accuracies):
         doubts = [
             f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {measured}). Look at a "
             "hundred of them first."
         ]
+    elif not len(wrong) and min(accuracies) < TRUSTED:
+        doubts = [
+            "No label is flagged as wrong, but the models may miss wrong ones (accuracy on held-out lines: "
+            f"{measured})."
+        ]
     figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
-    return Found(values, flagged, belief, (*cut, *doubts), notes, figures)
+    return Found(values, flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
 
 
 def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
@@ -120,6 +127,7 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         reason = f"what the text alone answers is unknown: too little remains without a fold ({error})"
         return _silent(lines, "blind", None, reason)
     cut = cut_short(len(answers.cut), _folds(lines))
+    unchecked = _unchecked(given, rows)
     judged, notes = _known_to_models(labels, classes, [answers])
     rows, labels, predicted = rows[judged], labels[judged], predicted[judged]
     if not len(rows):
@@ -137,7 +145,9 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         f"{100 * often:.1f} %."
     )
     values = [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief.tolist()]
-    return Found(values, flagged, None, tuple(cut), (note, *notes), {"accuracy": hits, "most_frequent": often})
+    return Found(
+        values, flagged, None, tuple(cut), (note, *unchecked, *notes), {"accuracy": hits, "most_frequent": often}
+    )
 
 
 def _by_text(
@@ -186,6 +196,19 @@ def _single(lines: Lines) -> tuple[list[str | None], list[str], NDArray[np.int64
     classes = [name for name, count in counts.most_common() if count >= FEWEST_OF_CLASS]
     known = set(classes)
     return given, classes, np.array([row for row, one in enumerate(given) if one in known], np.int64)
+
+
+def _unchecked(given: Sequence[str | None], rows: NDArray[np.int64]) -> tuple[str, ...]:
+    """Return a note on the lines without a single answer, or with a rare one: no filter of labels judges them."""
+    several = sum(one is None for one in given)
+    rare = len(given) - len(rows) - several
+    reasons = [
+        *([counted(several, "has several answers", "have several answers")] if several else []),
+        *([f"{counted(rare, 'has', 'have')} a label with fewer than {FEWEST_OF_CLASS} lines"] if rare else []),
+    ]
+    if not reasons:
+        return ()
+    return (f"{counted(several + rare, 'line was', 'lines were')} not checked: {' and '.join(reasons)}.",)
 
 
 def _names(lines: Lines, rows: NDArray[np.int64]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, judge_images, one_score
+from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, half_wrong, judge_images, one_score
 from frevl.diagnosis.curation.folds.each_fold import cut_short, each_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
@@ -98,7 +98,7 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         what = ("image" if single else "group") + ("" if known == 1 else "s")
         return _silent(
             lines,
-            f"only {known:,} {what} with right lines, and at least {FEWEST_GROUPS} are needed for cross-validation",
+            f"{f'only {known:,}' if known else 'no'} {what} with right lines, and at least {FEWEST_GROUPS} are needed",
         )
     if texts < 2:
         return _silent(lines, "all lines have the same text, so no text is wrong for any image")
@@ -154,6 +154,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     if whole is not None:
         belief *= whole.beliefs
         (share, (low, high)), notes = whole.with_lines(found), (whole.sentence(),)
+    doubts += half_wrong(share, low, high)
     reported = belief.copy()
     order = np.argsort(given[right], kind="stable")
     reported[~right] = np.interp(given[~right], given[right][order], found.even[order])

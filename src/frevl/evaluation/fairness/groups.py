@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.label_doubts import plain_label
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, counted, nearest
@@ -56,8 +57,18 @@ class Groups:
         return cells
 
     def notes(self) -> list[str]:
-        """Return notes on what is not compared."""
+        """Return notes on groups that look alike, and on what is not compared."""
+        alike: dict[str, list[str]] = {}
+        for name in (*self.rows, *self.left_out):
+            alike.setdefault(plain_label(name), []).append(name)
+        several = [names for names in alike.values() if len(names) > 1]
         found = []
+        if several:
+            shown = "; ".join(" and ".join(f"'{name:.40}'" for name in names) for names in several[:_MOST_SHOWN])
+            found.append(
+                f"Groups of '{self.key}' that look alike are compared as different ones: {shown}. Write them alike if "
+                "they mean the same."
+            )
         if self.left_out:
             shown = ", ".join(f"'{name:.40}' ({n:,})" for name, n in list(self.left_out.items())[:_MOST_SHOWN])
             more = f" and {len(self.left_out) - _MOST_SHOWN:,} more" if len(self.left_out) > _MOST_SHOWN else ""
@@ -133,7 +144,7 @@ def evaluate_groups(
         ``{"pictures", "left_out", "metrics": {name: {"groups", "worst", "best", "gap", "gap_ci95", "difference",
         "difference_ci95", "chance"}}, "equal_opportunity"}`` (docs/fairness.md), in percent and points, and notes.
     """
-    notes = groups.notes()
+    notes: list[str] = []
     items = _items_of_matching if scorer.run.task == "matching" else _items_of_classes
     rated, truths, said = items(scorer, pairs, measures)
     cells = groups.of(len(pairs))
@@ -151,6 +162,7 @@ def evaluate_groups(
     if found["metrics"]:
         first, table = next(iter(found["metrics"].items()))
         notes.insert(0, _sentence(groups.key, first, table))
+    notes += groups.notes()
     found["equal_opportunity"] = _opportunity(truths, said, cells, pairs.clusters, names)
     return found, notes
 

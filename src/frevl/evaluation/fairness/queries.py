@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import has_value, value_name
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError, counted, rejects_sentence
 from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.intervals import drawn_counts
-from frevl.evaluation.slices import has_value, value_name
 from frevl.provenance import provenance
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import content_of_units, usable_pairs

@@ -67,7 +67,7 @@ class Pool:
         self._keys = [_Keys.of(scorer, pairs)]
         self._labelled = [is_given(pairs.targets)]
         self._labelled_units = [chosen(pairs.units, np.flatnonzero(self._labelled[0]))]
-        self.counts = {"labelled": 0, "in_training": 0, "copies": 0}
+        self.counts = {"labelled": 0, "in_training": 0, "copies": 0, "near_copies": 0}
 
     def contents(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return ``(n,)`` a number for the content of each of some pairs' units; copies have the same."""

@@ -21,6 +21,7 @@ from frevl.errors import InputError, PairsError, Reject, UsageError, counted, re
 from frevl.files import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
+from frevl.runs.labelling.near_copies import near_copy_groups
 from frevl.runs.labelling.pool import Pool, rows_kept
 from frevl.runs.labelling.strategies import STRATEGIES, Chosen, choose
 from frevl.runs.scorer import Scorer
@@ -32,6 +33,7 @@ __all__ = ["STRATEGIES", "Selection", "select_pairs", "select_sheet", "write_sel
 
 _PAIRS_AT_ONCE = 16_384
 _MOST_COMPARED = 131_072  # pairs; wide embeddings of as many take 2 GB meanwhile
+_MOST_LINKED = 20_000  # pairs among which near copies are searched
 _WIDEST = 1_024  # maximum embedding width; wider ones are projected at random, which preserves distances
 _MARGIN, _ROUND = "margin", 6
 _BY_MARGIN = ("mixed", _MARGIN)  # strategies by which a pair of a large margin does not win
@@ -44,7 +46,8 @@ class Selection:
     Attributes:
         lines: The chosen pairs as in the file, most useful first, each with ``"select"``.
         counts: ``pool``, ``chosen``, ``labelled``, ``in_training``, ``copies`` (of other pairs in the pool),
-            ``covered`` (items that cover the pool).
+            ``near_copies`` (by ``margin``: of images that are labelled or in training), ``covered`` (items that cover
+            the pool).
         rejects: Lines that could not be used.
         notes: Sentences for the user.
     """
@@ -63,6 +66,7 @@ class Selection:
                 ("labelled", "already labelled"),
                 ("in_training", "with images or texts in training"),
                 ("copies", "copies of others"),
+                ("near_copies", "near copies of images that are labelled or in training"),
             )
             if c[name]
         ]
@@ -90,8 +94,9 @@ def select_pairs(
     Pairs of the pool that have a target, are in `labelled`, or whose image (text, for a run on texts only) was in
     training are left out and count as covered, as does every item of the store that was in training. Of pairs with
     equal content, one is chosen. Of more than 131,072 pairs, ``mixed`` compares only the least certain, and ``cover``
-    and ``doubt`` only an even sample; a note says so. The same call on the same data gives the same file; ties are
-    broken by pool order.
+    and ``doubt`` only an even sample; a note says so. For ``margin``, near copies among the 20,000 least certain pairs
+    count as one image; the other strategies keep their distance from what is known. The same call on the same data
+    gives the same file; ties are broken by pool order.
 
     Args:
         scorer: The run with its store.
@@ -135,9 +140,22 @@ def select_pairs(
             "pool"
         )
     rows, answers = _compared(scorer, usable, rows, by, max(_MOST_COMPARED, 4 * k), notes)
+    numbers = pool.contents(rows)
+    if by == _MARGIN and "image" in usable.sides:  # the others keep their distance
+        least = np.argsort(-answers.unsure.numpy(), kind="stable")[: max(_MOST_LINKED, 4 * k)]
+        close = np.zeros(len(rows), bool)
+        numbers[least], close[least] = near_copy_groups(
+            scorer, chosen_values(usable.units, rows[least]), numbers[least], pool.covered()
+        )
+        pool.counts["near_copies"] = int(close.sum())
+        if close.all():
+            raise PairsError(
+                f"{usable.places[0]}: no pair is left to choose from: all {len(rows):,} others are near copies of "
+                "images that are labelled or in training; give other images"
+            )
+        rows, numbers, answers = rows[~close], numbers[~close], answers.select(np.flatnonzero(~close))
     items, covered = _features(scorer, chosen_values(usable.units, rows), pool.covered(), notes)
-    numbers = torch.from_numpy(pool.contents(rows))
-    chosen = choose(by, items, covered, answers.unsure, numbers, k=k, per_unit=per_image)
+    chosen = choose(by, items, covered, answers.unsure, torch.from_numpy(numbers), k=k, per_unit=per_image)
     if len(chosen) < k:
         notes.append(f"Fewer than the requested {k:,}: no more are left with at most {per_image:,} per image.")
     lines = [

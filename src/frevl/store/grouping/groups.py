@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.formats.pair_rows import group_name
 from frevl.data.packed.columns import Chained, Coded, WithCluster, by_value, chosen, different, is_given, joined
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
@@ -280,8 +281,8 @@ def _by_key(parts: Sequence[Pairs], key: str) -> list[Pairs]:
         raise UsageError(f"--group-by {key}: no pair has this key. {hint}")
 
     def named(extra: dict[str, object], unit: str) -> dict[str, object]:
-        value = extra.get(key)
-        return {**extra, "cluster": unit if value is None else f"{key} {value}"}
+        name = group_name(extra.get(key))
+        return {**extra, "cluster": unit if name is None else f"{key} {name}"}
 
     return [
         replace(part, extras=[named(extra, unit) for extra, unit in zip(part.extras, part.units, strict=True)])

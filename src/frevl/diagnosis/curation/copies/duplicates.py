@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,12 @@ from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.usable_pairs import content_of_units
 
-__all__ = ["duplicate_filter", "groups_without_a_line"]
+__all__ = ["duplicate_filter", "groups_without_a_line", "plain_text"]
+
+
+# Punctuation before and after a word; "-5" is another number than "5", and "#1" another rank than "1".
+_AROUND_WORD = re.compile(r"^[^\w\s+\-#$€£%&@=<>*/°]+|[^\w\s+#$€£%&@=<>*/°]+$")
+_NOT_ALONE = re.compile(r"[\w+#$€£%&@=<>*/°]")
 
 
 def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
@@ -167,14 +173,23 @@ def _found(
 
 
 def _repeated(pairs: Pairs) -> NDArray[np.bool_]:
-    """Return whether an earlier line has the same image, text and target, ``(n,)`` bool."""
+    """Return whether an earlier line has the same image and target and nearly the same text, ``(n,)`` bool."""
     seen: set[tuple[str, str, str]] = set()
     repeated = np.zeros(len(pairs), bool)
     for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
-        key = (image, text_content(text), json.dumps(pairs.targets[row], sort_keys=True))
+        key = (image, plain_text(text), json.dumps(pairs.targets[row], sort_keys=True))
         repeated[row] = key in seen
         seen.add(key)
     return repeated
+
+
+def plain_text(text: str) -> str:
+    """Return a text without details that tell a model nothing new: case, whitespace, punctuation around words.
+
+    Signs of numbers, and texts of nothing but punctuation, stay as they are.
+    """
+    words = (_AROUND_WORD.sub("", word) or word for word in text_content(text).casefold().split())
+    return " ".join(word for word in words if _NOT_ALONE.search(word)) or text_content(text)
 
 
 def _number(value: float) -> float | None:

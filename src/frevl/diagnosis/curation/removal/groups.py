@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import has_value, value_name
 from frevl.evaluation.slices import range_names
 
 __all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "columns_of_keys", "shares_kept"]
@@ -61,22 +62,24 @@ class GroupShare:
 def columns_of_keys(extras: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
     """Return the keys whose values form groups, with a value per line, None if missing.
 
-    Strings and booleans form groups if there are 2 to 50 of them; more numbers than that are cut into quartiles.
+    Strings and booleans form groups if there are 2 to 50 of them; more numbers than that are cut into quartiles. Values
+    are named as in `frevl.evaluation.slices`; empty ones are missing.
     """
     columns: dict[str, list[str | None]] = {}
     for key in dict.fromkeys(key for extra in extras for key in extra):
         values = [_plain(extra.get(key)) for extra in extras]
         numbers = [float(value) if isinstance(value, int | float) else None for value in values]
-        several = len({str(value) for value in values if value is not None})
+        names = [None if value is None else value_name(value) for value in values]
+        several = len({name for name in names if name is not None})
         if 2 <= several <= _MOST_VALUES:
-            columns[key] = [None if value is None else str(value) for value in values]
+            columns[key] = names
         elif several > _MOST_VALUES and not any(isinstance(value, str) for value in values):
             columns[key] = quarters(numbers)
     return columns
 
 
 def _plain(value: Any) -> str | int | float | None:
-    return value if isinstance(value, str | int | float) else None
+    return value if has_value(value) else None
 
 
 def quarters(values: Sequence[float | None]) -> list[str | None]:
@@ -105,8 +108,8 @@ def shares_kept(
     """Return how much of every group is kept, and how much would be if as many lines were removed at random.
 
     Random removals follow the filter's pattern over clusters (images): the share removed from one cluster is applied
-    to another random one. So a filter that removes whole images is compared with removing whole images, and one that
-    removes single lines with single lines.
+    to a random one of similar size, so about as many lines go. So a filter that removes whole images is compared with
+    removing whole images, and one that removes single lines with single lines.
 
     Args:
         kept: ``(n,)`` bool, which lines are kept.
@@ -158,4 +161,12 @@ def _random_removals(kept: NDArray[np.bool_], clusters: NDArray[np.int64], seed:
     counts = np.bincount(clusters)
     gone = np.bincount(clusters, ~kept, minlength=len(counts)) / np.maximum(counts, 1)
     draws = min(_DRAWS, max(100, _NUMBERS_AT_ONCE // max(1, len(kept))))
-    return [random.random(len(kept)) >= random.permutation(gone)[clusters] for _ in range(draws)]
+    sizes = np.frexp(np.maximum(counts, 1) - 1)[1]  # 1, 2, 3 to 4, 5 to 8, ... lines
+    alike = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
+    removals = []
+    for _ in range(draws):
+        shares = np.empty(len(gone))
+        for own in alike:
+            shares[own] = random.permutation(gone[own])
+        removals.append(random.random(len(kept)) >= shares[clusters])
+    return removals

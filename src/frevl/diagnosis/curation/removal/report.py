@@ -33,6 +33,8 @@ CLUSTERS = 20
 _IMAGES_A_CLUSTER = 20
 _WORDS = "words in the text"
 _LIKE = "pictures like"
+_PLACE = "place in the file"
+_PLACES, _LINES_A_PLACE = 20, 25  # stretches of the file: one may be shifted, or be the work of one person
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def what_is_removed(
     without = [key for key in keys or () if key not in columns]
     if "text" in pairs.sides and asked is None:
         columns[_WORDS] = quarters([float(len(text.split())) for text in pairs.texts])
+    if asked is None:
+        columns |= _places(len(pairs))
     notes = [f"The key '{key}' forms no groups: it has only one value, or too many." for key in without]
     variety: list[Variety] = []
     if "image" in pairs.sides and towers:
@@ -205,9 +209,21 @@ def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) ->
     return [middle[int(label)] for label in labels]
 
 
+def _places(lines: int) -> dict[str, list[str | None]]:
+    """Return for every line the stretch of the file that it lies in; nothing if there are too few for two."""
+    count = min(_PLACES, lines // _LINES_A_PLACE)
+    if count < 2:
+        return {}
+    ends = np.arange(1, count + 1) * lines // count
+    names = [f"{first + 1:,} to {last:,}" for first, last in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    return {_PLACE: [names[at] for at in np.searchsorted(ends, np.arange(lines), side="right").tolist()]}
+
+
 def _named(group: GroupShare) -> str:
     if group.key == _WORDS:
         return f"the lines with {group.value} words"
+    if group.key == _PLACE:
+        return f"lines {group.value}, counted without those left out,"
     if group.key == _LIKE:
         return f"the lines of images like '{group.value}'"
     return f"the lines with '{group.key}' = '{group.value}'"
