@@ -31,6 +31,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 import frevl
+from frevl.evaluation.measures import calibration_interval
+from frevl.evaluation.metrics import calibration_gaps
 from frevl.models.classification.heads import Features, statistics_of, unit_features
 from frevl.provenance import hardware
 from frevl.runs.labelling.label_store import label_store
@@ -63,11 +65,12 @@ def labelled(store: Store, file: Path) -> Vectors:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.array([row["target"] for row in rows])
 
 
-def expected_calibration_error(probabilities: np.ndarray, hits: np.ndarray) -> float:
-    """In percent, 15 bins of equal width."""
-    bins = np.minimum((probabilities * 15).astype(int), 14)
-    return 100 * sum(
-        (bins == b).mean() * abs(probabilities[bins == b].mean() - hits[bins == b].mean()) for b in np.unique(bins)
+def calibration(confidence: np.ndarray, hits: np.ndarray) -> str:
+    """Return the calibration error, and without what chance adds with its 95 % interval, in percent."""
+    gaps = [calibration_gaps(confidence, hits)]
+    plain, debiased = (calibration_interval(gaps, range(len(hits)), debiased=one) for one in (False, True))
+    return (
+        f"{100 * plain.value:.1f}; {100 * debiased.value:.1f} ({100 * debiased.low:.1f} to {100 * debiased.high:.1f})"
     )
 
 
@@ -90,11 +93,11 @@ def chosen_penalty(x: np.ndarray, y: np.ndarray) -> float:
     return max(PENALTIES, key=held_out)
 
 
-def by_logistic(own: Vectors, judged: Vectors) -> tuple[float, float, str]:
+def by_logistic(own: Vectors, judged: Vectors) -> tuple[float, str, str]:
     penalty = chosen_penalty(*own)
     model = logistic(*own, penalty)
     hits = model.predict(judged[0]) == judged[1]
-    error = expected_calibration_error(model.predict_proba(judged[0]).max(axis=1), hits)
+    error = calibration(model.predict_proba(judged[0]).max(axis=1), hits)
     return 100 * float(hits.mean()), error, f"C {penalty:g}"
 
 
@@ -105,8 +108,8 @@ def by_means(own: Vectors, judged: Vectors) -> float:
     return 100 * float((labels[(judged[0] @ means.T).argmax(axis=1)] == judged[1]).mean())
 
 
-def quality(folder: Path) -> str:
-    """The table of a folder."""
+def quality(folder: Path, seeds: int) -> str:
+    """The table of a folder; with several seeds, which divide the examples differently, ``auto`` has a row for each."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         store = imported(folder, Path(scratch) / "store")
@@ -123,25 +126,29 @@ def quality(folder: Path) -> str:
                     continue
                 run = Path(scratch) / f"{method}-{shots}"
                 rows.append([f"classify {method}", shots, *measured(store, names, file, dev, method, run)])
+                for seed in range(1, seeds if method == "auto" and shots != "1" else 1):
+                    again = measured(store, names, file, dev, method, Path(scratch) / f"auto-{shots}-{seed}", seed)
+                    rows.append([f"classify auto, seed {seed}", shots, *again])
             started = time.perf_counter()
             right, error, setting = by_logistic(own, judged)
             seconds = time.perf_counter() - started
-            rows.append(["scikit-learn logistic regression", shots, f"{right:.2f}", f"{error:.1f}",
+            rows.append(["scikit-learn logistic regression", shots, f"{right:.2f}", error,
                          f"{seconds:.1f}", setting])  # fmt: skip
             rows.append(["nearest class mean, raw", shots, f"{by_means(own, judged):.2f}", "-", "0.0", ""])
-    return f"{folder.name}\n" + table(["what", "examples", "accuracy %", "ECE %", "seconds", "chosen"], rows)
+    return f"{folder.name}\n" + table(["what", "examples", "accuracy %", "ECE %; debiased", "seconds", "chosen"], rows)
 
 
 def measured(
-    store: Store, names: list[str] | None, examples: Path | None, dev: Path, method: str, folder: Path
+    store: Store, names: list[str] | None, examples: Path | None, dev: Path, method: str, folder: Path, seed: int = 0
 ) -> list[str]:
     """Accuracy, calibration error and seconds of one run on the development images, and what it chose."""
     started = time.perf_counter()
-    run = frevl.classify(store, names, run=folder, examples=examples, method=method)
+    run = frevl.classify(store, names, run=folder, examples=examples, method=method, seed=seed)
     seconds = time.perf_counter() - started
-    metrics = frevl.evaluate(frevl.Scorer(run, store), dev).metrics
-    chosen = run.results["selection"]["chosen"]
-    return [f"{metrics['accuracy']:.2f}", f"{metrics['ece']:.1f}", f"{seconds:.1f}", chosen]
+    result = frevl.evaluate(frevl.Scorer(run, store), dev)
+    chosen, (low, high) = run.results["selection"]["chosen"], result.ci95["ece_debiased"] or (float("nan"),) * 2
+    error = f"{result.metrics['ece']:.1f}; {result.metrics['ece_debiased']:.1f} ({low:.1f} to {high:.1f})"
+    return [f"{result.metrics['accuracy']:.2f}", error, f"{seconds:.1f}", chosen]
 
 
 # --- how fast -------------------------------------------------------------------------------------------------------
@@ -265,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--many-classes", type=int, default=1_000, help="Of building and labelling.")
     parser.add_argument("--label-rows", type=int, default=100_000, help="Pictures that are labelled.")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="Seeds of auto in the tables.")
     parser.add_argument("--quick", action="store_true", help="Tiny sizes, to see that everything runs.")
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="Only the tables.")
     given = parser.parse_args(arguments)
@@ -273,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.rows, given.dim, given.classes, given.rounds = [60], 16, 3, 1
         given.many_classes, given.label_rows = 12, 200
     for folder in given.folders:
-        print(quality(folder), end="\n\n", flush=True)
+        print(quality(folder, given.seeds), end="\n\n", flush=True)
     for measure in (fits, building_and_labelling) if given.speed else ():
         for record in measure(given):
             print(json.dumps({**record, "threads": 1, "hardware": hardware()}), flush=True)

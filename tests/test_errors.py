@@ -14,3 +14,12 @@ def test_one_is_singular_and_every_other_number_plural():
 
 def test_a_name_in_another_case_is_the_nearest():
     assert nearest("RED", ["read", "green", "red"]).startswith("Did you mean 'red'?")
+
+
+def test_of_many_names_the_nearest_and_the_first_are_shown():
+    """A thousand classes filled 30 screens."""
+    said = nearest("class  700", [f"class {number}" for number in range(1000)] + ["x" * 2000])
+    assert said.startswith("Did you mean 'class 700'? Valid: 'class 0', 'class 1', ")
+    assert said.endswith("'class 19' and 981 more.")
+    assert nearest("a", [str(number) for number in range(60)]).endswith("'58', '59'.")
+    assert nearest("a", ["y" * 2000]) == f"Valid: '{'y' * 60}'."

@@ -121,6 +121,10 @@ class RunError(FrevlError):
     """A run is missing, damaged, or does not fit."""
 
 
+MOST_SHOWN, _FEW = 60, 20
+"""Maximum number of valid names in a message: more than any list of options has, fewer than a screen holds."""
+
+
 def nearest(name: object, valid: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest valid name, and all of them.
 
@@ -129,7 +133,8 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         valid: The names that exist.
 
     Returns:
-        ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if no name is close.
+        ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if no name is close; of many valid names
+        (classes, ids), the first and how many there are.
     """
     names = list(valid)
     close: list[str] = []
@@ -137,7 +142,9 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         alike = [one for one in names if one.casefold() == name.casefold()]  # difflib finds 'RED' unlike 'red'
         close = alike or difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
-    return hint + "Valid: " + ", ".join(f"'{n}'" for n in names) + "."
+    shown = names if len(names) <= MOST_SHOWN else names[:_FEW]
+    rest = f" and {len(names) - len(shown):,} more" if len(shown) < len(names) else ""
+    return hint + "Valid: " + ", ".join(f"'{n!s:.60}'" for n in shown) + rest + "."
 
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from frevl.data.class_files import check_templates, read_classes, sentences_of
+from frevl.data.class_files import check_templates, doubtful_names, read_classes, sentences_of
 from frevl.errors import InputError, UsageError
 
 
@@ -63,6 +63,11 @@ def test_single_bad_lines_are_kept_aside(tmp_path):
         ("c.txt", "hen\ncock\nhen\n", r"c.txt:3: the class 'hen' already appears in .*c.txt:1"),
         ("c.txt", "hen\n\n", "at least two classes, found 1"),
         ("c.txt", "", "at least two classes, found 0"),
+        ("c.txt", "hen, cock, duck\n", "at least two classes, found 1, 'hen, cock, duck'; write one name per line"),
+        ("c.txt", "0\then\n1\tcock\n", r"c.txt:1: expected a name, found columns separated by tabs \('0\\then'\)"),
+        ("c.txt", "\u200b\nhen\n", "c.txt:1: expected a name, found only spaces or invisible characters"),
+        ("c.jsonl", '{"class": "\u200b"}\n{"class": "hen"}', "field 'class': expected a name"),
+        ("c.json", '{"\u200b": ["a hen"], "cock": []}', "expected the name of a class"),
         ("c.json", "[1, 2]", "expected a JSON object"),
         ("c.json", "{", "broken JSON"),
         ("c.json", '{"hen": [1], "cock": []}', "class 'hen': expected a list of texts, found 1"),
@@ -94,6 +99,25 @@ def test_a_class_that_stands_twice_in_an_object_is_refused(tmp_path):
     path = write(tmp_path / "c.json", '{"tench": ["a fish"], "cock": ["a bird"], "tench": ["a green fish"]}')
     with pytest.raises(InputError, match=r"c.json: the class 'tench' appears twice"):
         read_classes(path)
+
+
+def test_an_index_is_not_a_name(tmp_path):
+    """Its texts were taken for features of the number: "0, which has tench"."""
+    long = "a freshwater fish with small scales"
+    classes = read_classes(write(tmp_path / "c.json", json.dumps({"0": ["tench"], "1": ["a hen", long], "2": []})))
+    assert [sentences_of(entry, ["a {}"]) for entry in classes.entries] == [["a tench"], ["a a hen", long], ["a 2"]]
+    (note,) = doubtful_names(classes)
+    assert note.startswith("The names of 1 of 3 classes are only numbers ('2'), which describe an image only if")
+
+
+def test_names_that_are_probably_not_meant_are_named(tmp_path):
+    (numbers,) = doubtful_names(read_classes(["0", "1", "2", "10.5"]))
+    assert numbers.startswith("The names of 4 of 4 classes are only numbers ('0', '1', '2' and others), which describe")
+    assert doubtful_names(read_classes(["hen 1", "boeing 737", "c4"])) == []
+    unnamed = read_classes(write(tmp_path / "c.jsonl", '{"class": "1", "names": []}\n{"class": "2", "names": ["hen"]}'))
+    assert doubtful_names(unnamed) == []
+    (comment,) = doubtful_names(read_classes(write(tmp_path / "c.txt", "# birds\nhen\ncock\n")))
+    assert "c.txt:1: '# birds' is taken for a class, as there are no comments in this file" in comment
 
 
 def test_names_in_any_script_and_with_braces(tmp_path):

@@ -9,9 +9,14 @@ from frevl.data.pairs import read_pairs
 
 def test_classes_that_differ_in_case_blanks_or_accents():
     (note,) = look_alike_note(["red", "Red", "red ", "green", None], [["caf\u00e9", "cafe\u0301"], {"blue": 1.0}])
-    assert note.startswith("Classes that look alike: 5 of 7 differ from another one only in case, blanks or accents (")
+    assert note.startswith(
+        "Classes that look alike: 5 of 7 differ from another one only in case, "
+        "blanks, accents or invisible characters ("
+    )
     assert "'caf\u00e9'" in note
     assert look_alike_note(["red", "green", "1", "01", "1.0"]) == []
+    (note,) = look_alike_note(["green", "\u200bgreen", "red"])  # a zero-width blank, as copied from a web page
+    assert note.startswith("Classes that look alike: 2 of 3 ")
 
 
 def test_unseen_answers_that_look_like_a_class():

@@ -127,3 +127,17 @@ def test_images_alone_in_a_list_are_looked_at_like_any_other():
     for wrong, message in ((["a.png", " "], "only blanks"), (["a.png", "\ud800"], "surrogate")):
         with pytest.raises(PairsError, match=message):
             pair_list(wrong, ("image",))
+
+
+def test_a_table_without_a_line_of_names_and_a_folder_are_told_what_to_do(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("red/0.png,red\nred/1.JPG,red\n")
+    with pytest.raises(PairsError, match="; or, if the first line is an item, add one with the names of the columns"):
+        read_pairs(table)
+    table.write_text("picture,label\nred/0.png,red\n")
+    with pytest.raises(PairsError) as caught:
+        read_pairs(table)
+    assert "first line is an item" not in str(caught.value)
+    (tmp_path / "dogs").mkdir()
+    with pytest.raises(PairsError, match="; found 'dogs', a folder; list its images in a file, a line such as"):
+        read_pairs(tmp_path / "dogs")

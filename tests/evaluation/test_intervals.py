@@ -10,9 +10,9 @@ import pytest
 
 from frevl.data.packed.columns import Coded
 from frevl.errors import UsageError
-from frevl.evaluation import intervals, measures
+from frevl.evaluation import intervals, measures, metrics
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
-from frevl.evaluation.metrics import expected_calibration_error, macro_f1
+from frevl.evaluation.metrics import macro_f1
 
 
 def test_interval_of_two_clusters_by_hand() -> None:
@@ -236,30 +236,52 @@ def test_statistics_on_numbers_equal_those_on_labels() -> None:
     random = np.random.default_rng(0)
     labels, names = ["a", "b", "c"], ["b", "never predicted", "c", "a"]
     predicted, true = random.integers(0, 3, 300), random.integers(0, 4, 300)
-    confidence, hits = random.random(300), random.random(300) > 0.5
     score = measures.macro_f1_of(predicted, labels, [names[i] for i in true])
     coded = measures.macro_f1_of(predicted, labels, Coded.of(true, names))
-    error = measures.calibration_error_of(confidence, hits)
     for rows in (np.arange(300), random.integers(0, 300, 300), np.array([7])):
         expected = macro_f1([labels[i] for i in predicted[rows]], [names[i] for i in true[rows]])
         assert score(rows) == coded(rows) == pytest.approx(expected, abs=1e-12)
-        assert error(rows) == expected_calibration_error(confidence[rows], hits[rows])
 
 
-def test_an_interval_of_the_calibration_error_holds_its_value_and_the_truth():
-    """Of 100 items, plain quantiles of draws start above a true error of 0.05, and sometimes above the value itself."""
-
-    def error_of(confidence, hits):
-        return lambda rows: expected_calibration_error(confidence[rows], hits[rows])
-
-    holds = {False: 0, True: 0}
+@pytest.mark.parametrize("shift", [0.0, 0.05])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_the_calibration_error_without_what_chance_adds(shift, copies):
+    """150 images, every one as often as `copies`: true errors of 0 and of 0.05, by 40 draws of each."""
     random = np.random.default_rng(0)
-    for _ in range(25):
-        confidence = random.uniform(0.4, 1, 100)
-        statistic = error_of(confidence, (random.random(100) < confidence - 0.05).astype(float))
-        for overstated in holds:
-            found = bootstrap_statistic(statistic, range(100), resamples=100, overstated=overstated)
-            holds[overstated] += found.low <= 0.05 <= found.high
-            assert not overstated or 0 <= found.low <= found.value <= found.high
-    assert holds[False] <= 5
-    assert holds[True] >= 15
+    clusters = [image for image in range(150) for _ in range(copies)]
+    plain, debiased, holds = [], [], 0
+    for _ in range(40):
+        confidence = random.uniform(0.4, 1, 150)
+        hits = (random.random(150) < confidence - shift).astype(float)
+        gaps = [metrics.calibration_gaps(np.repeat(confidence, copies), np.repeat(hits, copies))]
+        both = [measures.calibration_interval(gaps, clusters, debiased=one) for one in (False, True)]
+        assert both[0].value == pytest.approx(metrics.expected_calibration_error(confidence, hits), abs=1e-12)
+        assert all(0 <= one.low <= one.value <= one.high for one in both)
+        assert both[0].high == max(both[0].value, both[1].high)
+        plain.append(both[0].value)
+        debiased.append(both[1].value)
+        holds += both[1].low <= shift <= both[1].high
+    assert np.mean(plain) - shift > 0.03  # these rows cannot tell a perfect run from one that errs by five points
+    assert abs(np.mean(debiased) - shift) < 0.5 * (np.mean(plain) - shift)
+    assert holds >= 34  # 85 %; the quantiles of draws alone hold a true error of 0 never
+
+
+def test_the_mean_calibration_error_of_two_runs_and_of_a_single_image():
+    random = np.random.default_rng(1)
+    confidence, names = random.random((2, 60)), [str(number) for number in range(60)]
+    hits = (random.random((2, 60)) < confidence).astype(float)
+    parts = [measures.calibration_measures(names, *one) for one in zip(confidence, hits, strict=True)]
+    for name in ("ece", "ece_debiased"):
+        alone = [part[name].interval().value for part in parts]
+        joint = measures.mean_measure([part[name] for part in parts]).interval()
+        assert joint.value == pytest.approx(np.mean(alone), abs=1e-12 if name == "ece" else 0.02)
+        assert joint.low <= joint.value <= joint.high
+    lone = measures.calibration_measures(["a", "a"], [0.9, 0.7], [1, 0])["ece_debiased"].interval()
+    assert lone.value == pytest.approx(0.4)  # 0.1 and 0.7: nothing is known about chance
+    assert np.isnan(lone.low)
+
+
+def test_always_right_and_always_sure_has_no_calibration_error():
+    for debiased in (False, True):
+        gaps = [metrics.calibration_gaps(np.ones(9), np.ones(9))]
+        assert measures.calibration_interval(gaps, range(9), debiased=debiased) == (0, 0, 0)

@@ -254,7 +254,7 @@ def test_evaluation_counts_by_hand(made, answering):
     assert result.metrics["accuracy"] == pytest.approx(100 * np.mean(hits))
     low, high = result.ci95["accuracy"]
     assert low <= result.metrics["accuracy"] <= high
-    assert set(result.metrics) == {"accuracy", "ece", "brier", "macro_f1"}
+    assert set(result.metrics) == {"accuracy", "ece", "ece_debiased", "brier", "macro_f1"}
     for colour, group in result.slices["asked"].items():
         own = [hit for hit, extra in zip(hits, test.extras, strict=True) if extra["asked"] == colour]
         assert group["n"] == len(own)

@@ -15,6 +15,7 @@ from frevl.store.extraction import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.repair import repair
 from frevl.store.upkeep.verification import verify
+from frevl.training.classification.classify import classify
 from frevl.training.training import train
 
 COLOURS = {"สีแดง": (200, 0, 0), "สีเขียว": (0, 200, 0), "สีน้ำเงิน": (0, 0, 200)}
@@ -58,6 +59,10 @@ def test_everybody_says_it(world, tmp_path, frevl):
     assert len(Store.open(store).unread_texts([f"สีแดงที่{3 * n}" for n in range(10)], store_towers(store))) == 10
     run = train(store, pairs, run=tmp_path / "run", task="matching", model="dual", options={"epochs": 1})
     assert any(expected in note for note in run.results["notes"])
+    # In a sentence that can be read, most letters of the name's sentence are known, and yet it means little.
+    names = ["สีแดง", "red"]
+    classes = classify(store, names, run=tmp_path / "classes", space=run.path, template="picture number of a {}")
+    assert classes.results["warnings"][0].startswith("1 of 2 names and descriptions are mostly unread: the tokenizer")
     scorer = Scorer.open(tmp_path / "run", store=store)
     assert any(expected in note for note in evaluate(scorer, pairs).notes)
     for text in ("สีแดงที่0", "สีแดงที่ไม่มีใครเห็น"):  # one of the store, one that is embedded now

@@ -192,7 +192,7 @@ def classify_sentence(run: Run) -> str:
 
 def labelling_sentence(labelling: Labelling) -> str:
     """State how many images were labelled, and the largest classes."""
-    largest = ", ".join(f"{label} {count:,}" for label, count in labelling.counts.most_common(_LARGEST))
+    largest = ", ".join(f"{label:.60} {count:,}" for label, count in labelling.counts.most_common(_LARGEST))
     rest = len(labelling.counts) - _LARGEST
     more = f" and {counted(rest, 'more class', 'more classes')}" if rest > 0 else ""
     unknown = f"; {labelling.unknown:,} unknown" if labelling.unknown else ""

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ __all__ = [
     "ClassEntry",
     "ClassList",
     "check_templates",
+    "doubtful_names",
+    "is_number",
     "read_classes",
     "sentences_of",
 ]
@@ -141,11 +145,16 @@ def _of_mapping(given: Mapping[Any, Any], source: str) -> list[ClassEntry]:
     for label, texts in given.items():
         place = f"{source}, class '{label}'"
         found = [texts] if isinstance(texts, str) else texts
-        if not isinstance(label, str) or not label.strip():
+        if not isinstance(label, str) or not _is_visible(label):
             raise InputError(f"{source}: expected the name of a class, found {label!r:.60}")
         problem = _not_texts(found)
         if problem:
             raise InputError(f"{place}: expected a list of texts, {problem}")
+        if is_number(label) and found:  # an index, as in {"0": "tench"}: a name of few words belongs in a template
+            names = tuple(text for text in found if len(text.split()) <= _A_NAME)
+            whole = tuple(text for text in found if text not in names)
+            entries.append(ClassEntry(label, names, whole, place=place))
+            continue
         descriptions = tuple(_as_description(text, label) for text in found)
         entries.append(ClassEntry(label, (label,), descriptions, place=place))
     return entries
@@ -165,15 +174,18 @@ def _of_rows(rows: Iterable[tuple[str, Any, str]]) -> tuple[list[ClassEntry], li
 def _entry(row: Any, place: str) -> ClassEntry | str:
     """Return the class defined by a row, or what is wrong with it."""
     if isinstance(row, str):
-        return (
-            ClassEntry(row.strip(), (row.strip(),), place=place)
-            if row.strip()
-            else ("expected a name, found only spaces")
-        )
+        if not (name := row.strip()) or not _is_visible(name):
+            return "expected a name, found only spaces or invisible characters"
+        if "\t" in name:
+            return (
+                f"expected a name, found columns separated by tabs ({name!r:.60}); write one name per line, or .jsonl "
+                'such as {"class": "n01440764", "names": ["tench"]}'
+            )
+        return ClassEntry(name, (name,), place=place)
     if not isinstance(row, dict):
         return f"expected an object or a name, found {type(row).__name__}"
     label = row.get("class")
-    if not isinstance(label, str) or not label.strip():
+    if not isinstance(label, str) or not _is_visible(label):
         return f"field 'class': expected a name, found {label!r:.40}"
     unknown = [key for key in row if key not in _KEYS]
     if unknown:
@@ -190,6 +202,15 @@ def _entry(row: Any, place: str) -> ClassEntry | str:
     descriptions = tuple(_as_description(text, label) for text in lists["descriptions"])
     names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label is not a word
     return ClassEntry(label, names, descriptions, tuple(lists["examples"]), kind, place)
+
+
+def is_number(name: str) -> bool:
+    """Return whether a name is a number, such as the index of a class."""
+    return re.fullmatch(r"-?\d+(\.\d+)?", name.strip()) is not None
+
+
+def _is_visible(name: str) -> bool:
+    return any(not sign.isspace() and unicodedata.category(sign) not in ("Cf", "Cc") for sign in name)
 
 
 def _not_texts(value: Any) -> str:
@@ -213,6 +234,7 @@ def _as_description(text: str, label: str) -> str:
     return f"{label}, which {plain}" if first in _VERBS else f"{label}, which has {plain}"
 
 
+_A_NAME = 4  # words, at most
 _A_SENTENCE = 12  # words; a longer text stands alone whether or not it names the class
 _VERBS = ("has", "have", "is", "are", "can", "may", "often", "typically", "does")
 
@@ -228,8 +250,30 @@ def _checked(entries: Sequence[ClassEntry], rejected: Sequence[Reject], source: 
         seen[entry.label] = entry.place
     if len(entries) < _FEWEST:
         first = f" (the first line left out is {rejected[0].id}: {rejected[0].reason})" if rejected else ""
+        if not rejected and entries and "," in entries[0].label:
+            first = f", '{entries[0].label:.60}'; write one name per line"
         raise InputError(f"{source or 'classes'}: expected at least two classes, found {len(entries)}{first}")
     return ClassList(tuple(entries), tuple(rejected), source)
+
+
+def doubtful_names(classes: ClassList) -> list[str]:
+    """Return notes on names that are probably not meant as words: numbers, and comments in a list of names."""
+    notes = []
+    numbers = [entry.label for entry in classes.entries if entry.names and all(map(is_number, entry.names))]
+    if numbers:
+        few = ", ".join(f"'{label}'" for label in numbers[:3]) + (" and others" if len(numbers) > 3 else "")
+        notes.append(
+            f"The names of {len(numbers):,} of {len(classes.entries):,} classes are only numbers ({few}), which "
+            "describe an image only if it shows them; give words in .jsonl, such as "
+            f'{{"class": "{numbers[0]}", "names": ["tench"]}}, or "names": [] to use examples alone.'
+        )
+    marked = [entry for entry in classes.entries if entry.label.startswith("#")]
+    if marked:
+        notes.append(
+            f"{marked[0].place}: '{marked[0].label:.60}' is taken for a class, as there are no comments in this file; "
+            "remove the line if it is one."
+        )
+    return notes
 
 
 TEMPLATE = "a photo of a {}."

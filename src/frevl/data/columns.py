@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -34,6 +35,7 @@ _OTHER_NAMES = {
     "target": ("answer",),
 }  # fmt: skip
 
+_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE)
 _LIKE_TARGETS = ("label", "class", "category", "class_name", "label_name", "answer", "y")
 
 
@@ -113,7 +115,7 @@ def choose_columns(
         named = ",".join(f"{field}=NAME" for field in missing)
         raise PairsError(
             f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; name the "
-            f"columns, as in --columns {named}{_of_one_side(found, names, required)}"
+            f"columns, as in --columns {named}{_of_one_side(found, names, required)}{_without_header(names)}"
         )
     return found
 
@@ -127,6 +129,13 @@ def _of_one_side(found: Mapping[str, str], names: Sequence[str], required: Seque
     ((side, column),) = sides.items()
     named = f"{side}={column}," if column else ""
     return f"; or, if these are {side}s with a class each, --columns {named}target={label}"
+
+
+def _without_header(names: Sequence[str]) -> str:
+    """Return the end of a message that columns are missing, if the first line seems to hold values, not names."""
+    if not any(_FILE.search(name) for name in names):
+        return ""
+    return "; or, if the first line is an item, add one with the names of the columns, such as image,text,target"
 
 
 def likely_target(names: Iterable[str]) -> str:

@@ -13,14 +13,16 @@ from frevl.errors import counted
 
 __all__ = ["contradiction_note", "look_alike_note", "plain_label", "unseen_note"]
 
+_OVERLOOKED = "blanks, accents or invisible characters"
 _SHOWN = 3
 _WORTH_SAYING = 0.01  # share of contradicting pairs; a few are normal in large sets
 _MOST_COMPARED = 2_000_000  # pairs: comparing more takes memory that training needs
 
 
 def plain_label(label: str) -> str:
-    """Return a label without details that people overlook: case, surplus spaces, the encoding of accents."""
-    return " ".join(unicodedata.normalize("NFC", label).casefold().split())
+    """Return a label without what people overlook: case, surplus spaces, invisible characters, encoding of accents."""
+    seen = "".join(sign for sign in unicodedata.normalize("NFC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(seen.casefold().split())
 
 
 def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
@@ -35,7 +37,7 @@ def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
     shown = "; ".join(" and ".join(f"'{name:.40}'" for name in names[:_SHOWN]) for names in groups[:_SHOWN])
     return [
         f"Classes that look alike: {sum(map(len, groups)):,} of {len(labels):,} differ from another one only in case, "
-        f"blanks or accents ({shown}{' and others' if len(groups) > _SHOWN else ''}). Each counts as wrong for the "
+        f"{_OVERLOOKED} ({shown}{' and others' if len(groups) > _SHOWN else ''}). Each counts as wrong for the "
         "other; write them alike if they mean the same."
     ]
 
@@ -60,7 +62,7 @@ def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) ->
     if close:
         answer, label = close[0]
         note += (
-            f" {len(close):,} of their answers differ from a class of the run only in case, blanks or accents "
+            f" {len(close):,} of their answers differ from a class of the run only in case, {_OVERLOOKED} "
             f"('{answer:.40}' from '{label:.40}')."
         )
     return [note]

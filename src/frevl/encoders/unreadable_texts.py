@@ -146,13 +146,14 @@ def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix:
     return Pieces(text[prefix:], spans, bool(encoding.overflowing))
 
 
-def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) -> str:
+def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str], what: str = "texts") -> str:
     """Return a sentence stating how many texts are not read.
 
     Args:
         unread: The unread texts.
         total: Total number of texts.
         towers: Names of the text towers, none of which can read them.
+        what: Word for the texts, in the plural.
 
     Returns:
         A sentence; empty if all texts are read.
@@ -161,7 +162,7 @@ def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) ->
         return ""
     first = "".join(sign if sign.isprintable() else " " for sign in unread[0][:60])
     return (
-        f"{len(unread):,} of {total:,} texts are mostly unread: the tokenizer of {' and '.join(towers)} does not know "
+        f"{len(unread):,} of {total:,} {what} are mostly unread: the tokenizer of {' and '.join(towers)} does not know "
         f"their letters or words. The first is '{first}'. Their embeddings mean little; frevl encoders list "
         "names encoders for other languages."
     )

@@ -22,7 +22,7 @@ from frevl.evaluation.measures import (
     Measure,
     accepted_answers,
     best_answers,
-    calibration_measure,
+    calibration_measures,
     evaluate_sets,
     macro_f1_of,
     single_answer,
@@ -133,10 +133,10 @@ def evaluate(
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
-        ten answers), ``ece``, ``prior_accuracy`` (accuracy from one side alone, if the run keeps a bank), and for
-        single answers ``brier`` and ``macro_f1``; if only some pairs have a single answer (DAQUAR),
+        ten answers), ``ece``, ``ece_debiased``, ``prior_accuracy`` (accuracy from one side alone, if the run keeps a
+        bank), and for single answers ``brier`` and ``macro_f1``; if only some pairs have a single answer (DAQUAR),
         ``single_answer_accuracy`` is for those. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if there are wrong pairs,
-            ``accuracy``, ``ece`` and the scores of choice groups.
+        ``accuracy``, ``ece``, ``ece_debiased`` and the scores of choice groups.
 
     Raises:
         PairsError: The pairs cannot be used.
@@ -241,7 +241,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["vqa_accuracy"] = Measure(clusters, weights)
     first = hits if weights is None else weights
     measured["accuracy"] = Measure(clusters, hits)
-    measured["ece"] = calibration_measure(clusters, confidence, hits)
+    measured |= calibration_measures(clusters, confidence, hits)
     asked = [] if scorer.network.prior is None else list(zip(pairs.images, pairs.texts, strict=True))
     prior = scorer.prior(asked)
     if prior is not None:
@@ -288,7 +288,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)
-        measured["ece"] = calibration_measure(pairs.clusters, confidence, decided)
+        measured |= calibration_measures(pairs.clusters, confidence, decided)
         choices, said = choice_set_scores(logits, truth, pairs)
         measured |= choices
         notes += said

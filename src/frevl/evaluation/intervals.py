@@ -28,6 +28,7 @@ __all__ = [
     "bootstrap_statistic",
     "drawn_counts",
     "drawn_together",
+    "numbered_clusters",
     "paired_difference",
     "paired_test",
 ]
@@ -166,9 +167,8 @@ def bootstrap_statistic(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    overstated: bool = False,
 ) -> Interval:
-    """Return a statistic that is not a mean (macro-F1, ECE, median rank) with its interval by cluster bootstrap.
+    """Return a statistic that is not a mean (macro-F1, median rank) with its interval by cluster bootstrap.
 
     Args:
         statistic: Maps item numbers, with repetitions, to the statistic of these items, for example ``lambda items:
@@ -177,8 +177,6 @@ def bootstrap_statistic(
         resamples: Number of draws; the statistic is called once for each.
         seed: Random seed for the draws.
         level: Confidence level, between 0 and 1.
-        overstated: Few items overstate the statistic, which is never below 0, and draws overstate that of the items:
-            their mean excess is subtracted once from the upper bound and twice from the lower one (ours).
 
     Returns:
         The statistic of all items and its interval; NaN bounds if there is one cluster or no finite draw.
@@ -186,10 +184,8 @@ def bootstrap_statistic(
     Raises:
         UsageError: No items, or the level is not between 0 and 1.
     """
-    number_of = _cluster_numbers(clusters, len(clusters))
+    number_of = numbered_clusters(clusters, len(clusters))
     whole = float(statistic(np.arange(len(number_of))))
-    together = drawn_together(int(number_of.max()) + 1)
-    number_of = number_of if together is None else together[number_of]
     sizes = np.bincount(number_of)
     if len(sizes) < 2:
         return Interval(whole, float("nan"), float("nan"))
@@ -206,11 +202,7 @@ def bootstrap_statistic(
             items = np.arange(ends[-1], dtype=small)
             items += np.repeat((starts[chosen] - (ends - lengths)).astype(small), lengths)
             drawn.append(float(statistic(order[items])))
-    low, high = _quantiles(np.asarray(drawn), level)
-    if overstated and np.isfinite(low):
-        excess = max(0.0, float(np.mean(drawn, where=np.isfinite(drawn))) - whole)
-        low, high = max(0.0, min(low - 2 * excess, whole)), max(high - excess, whole)
-    return Interval(whole, low, high)
+    return Interval(whole, *_quantiles(np.asarray(drawn), level))
 
 
 def bootstrap_rates(
@@ -288,6 +280,13 @@ def _cluster_sums(values: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
     number_of = _cluster_numbers(clusters, len(values))
     sums = np.bincount(number_of, weights=values)
     return np.asarray(sums, np.float64), np.asarray(np.bincount(number_of), np.float64)
+
+
+def numbered_clusters(clusters: Clusters, n: int) -> NDArray[np.int64]:
+    """Return the ``(n,)`` number of the cluster of each item, after joining as in `drawn_together`."""
+    number_of = _cluster_numbers(clusters, n)
+    together = drawn_together(int(number_of.max()) + 1)
+    return number_of if together is None else together[number_of]
 
 
 def drawn_together(clusters: int) -> NDArray[np.int64] | None:

@@ -12,7 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from frevl.data.packed.columns import coded_values
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError
-from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from frevl.evaluation.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_statistic,
+    drawn_counts,
+    numbered_clusters,
+)
 from frevl.evaluation.metrics import calibration_gaps, mean_of_f1
 from frevl.evaluation.slices import Rows, slice_table
 from frevl.runs.prediction_sets import conformal_scores, right_classes, set_probabilities
@@ -22,8 +28,8 @@ __all__ = [
     "Measure",
     "accepted_answers",
     "best_answers",
-    "calibration_error_of",
-    "calibration_measure",
+    "calibration_interval",
+    "calibration_measures",
     "evaluate_sets",
     "macro_f1_of",
     "mean_measure",
@@ -31,6 +37,9 @@ __all__ = [
 ]
 
 Statistic = Callable[[NDArray[np.int64]], float]
+Gaps = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+_MOST_FACTOR = 8.0  # of the observed gaps: beyond it, they were so small by chance that they say nothing
 
 
 @dataclass(frozen=True)
@@ -42,26 +51,30 @@ class Measure:
         values: ``(n,)`` numbers whose mean is the metric; None if the metric is not a mean.
         statistic: Maps item numbers, with repetitions, to the metric of these items; used if ``values`` is None.
         resamples: Number of bootstrap draws.
-        overstated: Whether few items overstate the statistic; see `bootstrap_statistic`.
+        gaps: If the metric is a calibration error: `frevl.evaluation.metrics.calibration_gaps` of every run.
+        debiased: Whether to subtract what chance adds to this error; see `calibration_interval`.
     """
 
     clusters: Sequence[str]
     values: NDArray[np.float64] | None = None
     statistic: Statistic | None = None
     resamples: int = 1000
-    overstated: bool = False
+    gaps: tuple[Gaps, ...] = ()
+    debiased: bool = False
 
     def interval(self) -> Interval:
         """Return the metric with its 95 % interval by bootstrap over clusters.
 
         Raises:
-            UsageError: Neither ``values`` nor ``statistic`` is given, or there are no items.
+            UsageError: Neither ``values`` nor ``statistic`` nor ``gaps`` is given, or there are no items.
         """
+        if self.gaps:
+            return calibration_interval(self.gaps, self.clusters, debiased=self.debiased, resamples=self.resamples)
         if self.values is not None:
             return bootstrap_interval(self.values, self.clusters, resamples=self.resamples)
         if self.statistic is None:
             raise UsageError("Measure: expected values or a statistic, found neither")
-        return bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples, overstated=self.overstated)
+        return bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples)
 
 
 def mean_measure(measures: Sequence[Measure]) -> Measure:
@@ -86,6 +99,9 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
     values = [one.values for one in measures if one.values is not None]
     if len(values) == len(measures):
         return Measure(first.clusters, np.mean(values, axis=0), resamples=first.resamples)
+    gaps = [one.gaps for one in measures if one.gaps]
+    if len(gaps) == len(measures):
+        return Measure(first.clusters, resamples=first.resamples, gaps=sum(gaps, ()), debiased=first.debiased)
     statistics = [one.statistic for one in measures if one.statistic is not None]
     if len(statistics) < len(measures):
         raise UsageError("mean_measure: some measures are means and some are not; give one metric at a time")
@@ -93,32 +109,83 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
         first.clusters,
         statistic=lambda items: float(np.mean([statistic(items) for statistic in statistics])),
         resamples=first.resamples,
-        overstated=first.overstated,
     )
 
 
-def calibration_error_of(confidence: ArrayLike, hits: ArrayLike) -> Statistic:
-    """Return the statistic `frevl.evaluation.metrics.expected_calibration_error` of some rows.
+def calibration_measures(clusters: Sequence[str], confidence: ArrayLike, hits: ArrayLike) -> dict[str, Measure]:
+    """Return the measures of the calibration error: ``ece``, as it is published, and ``ece_debiased``.
 
     Args:
+        clusters: ``(n,)`` image of every item.
         confidence: ``(n,)`` confidence of the predicted label, in ``[0, 1]``.
         hits: ``(n,)`` 1 if the label was right, else 0.
     """
-    bin_of, gaps = calibration_gaps(confidence, hits)
+    gaps = (calibration_gaps(confidence, hits),)
+    return {
+        "ece": Measure(clusters, resamples=200, gaps=gaps),
+        "ece_debiased": Measure(clusters, resamples=200, gaps=gaps, debiased=True),
+    }
 
-    def error(rows: NDArray[np.int64]) -> float:
-        return float(np.abs(np.bincount(bin_of[rows], weights=gaps[rows])).sum() / len(rows))
 
-    return error
+def calibration_interval(
+    gaps: Sequence[Gaps], clusters: Sequence[Hashable], *, debiased: bool, resamples: int = 200, seed: int = 0
+) -> Interval:
+    """Return the expected calibration error of a run, or its mean over runs, with the interval of the true error.
 
+    On few items chance alone separates confidence and hit rate in every bin, so the error of a perfectly calibrated run
+    is above 0 (3.3 % on 736 images at a mean confidence of 85 %), and draws with replacement overstate it once more.
+    Kumar et al. 2019 ("Verified Uncertainty Calibration") subtract the excess of the draws, which removes less than
+    half of this bias where the true error is 0. Here (ours) all gaps are multiplied by the one factor in [0, 1] at
+    which, with the deviations of the draws added, the mean error is the one observed. The bounds are the smallest and
+    largest factor whose draws do not exclude the observed error at 2.5 %.
 
-def calibration_measure(clusters: Sequence[str], confidence: ArrayLike, hits: ArrayLike) -> Measure:
-    """Return the measure of `calibration_error_of` all rows, which few rows overstate.
+    In simulations with 100 to 736 items and true errors from 0 to 6.7 %, the bias was 1.1 points on average (3.5
+    without correction, 2.0 by the excess), and the interval held the true error in 90 % of them, in 96 % if it was 0.
 
-    Of 200 simulations with 100 rows and a true error of 0.05, plain bounds held it in none, those of this measure in
-    171; with 600 rows, 131 and 194.
+    Args:
+        gaps: `frevl.evaluation.metrics.calibration_gaps` of every run, for the same items.
+        clusters: ``(n,)`` hashable keys, for example image ids; whole clusters are drawn.
+        debiased: Whether the value is the corrected error. Otherwise it is the mean of
+            `frevl.evaluation.metrics.expected_calibration_error`, and an interval without it is extended to hold it.
+        resamples: Number of draws.
+        seed: Random seed for the draws.
+
+    Returns:
+        The error in [0, 1] and its interval; NaN bounds if there is one cluster.
     """
-    return Measure(clusters, statistic=calibration_error_of(confidence, hits), resamples=200, overstated=True)
+    number_of = numbered_clusters(clusters, len(clusters))
+    counts = np.bincount(number_of).astype(np.float64)
+    sums = np.concatenate([_cell_sums(number_of, len(counts), *one) for one in gaps], axis=1)
+    own = sums.sum(axis=0) / counts.sum()
+    observed = float(np.abs(own).sum()) / len(gaps)
+    if len(sums) < 2:
+        return Interval(observed, float("nan"), float("nan"))
+    drawn = [(block @ sums) / (block @ counts)[:, None] for block in drawn_counts(len(sums), resamples, seed)]
+    noise = np.concatenate(drawn) - own
+
+    def largest(reached: Callable[[NDArray[np.float64]], float], most: float) -> float:
+        """Return the largest factor, at most ``most``, at which a summary of the draws is below the observed error."""
+        low, high = 0.0, most
+        for _ in range(40):
+            middle = (low + high) / 2
+            errors = np.abs(middle * own + noise).sum(axis=1) / len(gaps)
+            low, high = (middle, high) if reached(errors) < observed else (low, middle)
+        return low
+
+    corrected = observed * largest(lambda errors: float(errors.mean()), 1.0)
+    low = observed * largest(lambda errors: float(np.quantile(errors, 0.975)), 1.0)
+    high = observed * largest(lambda errors: float(np.quantile(errors, 0.025)), _MOST_FACTOR)
+    value = corrected if debiased else observed
+    return Interval(value, min(low, corrected), max(high, value))
+
+
+def _cell_sums(
+    number_of: NDArray[np.int64], clusters: int, bins: NDArray[np.int64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the ``(clusters, bins)`` sums of values."""
+    width = int(bins.max()) + 1
+    sums = np.bincount(number_of * width + bins, weights=values, minlength=clusters * width)
+    return np.asarray(sums.reshape(clusters, width), np.float64)
 
 
 def macro_f1_of(predicted: NDArray[np.int64], labels: Sequence[str], targets: Sequence[Any]) -> Statistic:

@@ -1,5 +1,6 @@
 """How a method is chosen: folds keep groups and classes whole, names are never lost, the table is complete."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Features
 from frevl.training.classification import learning_curve
+from frevl.training.classification.candidates import candidates_of
 from frevl.training.classification.choose import assign_folds, choose_head
-from frevl.training.classification.trials import Labelled
+from frevl.training.classification.trials import Labelled, Trials
 from frevl.training.options import Session
 
 SESSION = Session(seed=0, time_limit=None, device="cpu", progress=False)
@@ -62,7 +64,8 @@ def test_a_group_that_the_space_has_partly_learned_from_is_not_held_out():
     everywhere = replace(examples, known=torch.arange(len(groups)) % 4 < 2)
     alone = choose_head(everywhere, None, 4, method="means", names=20.0, session=SESSION)
     assert not len(alone.held_out[1])
-    assert "has learned from 240 of the 240 examples, or from images grouped with them" in alone.notes[0]
+    assert "has learned from 240 of the 240 examples, or from images grouped with them" in alone.notes[1]
+    assert "names alone are right for 60 of 240 examples, which is no better than chance" in alone.notes[0]
 
 
 def test_useless_examples_leave_the_names_alone():
@@ -164,3 +167,49 @@ def test_confidence_is_that_of_a_fit_on_all_examples_not_on_those_of_the_folds(s
 def test_too_few_held_out_examples_extrapolate_nothing():
     choice = choose_head(drawn(4, 16), None, 16, method="gaussian", names=0.0, session=SESSION)
     assert choice.scale == 1.0
+
+
+def test_the_winner_is_fitted_once_more_in_two_and_in_ten_folds():
+    """Fits on a half and on nine tenths: the last tenth is an eighth of that way in reciprocals, 1/9 of 8/9."""
+    examples = drawn(20, 16, noise=0.4, seed=3)
+    asked = []
+
+    def divided(folds):
+        asked.append(folds)
+        return Trials(examples, assign_folds(examples, 16, 0, most=folds), None, 16, 0.0)
+
+    trials = divided(5)
+    (winner,) = trials.compare([one for one in candidates_of("gaussian", has_names=False) if one.name.endswith("0.5")])
+    found = math.log(learning_curve.scale_for_all(winner, trials, divided))
+    assert asked == [5, 2, 10]
+
+    def likeliest(part):
+        logits, truth = part.logits(winner.members), part.truth.labels
+        grid = torch.linspace(-0.5, 0.5, 2001)
+        return float(min(grid, key=lambda log: float(F.cross_entropy(log.exp() * logits, truth))))
+
+    fewer, most = likeliest(divided(2)), likeliest(divided(10))
+    assert most > fewer
+    assert found == pytest.approx(most + (most - fewer) / 8, abs=2e-3)
+    assert learning_curve.scale_for_all(winner, trials, None) == pytest.approx(math.exp(likeliest(trials)), abs=2e-3)
+
+
+def test_labels_in_another_order_than_the_names_are_noticed():
+    right = drawn(8, 5, names_noise=0.1)
+    other = replace(right, labels=(right.labels + 1) % 5)
+    few = other.select(torch.arange(10))
+    said = [choose_head(one, None, 5, method="auto", names=20.0, session=SESSION).notes for one in (right, other, few)]
+    assert said[1][0].startswith("The names alone are right for 2 of 40 examples, which is no better than chance: ")
+    assert not any("names alone are right" in note for notes in (said[0], said[2]) for note in notes)
+
+
+def test_why_nothing_could_be_held_out_is_said_in_numbers():
+    whole, uneven = drawn(4, 4), drawn(5, 4)
+    kept = torch.tensor([0, 1, 2, 3, 4, 5, 10, 15])  # all of the first class, one of each other
+    said = [
+        choose_head(one, None, 4, method="auto", names=0.0, session=SESSION).notes[0]
+        for one in (whole, uneven.select(kept), drawn(1, 4))
+    ]
+    assert "calibrated: only 16 of the 16 examples can be held out (at least 20 are needed), so nothing" in said[0]
+    assert "only 5 of the 8 examples can be held out (a class with one example, or one group of examples, " in said[1]
+    assert "none of the 4 examples can be held out (a class with one example, or one group" in said[2]

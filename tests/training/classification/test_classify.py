@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import frevl
-from frevl.cli.tables import classify_sentence
+from frevl.cli.tables import classify_sentence, labelling_sentence
 from frevl.data.class_files import read_classes
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, RunError, UsageError
+from frevl.runs.labelling.label_store import label_store
 from frevl.runs.labelling.selecting import select_pairs
 from frevl.store.importing.vectors import import_embeddings
-from named import CLASSES
+from named import CLASSES, make_named
 
 
 def accuracy(run, named):
@@ -257,7 +258,8 @@ def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, 
     known, others = sorted(learned), [image for image in images if image not in learned]
     alone = results(known, space=dual.path)
     assert alone["selection"]["candidates"] == []
-    assert f"has learned from {len(known)} of the {len(known)} examples" in alone["warnings"][0]
+    assert "names alone are right for 17 of 60 examples, which is no better than chance" in alone["warnings"][0]
+    assert f"has learned from {len(known)} of the {len(known)} examples" in alone["warnings"][1]
     both = results(known + others, space=dual.path)
     assert both["selection"]["candidates"] != []
     assert 0 < both["development"]["n"] <= len(others)
@@ -462,3 +464,19 @@ def test_the_written_configuration_repeats_the_run(named, frevl, tmp_path):
     assert one["results"]["selection"]["chosen"] == other["results"]["selection"]["chosen"]
     assert one["results"]["unknown"] == other["results"]["unknown"]
     assert one["labels"] == other["labels"]
+
+
+def test_names_that_mean_little_are_the_first_thing_said(tmp_path):
+    """Numbers in place of words, in classes that examples could also teach; and a long label in the summary."""
+    own, texts = make_named(tmp_path / "world"), tmp_path / "texts.npy"
+    np.save(texts, np.eye(24, dtype=np.float32)[:2])
+    (tmp_path / "ids.json").write_text(json.dumps(["0", "7" * 200]))
+    import_embeddings(
+        texts, of="texts", ids=tmp_path / "ids.json", encoder="clip", common_space=True, store=own.store.path
+    )
+    store = frevl.Store.open(own.store.path)
+    run = frevl.classify(store, ["0", "7" * 200], run=tmp_path / "run")
+    assert run.results["warnings"][0].startswith("The names of 2 of 2 classes are only numbers ('0', '777")
+    said = labelling_sentence(label_store(frevl.Scorer(run, store), tmp_path / "labels.jsonl"))
+    assert "7" * 60 in said
+    assert "7" * 61 not in said

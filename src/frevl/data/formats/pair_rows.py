@@ -65,6 +65,11 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
     suffix = path.suffix.lower()
     if suffix not in ENDINGS:
         remedy = f"; {_REMEDIES[suffix]}" if suffix in _REMEDIES else ""
+        if path.is_dir():
+            remedy = (
+                ", a folder; list its images in a file, a line such as "
+                '{"image": "dogs/1.jpg", "text": "a dog"} each, or {"image": "dogs/1.jpg", "target": "dog"} for classes'
+            )
         raise PairsError(
             f"{path}: expected a pairs file ending in {', '.join(ENDINGS)}; found '{path.suffix or path.name}'{remedy}"
         )

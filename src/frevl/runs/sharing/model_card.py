@@ -27,6 +27,7 @@ _TITLES = {
     "accuracy": "accuracy",
     "vqa_accuracy": "VQA accuracy",
     "ece": "calibration error (ECE, lower is better)",
+    "ece_debiased": "calibration error without what chance adds (lower is better)",
     "brier": "Brier score (lower is better)",
     "macro_f1": "F1, mean over classes",
 }

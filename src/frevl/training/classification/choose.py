@@ -37,11 +37,11 @@ FEWEST_HELD_OUT = 20
 """Minimum number of held-out examples, or development images; with fewer nothing can be compared."""
 _Z = 1.96  # standard errors: the bounds of a 95 % interval
 _TOO_LATE = "would take more than the remaining time"
-_ONE_EXAMPLE = (
-    "with about one example per class, or one group of examples, none can be held out, so nothing was compared and the "
-    "probabilities were not checked; the method and its settings are those that did best with one example a class on "
-    "other data"
+_TOO_FEW = (
+    "{} of the {:,} examples can be held out ({}at least {} are needed), so nothing was compared and the probabilities "
+    "were not checked; the method and its settings are those that did best with one example a class on other data"
 )
+_ONE_EACH = "a class with one example, or one group of examples, needs it; "
 _LEARNED = (
     "the space of the names has learned from {:,} of the {:,} examples, or from images grouped with them, where "
     "names are right more often than on other images, so these cannot be held out; the method and its settings are "
@@ -148,7 +148,7 @@ def choose_head(
         session: Seed, time limit and progress.
     """
     choice = _chosen(examples, dev, classes, method=method, names=names, session=session)
-    sentences = []
+    sentences = _disagreement(examples, classes)
     if dev is not None and dev.known is not None and bool(dev.known.any()):
         sentences.append(
             f"The space of the names has learned from {int(dev.known.sum()):,} of the {len(dev):,} development "
@@ -167,6 +167,20 @@ def choose_head(
     return replace(choice, notes=[*sentences, *choice.notes])
 
 
+def _disagreement(examples: Labelled, classes: int) -> list[str]:
+    """Return a warning if the names alone label the examples no better than chance, as with labels in another order."""
+    cosines = examples.features.cosines
+    if cosines is None or len(examples) < FEWEST_HELD_OUT:
+        return []
+    hits = (cosines.argmax(dim=1) == examples.labels).double()
+    if float(hits.mean()) > 1 / classes + _Z * standard_error(hits, examples.clusters):
+        return []
+    return [
+        f"The names alone are right for {int(hits.sum()):,} of {len(hits):,} examples, which is no better than chance: "
+        "check that every label goes with its own name, and that the encoder knows these words."
+    ]
+
+
 def _chosen(
     examples: Labelled, dev: Labelled | None, classes: int, *, method: str, names: float, session: Session
 ) -> Choice:
@@ -183,7 +197,9 @@ def _chosen(
         head = Head.zero(classes, examples.features.standard.shape[1], names=names)
         return _of_names(head, held, nothing)
     if held is None and len(held_rows) < FEWEST_HELD_OUT:
-        why = _LEARNED.format(known, len(examples)) if known else _ONE_EXAMPLE
+        few = f"only {len(held_rows):,}" if len(held_rows) else "none"
+        needed = _ONE_EACH if len(held_rows) < len(examples) else ""
+        why = (_LEARNED if known else _TOO_FEW).format(known or few, len(examples), needed, FEWEST_HELD_OUT)
         return _fixed(examples, classes, method, names, "nothing could be held out", why)
     trials = Trials(examples, folds, held, classes, names)
     started, left_out = time.monotonic(), []
@@ -214,12 +230,13 @@ def _chosen(
     truth, compared_on = trials.truth, trials.compared_on
     compared += _averages(compared, truth)
     winner, reason, rows = _choose(compared, truth.clusters)
-    in_time = session.time_limit is None or time.monotonic() - started + winner.fit_seconds < session.time_limit
-    halves = None
-    if held is None and in_time:
-        two = assign_folds(examples, classes, session.seed, most=2).where(~out, -1)
-        halves = Trials(examples, two, None, classes, names)
-    scale = scale_for_all(winner, trials, halves)
+
+    def divided(folds: int) -> Trials:
+        each = assign_folds(examples, classes, session.seed, most=folds).where(~out, -1)
+        return Trials(examples, each, None, classes, names)
+
+    in_time = session.time_limit is None or time.monotonic() - started + 3 * winner.fit_seconds < session.time_limit
+    scale = scale_for_all(winner, trials, divided if held is None and in_time else None)
     # The kept logits get the same scale, as thresholds on them apply to those of the final fit.
     members = tuple((one, (scale * of_names, scale * of_rest)) for one, (of_names, of_rest) in winner.members)
     head = fitted_head(members, examples, classes, names)

@@ -297,7 +297,9 @@ def _names(
             raise UsageError(f"--classes gives names but no examples, and {remedy}")
         doubts.append(f"Class names were not used, only examples: {remedy}.")
         return None
-    return name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
+    names = name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
+    doubts += names.doubts
+    return names
 
 
 def _check_all_classes(

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.data.class_files import ClassList, sentences_of
+from frevl.data.class_files import ClassList, doubtful_names, sentences_of
+from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
+from frevl.encoders.unreadable_texts import unread_sentence
 from frevl.errors import UsageError
 from frevl.models.inputs import mean_pool
 from frevl.models.retrieval.first_stage import FirstStage
@@ -20,6 +22,7 @@ from frevl.runs.scorer import Scorer
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
+from frevl.store.usable_pairs import unread_texts
 from frevl.training.retrieval.two_tower import COMMON_SPACE, cosine_of, has_common_space
 
 __all__ = ["NameVectors", "TextSpace", "name_vectors", "space_of_encoder", "space_of_run", "vectors_of_nameless"]
@@ -38,6 +41,8 @@ class TextSpace:
         scale: The logit of a cosine of 1.
         known: Returns whether a sentence is available without an encoder.
         can_embed: Whether other sentences can be embedded.
+        unread: Returns those of some texts whose letters or words the encoders do not know.
+        towers: Names of the text towers.
         notes: Sentences for the user.
     """
 
@@ -46,6 +51,8 @@ class TextSpace:
     scale: float
     known: Callable[[str], bool]
     can_embed: bool
+    unread: Callable[[Sequence[str]], list[str]]
+    towers: tuple[str, ...]
     notes: list[str]
 
 
@@ -58,12 +65,14 @@ class NameVectors:
         named: ``(classes,)`` bool, whether a class has a name.
         space: The space that contains them.
         notes: Sentences for the user.
+        doubts: Reasons to doubt every figure, to be said first.
     """
 
     vectors: Tensor
     named: Tensor
     space: TextSpace
     notes: list[str]
+    doubts: list[str]
 
 
 def space_of_run(store: Store, run: Scorer) -> TextSpace:
@@ -80,8 +89,13 @@ def space_of_run(store: Store, run: Scorer) -> TextSpace:
     def of_texts(sentences: Sequence[str]) -> Tensor:
         return torch.from_numpy(run.text_vectors(list(sentences)))
 
-    first = cast("FirstStage", network)
-    return TextSpace(first, of_texts, float(first.scale.detach()), texts.__contains__, not imported, [])
+    first, towers = cast("FirstStage", network), [store.towers[name] for name in run.run.towers["text"]]
+
+    def unread(names: Sequence[str]) -> list[str]:
+        return unread_texts(store, names, towers, None if imported else lambda: run.encoders("text"))
+
+    scale, named = float(first.scale.detach()), tuple(tower.name for tower in towers)
+    return TextSpace(first, of_texts, scale, texts.__contains__, not imported, unread, named, [])
 
 
 def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace | None:
@@ -115,7 +129,13 @@ def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace |
             f"The logit scale of {', '.join(tower.name for tower in image_towers)} was not declared at import; "
             f"{_USUAL_SCALE:g}, CLIP's value, is used, and examples correct it."
         )
-    return TextSpace(network, of_texts, scale, known, not any(tower.imported for tower in towers), notes)
+    can_embed = not any(tower.imported for tower in towers)
+
+    def unread(names: Sequence[str]) -> list[str]:
+        return unread_texts(store, names, towers, (lambda: _encoders(towers)) if can_embed else None)
+
+    named = tuple(tower.name for tower in towers)
+    return TextSpace(network, of_texts, scale, known, can_embed, unread, named, notes)
 
 
 def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str]) -> NameVectors:
@@ -157,7 +177,11 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
     named = torch.tensor([bool(sentences) for sentences in of_class])
     if sums is None:
         raise UsageError(f"{classes.source or 'classes'}: no class has a name or a description")
-    notes = [*space.notes, *alike]
+    words = list(dict.fromkeys(text for entry in classes.entries for text in (*entry.names, *entry.descriptions)))
+    # Words alone, as a template that can be read would hide a name that cannot.
+    unread = unread_sentence(space.unread(words), len(words), space.towers, "names and descriptions")
+    doubts = [*([unread] if unread else []), *doubtful_names(classes), *alike]
+    notes = [*space.notes]
     if bare:
         notes.append(f"{bare:,} names were used as stored, without a template.")
     if lost:
@@ -165,7 +189,7 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
             f"{len(lost):,} descriptions were left out, because the text vectors of this store were imported and no "
             f"other text can be embedded (the first: '{lost[0]:.80}')."
         )
-    return NameVectors(F.normalize(sums, dim=1), named, space, notes)
+    return NameVectors(F.normalize(sums, dim=1), named, space, notes, doubts)
 
 
 def _described_alike(classes: ClassList, of_class: Sequence[Sequence[str]]) -> list[str]:
@@ -218,11 +242,14 @@ def _complete(store: Store, towers: Sequence[Tower]) -> np.ndarray:
     return complete
 
 
+def _encoders(towers: Sequence[Tower]) -> list[Encoder]:
+    return [load_encoder(tower.encoders[0], tokens=tower.identity["tokens"]) for tower in towers]
+
+
 def _embedded(store: Store, sentences: Sequence[str], towers: Sequence[Tower]) -> Tensor:
     """Embed sentences with the towers' encoders, after checking that these made the store."""
     parts = []
-    for tower in towers:
-        encoder = load_encoder(tower.encoders[0], tokens=tower.identity["tokens"])
+    for tower, encoder in zip(towers, _encoders(towers), strict=True):
         check_encoder(encoder, towers, str(store.path))
         own = encoder.embed_texts(list(sentences), tokens=True)
         values = torch.from_numpy(own.values.astype(tower.identity["dtype"])).float()
