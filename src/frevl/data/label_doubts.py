@@ -21,8 +21,9 @@ _MOST_COMPARED = 2_000_000  # pairs: comparing more takes memory that training n
 
 def plain_label(label: str) -> str:
     """Return a label without what people overlook: case, surplus spaces, invisible characters, encoding of accents."""
-    seen = "".join(sign for sign in unicodedata.normalize("NFC", label) if unicodedata.category(sign) != "Cf")
-    return " ".join(seen.casefold().split())
+    if not label.isascii():
+        label = "".join(sign for sign in unicodedata.normalize("NFC", label) if unicodedata.category(sign) != "Cf")
+    return " ".join(label.casefold().split())
 
 
 def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
