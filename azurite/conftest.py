@@ -12,17 +12,13 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is written by hand there
 
 ACCOUNT = "devstoreaccount1"
 # The key of every Azurite, from its documentation.

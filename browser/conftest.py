@@ -6,15 +6,11 @@ Not part of plain ``pytest``, because a fresh machine has no Chromium: ``pytest 
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is written by hand there
 
 FLAGS = [
     "--no-sandbox",

@@ -9,12 +9,8 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is written by hand there
-
 
 # The server of moto. Its first argument is how often it fails: of so many requests one is answered with 503, and the
 # second, of so many one is cut in the middle. Which one is cut is drawn: else a command that makes as many requests

@@ -6,14 +6,11 @@ Not part of plain ``pytest``, because it wants the extra ``ray``: ``pytest onray
 import os
 import secrets
 import signal
-import sys
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is written by hand there
 
 # Before Ray is imported: no report, and a secret of this run alone.
 os.environ.update(

@@ -17,7 +17,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 TESTS = Path(__file__).parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "diagnosis" / "data_quality")]  # the sets are those that the tests make
+sys.path[:0] = [
+    str(TESTS / "synthetic_data"),
+    str(TESTS / "diagnosis" / "data_quality"),
+]  # the sets are those that the tests make
 import test_text_leaks as made_texts
 
 from frevl.diagnosis.cross_validation import cross_validate_contenders

@@ -134,6 +134,30 @@ def test_files_and_folders_stay_small():
         assert len(files) <= MOST_FILES, f"{folder.name} has {len(files)} files"
 
 
+OUTSIDE = ["tests", "browser", "onray", "objectstore", "vectordb", "azurite", "bench", "research", "examples"]
+
+
+def test_files_and_folders_of_tests_and_benchmarks_stay_small():
+    """As in the package; a conftest, which pytest reads by itself, is not counted."""
+    for name in OUTSIDE:
+        files = [path for path in (SOURCE.parents[1] / name).rglob("*.py") if "commit_6a8fb0f" not in path.parts]
+        assert files, name
+        for path in files:
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, path
+        for folder in {path.parent for path in files}:
+            own = [path for path in files if path.parent == folder and path.stem not in ("__init__", "conftest")]
+            assert len(own) <= MOST_FILES, f"{folder} has {len(own)} files"
+
+
+def test_folders_of_tests_are_named_as_the_rooms():
+    """So that the tests of a file are found where the file is."""
+    tests = Path(__file__).parent
+    others = {"fuzz", "models/numerics", "runs/on_devices", "training/examples"}  # the last: of training/examples.py
+    for folder in {path.parent for path in tests.rglob("test_*.py")}:
+        name = folder.relative_to(tests).as_posix()
+        assert (SOURCE / name).is_dir() or name in others, f"tests/{name} has no counterpart in src/frevl"
+
+
 def test_every_file_named_for_a_change_exists():
     """The table "Where a change goes" in docs/architecture.md; a bare name lies next to the file named before it."""
     root = SOURCE.parents[1]

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from test_outputs import commands
 
 from frevl.cli.options import key_of
 from frevl.provenance import toml_text
@@ -17,7 +18,6 @@ from frevl.runs.run import Run
 from frevl.training.options import FusionOptions
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train
-from test_outputs import commands
 
 
 def written(folder, text, name="run.toml"):

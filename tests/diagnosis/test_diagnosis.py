@@ -1,14 +1,10 @@
 """Diagnoses where the truth is known by construction: verdict, data findings, false alarms, command line."""
 
 import json
-import re
-import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from frevl.diagnosis import cross_validation
 from frevl.diagnosis import model_comparison as comparison_module
@@ -18,23 +14,23 @@ from frevl.diagnosis.data_quality import label_rule
 from frevl.diagnosis.data_quality.label_errors import label_error_finding
 from frevl.diagnosis.diagnosis import diagnose
 from frevl.diagnosis.findings import SECTIONS
-from frevl.diagnosis.model_comparison import compare_models, fit, most_passes, predict_all, quick_products
-from frevl.diagnosis.model_specs import MODEL_SPECS
+from frevl.diagnosis.model_comparison import compare_models, predict_all
 from frevl.diagnosis.performance.modality_use import exchanged_hits
-from frevl.diagnosis.performance.skills import RULES
 from frevl.diagnosis.report.markdown import diagnosis_markdown
 from frevl.diagnosis.splits import read_splits
-from frevl.diagnosis.verdict import KINDS, reach_verdict
-from frevl.errors import MissingExtraError, UsageError
+from frevl.diagnosis.verdict import reach_verdict
 from frevl.evaluation.evaluation import evaluate
-from planted import plant
+from planted import FASTEST, plant
 
 pytestmark = pytest.mark.slow
 
+
 # Closed-form and counted models, and the two networks of one side: seconds instead of a minute.
 FAST = ["majority", "text", "image", "text kernel", "image kernel", "linear", "kernel"]
-FASTEST = ["majority", "text kernel", "image kernel", "linear", "kernel"]
+
+
 NAMES = [f"{number}.png" for number in range(300)]
+
 
 TRUTHS = {
     "nothing": lambda _, __, random: random.integers(0, 2),
@@ -220,45 +216,6 @@ def test_a_test_set_of_one_class_tells_nothing(world):
     assert of_name(diagnosis, "single-class-dev").claim in diagnosis.verdict["detail"]
 
 
-def test_passes_are_more_where_pairs_are_fewer():
-    assert [most_passes(12, n) for n in (8_001, 19_200, 24_000, 32_000, 400_000)] == [20, 20, 16, 12, 12]
-    assert [most_passes(4, n) for n in (8_001, 16_000, 400_000)] == [15, 8, 4]
-
-
-def test_networks_are_given_time_to_begin_in_matching(made, tmp_path, monkeypatch):
-    """While every pair is called wrong the development score stands at one half; 5 such passes were the end."""
-    given = []
-    real = comparison_module.train
-    monkeypatch.setattr(comparison_module, "train", lambda *args, **more: given.append(more) or real(*args, **more))
-    splits = read_splits(made.store, made.captions, made.captions, task="matching", dev=None, encoder=None, seed=0)
-    for name in ("text", "linear", "tiny"):
-        spec = next(one for one in MODEL_SPECS if one.name == name)
-        fit(splits, spec, folder=tmp_path / name, time_limit=5)
-    assert [more["options"].get("patience") for more in given] == [20, None, 20]
-    # A fusion makes 32 steps a pass, or as many as batches of 32 make.
-    assert [more["options"].get("batch_size") for more in given] == [None, None, 32]
-
-
-def test_what_a_launcher_has_set_is_of_no_concern(made, tmp_path, monkeypatch):
-    """A model that is solved takes no workers, and a second process that diagnoses shares no steps with this one."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    splits = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
-    spec = next(one for one in MODEL_SPECS if one.name == "linear")
-    assert fit(splits, spec, folder=tmp_path / "run", time_limit=5).run.results["development"]["n"] > 0
-
-
-def test_products_are_rounded_only_while_networks_of_many_pairs_train():
-    before = torch.get_float32_matmul_precision()
-    with quick_products(wanted=False):
-        assert torch.get_float32_matmul_precision() == before == "highest"
-    with quick_products():
-        assert torch.get_float32_matmul_precision() == "medium"
-    assert torch.get_float32_matmul_precision() == before
-    with pytest.raises(ZeroDivisionError), quick_products():
-        _ = 1 / 0
-    assert torch.get_float32_matmul_precision() == before
-
-
 def test_cases_are_real_test_pairs(both):
     diagnosis, _, test = both
     shown = {(case["image"], case["text"], case["target"]) for case in diagnosis.cases}
@@ -417,86 +374,3 @@ def made_matching(made):
         made.store, captions.select(half), captions.select(rest), task="matching", models=models, probes=False,
         time_limit=20,
     )  # fmt: skip
-
-
-def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
-    arguments = ["--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task", "matching"]
-    said = frevl("diagnose", *arguments, "--images", tmp_path)
-    assert (said.code, said.err) == (2, "frevl: --images requires --html; add --html FILE, or leave out --images\n")
-    said = frevl("diagnose", *arguments, "--images", tmp_path / "none", "--html", tmp_path / "a.html")
-    assert said.code == 2
-    assert "--images: expected a folder of images, found none at" in said.err
-    said = frevl("diagnose", *arguments[:-1], "ranking")
-    assert said.code == 2
-    assert "There is no task 'ranking'" in said.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"task": "ranking"}, "There is no task 'ranking'"),
-        ({"precision": 1.5}, "--precision must lie between 0 and 1, found 1.5"),
-        ({"time_limit": 0}, "--time-limit must be a number of seconds above 0, found 0"),
-        ({"models": ["kernle"]}, r"has no model 'kernle'. Did you mean 'kernel'\?"),
-        ({"models": ["kernel", "text", "image", "majority"]}, "found none for: baseline"),
-        ({"encoder": ["toy9"]}, "has no embeddings by the encoder 'toy9'"),
-    ],
-)
-def test_wrong_use_is_refused_before_anything_is_trained(made, arguments, words):
-    with pytest.raises(UsageError, match=words):
-        diagnose(made.store, made.train, made.test, **{"task": "classification", "probes": False, **arguments})
-    with pytest.raises(UsageError, match="needs a store"):
-        diagnose([], made.train, made.test, task="classification")
-
-
-def test_a_missing_extra_is_named(made, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cleanlab", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[diagnose\]'"):
-        diagnose(made.store, made.train, made.test, task="classification")
-
-
-# ---------------------------------------------------------------------------------------- document
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnosis.md"
-
-
-def executed(language):
-    marked = rf"<!-- executed by tests/diagnosis/test_diagnosis.py -->\n```{language}\n(.*?)```"
-    (block,) = re.findall(marked, DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return block
-
-
-@pytest.fixture
-def newcomer(made, tmp_path, monkeypatch):
-    """A folder with the files that the document's examples name."""
-    (tmp_path / "STORE").symlink_to(made.store.path)
-    (tmp_path / "train.jsonl").write_bytes(made.train_file.read_bytes())
-    (tmp_path / "test.jsonl").write_bytes(made.test_file.read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_command_of_the_document_works(newcomer, frevl):
-    models = [argument for model in FASTEST for argument in ("--model", model)]
-    said = frevl(*shlex.split(executed("bash"))[1:], *models)
-    assert said.code == 0, said.err
-    record = json.loads((newcomer / "report.json").read_text())
-    assert said.out.startswith(record["verdict"]["sentence"])
-    assert (newcomer / "report.md").read_text().startswith(f"# {record['verdict']['sentence']}")
-    assert record["verdict"]["sentence"] in (newcomer / "report.html").read_text()
-    assert "training and comparing models on" in said.err
-    assert record["provenance"]["command"].startswith("frevl diagnose --store STORE")
-
-
-def test_the_python_of_the_document_works(newcomer, capsys):
-    code = executed("python").replace("probes=False", f"probes=False, models={FASTEST}")
-    exec(compile(code, "diagnosis.md", "exec"), {})  # noqa: S102
-    assert "verdict The fusion" in capsys.readouterr().out
-
-
-def test_the_document_names_what_there_is():
-    text = DOCUMENT.read_text(encoding="utf-8")
-    for name in [*RULES, "yes/no", "object", *(spec.name for spec in MODEL_SPECS), *KINDS]:
-        assert f"`{name}`" in text, name
-    for heading in SECTIONS.values():
-        assert f"**{heading.rstrip('?')}" in text, heading

@@ -1,7 +1,7 @@
 """PyTorch networks that run in ONNX Runtime: exported once, to a file in the user's cache folder.
 
 On two CPU cores, ONNX Runtime processes five to ten times as many images as eager PyTorch, the more the busier the
-machine (``bench/encoder.py``), and a program that only embeds need not import torch or transformers.
+machine (``bench/encoders/encoder.py``), and a program that only embeds need not import torch or transformers.
 
 The exporter is ``torch.onnx.export(dynamo=True)``: the older TorchScript exporter is quicker (2 s instead of 5 s, once)
 but deprecated. Both gave the same numbers to within 2e-5.

@@ -1,4 +1,4 @@
-"""bench/trust.py at tiny sizes: tables of what labels gain and what doubt finds, per folder."""
+"""bench/quality/trust.py at tiny sizes: tables of what labels gain and what doubt finds, per folder."""
 
 import json
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).parents[3] / "bench" / "trust.py"
+BENCH = Path(__file__).parents[3] / "bench" / "quality" / "trust.py"
 
 
 def folder_of(folder, seed):

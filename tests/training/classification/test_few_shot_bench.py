@@ -1,4 +1,4 @@
-"""bench/few_shot.py at tiny sizes: one table per folder, one record per measurement."""
+"""bench/quality/few_shot.py at tiny sizes: one table per folder, one record per measurement."""
 
 import json
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).parents[3] / "bench" / "few_shot.py"
+BENCH = Path(__file__).parents[3] / "bench" / "quality" / "few_shot.py"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""bench/bias.py on the synthetic data: one line per run and setting."""
+"""bench/quality/bias.py on the synthetic data: one line per run and setting."""
 
 import json
 import runpy
@@ -8,7 +8,7 @@ import pytest
 
 from frevl.training.training import train
 
-BENCH = Path(__file__).parents[3] / "bench" / "bias.py"
+BENCH = Path(__file__).parents[3] / "bench" / "quality" / "bias.py"
 
 
 @pytest.mark.slow

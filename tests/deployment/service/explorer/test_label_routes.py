@@ -7,9 +7,9 @@ import json
 import shutil
 
 import pytest
-from explored import copied, explored
 from starlette.testclient import TestClient
 
+from explored import copied, explored
 from frevl.data.pairs import read_pairs
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.explorer import Explorer

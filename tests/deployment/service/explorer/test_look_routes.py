@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from explored import copied, explored
 from PIL import Image
 
 from clip_folders import clip_retrieval, unit
+from explored import copied, explored
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.rows import Rows
