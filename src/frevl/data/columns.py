@@ -141,7 +141,7 @@ def _without_header(names: Sequence[str]) -> str:
 def likely_target(names: Iterable[str]) -> str:
     """Return the only one of some columns that is named like a target, or an empty string.
 
-    It is suggested, never used unasked: a label beside a caption may be something else than what is to be learned.
+    It is only suggested: a label beside a caption may be something other than what is to be learned.
     """
     likely = [name for name in names if _plain(name) in _LIKE_TARGETS]
     return likely[0] if len(likely) == 1 else ""

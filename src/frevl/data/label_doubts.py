@@ -20,14 +20,14 @@ _MOST_COMPARED = 2_000_000  # pairs: comparing more takes memory that training n
 
 
 def plain_label(label: str) -> str:
-    """Return a label without what people overlook: case, surplus spaces, invisible characters, encoding of accents."""
+    """Return a label without differences that people overlook: case, spaces, invisible characters, encoded accents."""
     if not label.isascii():
-        label = "".join(sign for sign in unicodedata.normalize("NFC", label) if unicodedata.category(sign) != "Cf")
+        label = "".join(char for char in unicodedata.normalize("NFC", label) if unicodedata.category(char) != "Cf")
     return " ".join(label.casefold().split())
 
 
 def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
-    """Return a note on classes that look alike in columns of targets: each counts as wrong for the other."""
+    """Return a note on classes in columns of targets that look alike: each counts as wrong for the other."""
     labels = {label for column in columns for label in _labels(different(column))}
     alike: dict[str, list[str]] = {}
     for label in sorted(labels):
@@ -95,7 +95,7 @@ def contradiction_note(pairs: Pairs, *, least: float = _WORTH_SAYING) -> list[st
     return [
         f"Contradiction: {int(several.sum()):,} of {len(pairs):,} pairs have the same {same} as another pair, but "
         f"another class, so at most {100 * most.sum() / len(pairs):.2f} % of all can be right; give several right "
-        "answers of a pair as a list, or decide for one."
+        "answers of a pair as a list, or choose one."
     ]
 
 

@@ -72,7 +72,7 @@ class _Texts:
         self.first: dict[str, str] = {}
         self.at: dict[str, set[str]] = {}
 
-    def returning(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
+    def recurring(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
         """Return the share of each cluster's texts that also occur elsewhere, ``(clusters,)``."""
         texts_of: dict[str, list[str]] = {}
         for text, clusters in self.at.items():
@@ -102,8 +102,8 @@ def _same_texts(known: _Texts, tested: _Texts) -> Finding:
     shared = [text for text in tested.at if text in known.at]
     share = 100 * len(shared) / len(tested.at)
     # Both are means over images of the share of recurring texts, so they agree if test images are like the others.
-    usual = known.returning(lambda text: len(known.at[text]) > 1)
-    found = tested.returning(lambda text: text in known.at)
+    usual = known.recurring(lambda text: len(known.at[text]) > 1)
+    found = tested.recurring(lambda text: text in known.at)
     error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
     more = float(found.mean() - usual.mean())
     leak = bool(shared) and more > _SURE * error

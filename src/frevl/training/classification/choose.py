@@ -1,8 +1,8 @@
 """Choose the best classification method by comparison on held-out examples.
 
 Held-out examples are predicted in stratified folds with whole groups. Leave-one-out, which is exact for the closed
-forms, was tried first and favours the names: a class with three examples keeps two while all others keep three.
-Candidates are compared by likelihood, which ranks them on a few hundred examples where accuracy is mostly noise
+forms, was tried first, but favours the names: of three examples per class, the class in question keeps only two.
+Candidates are compared by likelihood, because differences in accuracy on a few hundred examples are mostly noise
 (research/experiments/log.md). Names alone win if they are within one standard error of the likeliest, and nothing
 measurably less accurate than the names is chosen: examples cannot make the result worse beyond the noise of the choice.
 """

@@ -19,11 +19,12 @@ from frevl.training.classification.trials import Compared, Labelled, Trials, cal
 __all__ = ["FEWEST", "scale_for_all"]
 
 FEWEST = 300
-"""Minimum number of held-out examples. With 120 to 240 extrapolation did harm on a set that had chosen nothing."""
+"""Minimum number of held-out examples. With 120 to 240, extrapolating did harm on a set that was not used for any
+choice."""
 
 _FOLDS = 10  # for the winner alone; 16 were no better, at 1.6 times the cost
 _MOST_AHEAD = 0.5  # steps to extrapolate beyond the last one; with three examples per class a whole step went too far
-_SMALLEST_STEP = 0.1  # difference of the reciprocal shares of examples; below it, both points are the same
+_SMALLEST_STEP = 0.1  # difference of the reciprocal shares of examples; below it, both points count as one
 
 
 def scale_for_all(winner: Compared, trials: Trials, more: Callable[[int], Trials] | None) -> float:
@@ -32,8 +33,8 @@ def scale_for_all(winner: Compared, trials: Trials, more: Callable[[int], Trials
     The logarithm of the best scale is taken as linear in the reciprocal of the number of examples, as in a learning
     curve; the scale never shrinks by this step. On two sets of CLIP embeddings with 3 to 8 examples per class, the
     calibration error fell from 3.7 to 2.8 % on average. Only the winner is fitted again, in two folds and in ten:
-    compared with the five of the comparison, ten made the test images of six sets likelier on average, and the debiased
-    calibration error of none larger (research/experiments/log.md).
+    compared with the five of the comparison, ten raised the likelihood of the test images on average over six sets, and
+    the debiased calibration error on none (research/experiments/log.md).
 
     Args:
         winner: The choice with its held-out logits.

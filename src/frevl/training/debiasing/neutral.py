@@ -23,7 +23,7 @@ from frevl.training.classification.names import space_of_encoder
 
 __all__ = ["Biases", "Neutral", "bias_of", "make_neutral", "neutral_map", "read_biases", "spanned"]
 
-_MOST_UNRELATED = 500  # texts of the store that tell how far texts lie apart, if the file does not
+_MOST_UNRELATED = 500  # texts of the store that show how far apart texts are, if the file does not
 _MOST_LEFT_OUT = 50  # pairs that are each left out once, to measure the effect of the map made from the others
 
 
@@ -80,8 +80,8 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         return [F.normalize(part.float(), dim=1) for part in torch.split(whole, turnable.text_blocks, dim=1)]
 
     blocks = blocks_of(vectors)
-    # The texts of a single line, and prompts that are projected out, are no measure of how far texts lie apart: they
-    # come together with the pairs, and two texts alone would be 100 % apart whatever the map does.
+    # The texts of a single line, and prompts that are projected out, do not show how far apart texts are: the map
+    # brings them together, too, and two texts alone would be 100 % apart whatever it does.
     unrelated = blocks if len(biases.same) > 1 else blocks_of(_of_store(store, vectors_of, vectors))
 
     def maps(pairs: Sequence[int]) -> list[Tensor]:
@@ -90,8 +90,8 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
             neutral_map(part[biased], part[one], part[two], weight=weight, differences=differences) for part in blocks
         ]
 
-    def bias(turns: Sequence[Tensor] | None, pairs: Sequence[int]) -> float:
-        whole, others = (_turned(parts, turns) for parts in (blocks, unrelated))
+    def bias(transforms: Sequence[Tensor] | None, pairs: Sequence[int]) -> float:
+        whole, others = (_transformed(parts, transforms) for parts in (blocks, unrelated))
         return bias_of(whole[[first[n] for n in pairs]], whole[[second[n] for n in pairs]], others)
 
     every = list(range(len(first)))
@@ -114,11 +114,11 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
     return Neutral(turnable.with_text_maps(found), record, notes)
 
 
-def _turned(blocks: Sequence[Tensor], turns: Sequence[Tensor] | None) -> Tensor:
-    """Return ``(n, d)`` vectors of texts from their parts, each turned by its map."""
-    if turns is None:
+def _transformed(blocks: Sequence[Tensor], transforms: Sequence[Tensor] | None) -> Tensor:
+    """Return ``(n, d)`` vectors of texts from their parts, each transformed by its map."""
+    if transforms is None:
         return torch.cat(list(blocks), dim=1)
-    return torch.cat([F.normalize(part @ turn.T, dim=1) for part, turn in zip(blocks, turns, strict=True)], dim=1)
+    return torch.cat([F.normalize(part @ one.T, dim=1) for part, one in zip(blocks, transforms, strict=True)], dim=1)
 
 
 def _of_store(store: Store, vectors_of: Callable[[Sequence[str]], Tensor], own: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ def fusion_loss(
         if pooled and torch.rand((), generator=random).item() < options.mixup_share:
             share, partners = draw_mixup(truth, generator=random, alpha=options.mixup_alpha)
             needed, partners = own.with_partners(partners)
-            constant = not compiled and not is_accelerator(device)  # otherwise compiled or recorded, for any share
+            # A number would be fixed when a step is compiled or recorded, so the share is a tensor there.
+            constant = not compiled and not is_accelerator(device)
             mix = (share if constant else moved(torch.tensor(share), device), moved(partners, device))
         inputs = train.pairs.inputs(needed.of(image_rows), needed.of(text_rows), device)
         tensors = (*inputs, *ids, moved(needed.of(truth), device), matching, *mix)

@@ -22,8 +22,8 @@ Terms = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 """Maps tensors, or None where one is absent, to a loss and its terms by name, without waiting for the device."""
 Replayed = Callable[..., tuple[Tensor, ...]]
 
-_RECURS = 3  # a batch of these shapes is recorded when it occurs for this time
-_MOST = 8  # recorded shapes: two batch sizes, with and without mixup, leave room for matching
+_RECURS = 3  # a batch is recorded at this occurrence of its shapes
+_MOST = 8  # maximum number of recorded shapes; classes have four: two batch sizes, with and without mixup
 
 _log = logging.getLogger("frevl")
 
@@ -35,7 +35,7 @@ class RecordedTerms:
         network: The network being trained. Its parameters must stay the same tensors, and in training mode.
         terms: Computes the loss from tensors.
         device: Device of the network.
-        record: Turns a module and its inputs into a function that replays it; exchanged in tests.
+        record: Turns a module and its inputs into a function that replays it; replaced in tests.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RecordedTerms:
         return total, dict(zip(self._names, values, strict=True))
 
     def _replayed_for(self, given: Sequence[Tensor | None]) -> Replayed | None:
-        """Return what replays such a batch, recording it if it is time to; None to compute it."""
+        """Return a function that replays such a batch, recorded if its shapes recur; None if it must be computed."""
         # Replayed gradients lie in memory that the next replay overwrites. Where gradients are summed over parts of a
         # step, only the first part may be replayed.
         if self._record is None or any(parameter.grad is not None for parameter in self._network.parameters()):
