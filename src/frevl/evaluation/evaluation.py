@@ -24,7 +24,8 @@ from frevl.evaluation.measures import (
     best_answers,
     calibration_measures,
     evaluate_sets,
-    macro_f1_of,
+    few_each_note,
+    macro_f1_measure,
     single_answer,
 )
 from frevl.evaluation.metrics import brier, correct
@@ -56,8 +57,7 @@ class Result:
         provenance: Store fingerprint, seed, versions, command, hardware.
         notes: Caveats for readers of the numbers.
         left_out: Pairs that were not evaluated, with the reason.
-        difference: Comparison with another run, if given: difference of the main metric in points, interval, p-value,
-            path.
+        difference: Comparison with another run, if given: points of the main metric, interval, p-value, path.
         sets: Results of prediction sets, if requested; see `frevl.evaluation.measures`.
         fairness: Results for each key in ``groups``; see `frevl.evaluation.fairness.groups`.
         consistency: Result for ``forms``; see `frevl.evaluation.consistency`.
@@ -252,8 +252,8 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone.tolist()], hits[lone])
     if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
-        measured["macro_f1"] = Measure(clusters, statistic=macro_f1_of(best, labels, alone), resamples=100)
-    notes = [*unseen_note(accepted, labels), *contradiction_note(pairs)]
+        measured["macro_f1"] = macro_f1_measure(clusters, best, labels, alone)
+    notes = [*unseen_note(accepted, labels), *contradiction_note(pairs), *few_each_note(alone)]
     notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
     notes += _wups(measured, predicted, pairs)
     result = _result(scorer, len(pairs), measured, notes, first, clusters)

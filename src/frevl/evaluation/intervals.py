@@ -167,6 +167,7 @@ def bootstrap_statistic(
     resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
+    biased: bool = False,
 ) -> Interval:
     """Return a statistic that is not a mean (macro-F1, median rank) with its interval by cluster bootstrap.
 
@@ -177,6 +178,8 @@ def bootstrap_statistic(
         resamples: Number of draws; the statistic is called once for each.
         seed: Random seed for the draws.
         level: Confidence level, between 0 and 1.
+        biased: Draws give another statistic than the items, as these may than all there are: from the bounds of the
+            draws their mean excess is subtracted once or twice, whichever makes the interval longer (ours).
 
     Returns:
         The statistic of all items and its interval; NaN bounds if there is one cluster or no finite draw.
@@ -186,8 +189,7 @@ def bootstrap_statistic(
     """
     number_of = numbered_clusters(clusters, len(clusters))
     whole = float(statistic(np.arange(len(number_of))))
-    sizes = np.bincount(number_of)
-    if len(sizes) < 2:
+    if len(sizes := np.bincount(number_of)) < 2:
         return Interval(whole, float("nan"), float("nan"))
     # Items are sorted by cluster, so a cluster is a range and a draw a sequence of ranges.
     small = np.int32 if len(number_of) < 2**31 else np.int64  # of ten million items, every array counts
@@ -197,12 +199,13 @@ def bootstrap_statistic(
     drawn = []
     for block in _draws(len(sizes), resamples, np.random.default_rng(seed)):
         for chosen in block:
-            lengths = sizes[chosen]
-            ends = np.cumsum(lengths)
-            items = np.arange(ends[-1], dtype=small)
-            items += np.repeat((starts[chosen] - (ends - lengths)).astype(small), lengths)
+            ends = np.cumsum(lengths := sizes[chosen])
+            items = np.repeat((starts[chosen] - (ends - lengths)).astype(small), lengths)
+            items += np.arange(ends[-1], dtype=small)
             drawn.append(float(statistic(order[items])))
-    return Interval(whole, *_quantiles(np.asarray(drawn), level))
+    low, high = _quantiles(np.asarray(drawn), level)
+    excess = float(np.mean(drawn, where=np.isfinite(drawn))) - whole if biased and np.isfinite(low) else 0.0
+    return Interval(whole, low - max(excess, 2 * excess), high - min(excess, 2 * excess))
 
 
 def bootstrap_rates(
@@ -285,8 +288,7 @@ def _cluster_sums(values: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
 def numbered_clusters(clusters: Clusters, n: int) -> NDArray[np.int64]:
     """Return the ``(n,)`` number of the cluster of each item, after joining as in `drawn_together`."""
     number_of = _cluster_numbers(clusters, n)
-    together = drawn_together(int(number_of.max()) + 1)
-    return number_of if together is None else together[number_of]
+    return number_of if (together := drawn_together(int(number_of.max()) + 1)) is None else together[number_of]
 
 
 def drawn_together(clusters: int) -> NDArray[np.int64] | None:

@@ -31,6 +31,8 @@ __all__ = [
     "calibration_interval",
     "calibration_measures",
     "evaluate_sets",
+    "few_each_note",
+    "macro_f1_measure",
     "macro_f1_of",
     "mean_measure",
     "single_answer",
@@ -39,6 +41,7 @@ __all__ = [
 Statistic = Callable[[NDArray[np.int64]], float]
 Gaps = tuple[NDArray[np.int64], NDArray[np.float64]]
 
+_FEWEST_EACH = 5  # with two rows per class, macro-F1 was 7 points below that of many rows
 _MOST_FACTOR = 8.0  # of the observed gaps: beyond it, they were so small by chance that they say nothing
 
 
@@ -51,6 +54,7 @@ class Measure:
         values: ``(n,)`` numbers whose mean is the metric; None if the metric is not a mean.
         statistic: Maps item numbers, with repetitions, to the metric of these items; used if ``values`` is None.
         resamples: Number of bootstrap draws.
+        biased: Whether the statistic, between 0 and 1, is that of `bootstrap_statistic` with ``biased``.
         gaps: If the metric is a calibration error: `frevl.evaluation.metrics.calibration_gaps` of every run.
         debiased: Whether to subtract what chance adds to this error; see `calibration_interval`.
     """
@@ -59,6 +63,7 @@ class Measure:
     values: NDArray[np.float64] | None = None
     statistic: Statistic | None = None
     resamples: int = 1000
+    biased: bool = False
     gaps: tuple[Gaps, ...] = ()
     debiased: bool = False
 
@@ -74,7 +79,8 @@ class Measure:
             return bootstrap_interval(self.values, self.clusters, resamples=self.resamples)
         if self.statistic is None:
             raise UsageError("Measure: expected values or a statistic, found neither")
-        return bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples)
+        found = bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples, biased=self.biased)
+        return Interval(found.value, max(0.0, found.low), min(1.0, found.high)) if self.biased else found
 
 
 def mean_measure(measures: Sequence[Measure]) -> Measure:
@@ -109,6 +115,7 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
         first.clusters,
         statistic=lambda items: float(np.mean([statistic(items) for statistic in statistics])),
         resamples=first.resamples,
+        biased=first.biased,
     )
 
 
@@ -186,6 +193,31 @@ def _cell_sums(
     width = int(bins.max()) + 1
     sums = np.bincount(number_of * width + bins, weights=values, minlength=clusters * width)
     return np.asarray(sums.reshape(clusters, width), np.float64)
+
+
+def macro_f1_measure(
+    clusters: Sequence[str], predicted: NDArray[np.int64], labels: Sequence[str], targets: Sequence[Any]
+) -> Measure:
+    """Return the measure of `macro_f1_of` all rows.
+
+    Classes drawn once or not at all make the draws smaller. In simulations with 3 to 100 classes and 5 to 200 rows per
+    class, plain quantiles held the macro-F1 of many rows in 49 to 94 %, the bounds of this measure in 92 to 96 %.
+    """
+    return Measure(clusters, statistic=macro_f1_of(predicted, labels, targets), resamples=100, biased=True)
+
+
+def few_each_note(targets: Sequence[Any]) -> list[str]:
+    """Return a note if most classes have too few rows for an F1 of their own; none if a row has not one target."""
+    if any(target is None for target in targets):
+        return []
+    counts = np.unique(coded_values(targets)[0], return_counts=True)[1]
+    few = int((counts < _FEWEST_EACH).sum())
+    if 2 * few <= len(counts):
+        return []
+    return [
+        f"{few:,} of {len(counts):,} classes have fewer than {_FEWEST_EACH} pairs here, too few for the F1 of a class: "
+        "macro_f1 may be several points too low, and its interval does not cover that."
+    ]
 
 
 def macro_f1_of(predicted: NDArray[np.int64], labels: Sequence[str], targets: Sequence[Any]) -> Statistic:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from html import escape
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 
 import frevl
 from frevl.errors import StoreError, UsageError
-from frevl.runs.labelling.label_sheet import label_sheet
+from frevl.runs.labelling.label_sheet import label_sheet, missing_images
 from frevl.runs.labelling.label_store import Labelling, _lines, label_store
 from frevl.runs.targets import Ranked, predictions, ranked
 from frevl.store.importing.vectors import import_embeddings
@@ -137,6 +138,21 @@ def test_the_page_shows_the_surest_and_escapes_names(scorer):
     assert f"<h2>{label}: {count:,}</h2>" in page
     surest = [probability for probability, _ in labelling.surest[label]]
     assert surest == sorted(surest, reverse=True)
+
+
+def test_images_that_are_not_in_the_folder_are_counted_on_the_page(scorer, tmp_path):
+    """Every one was a grey box, without a word, if the folder was another one."""
+    labelling = label_store(scorer)
+    assert missing_images(labelling, None) == []
+    (note,) = missing_images(labelling, tmp_path)
+    shown = {image for some in (labelling.surest, labelling.least_sure) for kept in some.values() for _, image in kept}
+    assert note.startswith(f"{len(shown):,} of {len(shown):,} images of the page are not in {tmp_path} (the first: '")
+    assert escape(note) in label_sheet(labelling, images=tmp_path, notes=[])
+    for image in sorted(shown)[1:]:
+        (tmp_path / image).touch()
+    (note,) = missing_images(labelling, tmp_path)
+    assert note.startswith(f"1 of {len(shown):,} ")
+    assert f"(the first: '{min(shown)}'); give with --images the folder" in note
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])

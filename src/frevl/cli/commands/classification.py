@@ -106,7 +106,7 @@ def classify(
     """
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
     from frevl.errors import UsageError
-    from frevl.runs.labelling.label_sheet import write_label_sheet
+    from frevl.runs.labelling.label_sheet import missing_images, write_label_sheet
     from frevl.runs.labelling.label_store import check_label_file, label_store
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
@@ -141,7 +141,8 @@ def classify(
         lost: list[str] = []
         scorer = Scorer.open(run, store=opened)
         labelling = label_store(scorer, out, where=where, ray=ray, notes=lost, progress=not quiet)
-        say(" ".join([labelling_sentence(labelling), *lost]))
+        unshown = [] if html is None else missing_images(labelling, images)
+        say(" ".join([labelling_sentence(labelling), *lost, *unshown]))
         record["labelling"] = labelling.record()
         if html is not None:
             write_label_sheet(html, labelling, images=images, notes=found.results["warnings"])

@@ -10,7 +10,7 @@ from frevl.files import replace_file
 from frevl.runs.labelling.label_store import Labelling
 from frevl.runs.search.contact_sheet import thumbnail
 
-__all__ = ["label_sheet", "write_label_sheet"]
+__all__ = ["label_sheet", "missing_images", "write_label_sheet"]
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -58,11 +58,26 @@ def write_label_sheet(path: str | Path, labelling: Labelling, *, images: Path | 
         raise InputError(f"{path}: the page cannot be written ({error.strerror or error})") from error
 
 
+def missing_images(labelling: Labelling, images: Path | None) -> list[str]:
+    """Return a note on images that the page is to show, but that are not in the folder."""
+    if images is None:
+        return []
+    kept = [*labelling.surest.values(), *labelling.least_sure.values()]
+    shown = list(dict.fromkeys(image for some in kept for _, image in some))
+    missing = [image for image in shown if not (images / image).is_file()]
+    if not missing:
+        return []
+    return [
+        f"{len(missing):,} of {len(shown):,} images of the page are not in {images} (the first: '{missing[0]:.60}'); "
+        "give with --images the folder that was embedded."
+    ]
+
+
 def label_sheet(labelling: Labelling, *, images: Path | None, notes: list[str]) -> str:
     """Return the page; all data are escaped."""
     title = f"{counted(labelling.labelled, 'image')} in {len(labelling.counts):,} classes"
     unknown = [f"{labelling.unknown:,} belong to no class."] if labelling.unknown else []
-    said = escape(" ".join([*unknown, *notes]))
+    said = escape(" ".join([*unknown, *missing_images(labelling, images), *notes]))
     classes = [_class(label, count, labelling, images) for label, count in labelling.counts.most_common()]
     return _PAGE.format(title=escape(title), said=said, classes="\n".join(classes))
 
