@@ -78,8 +78,14 @@ class Chip:
         return torch.cuda.get_device_name(self.device) if self.cuda else "processor"
 
 
-def timed(chip: Chip, calls: Mapping[str, Call], *, rounds: int | None = None) -> dict[str, list[float]]:
-    """Seconds a call, one stretch of each call a round, so that a chip that slows down hurts all alike."""
+def timed(
+    chip: Chip, calls: Mapping[str, Call], *, rounds: int | None = None, least: float = LEAST
+) -> dict[str, list[float]]:
+    """Seconds a call, one stretch of each call a round, so that a chip that slows down hurts all alike.
+
+    A stretch takes at least so many seconds; a stretch of a single call includes what the CPU does before the first
+    kernel, which in a loop is done while the device still computes the call before.
+    """
     repeats = {}
     for name, call in calls.items():
         for _ in range(1 if chip.quick else 2):
@@ -88,7 +94,7 @@ def timed(chip: Chip, calls: Mapping[str, Call], *, rounds: int | None = None) -
         once = stretch(chip, call, 1)
         if once < LEAST / 4:
             once = stretch(chip, call, 4)
-        repeats[name] = 1 if chip.quick else max(1, math.ceil(LEAST / max(once, 1e-6)))
+        repeats[name] = 1 if chip.quick else max(1, math.ceil(least / max(once, 1e-6)))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds or chip.rounds):
         for name, call in calls.items():

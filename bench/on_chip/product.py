@@ -31,7 +31,7 @@ from on_chip.fusions import DIM, IMAGE_TOKENS, TEXT_TOKENS, made_examples
 from on_chip.measure import Chip, Record
 
 PART = "p product"
-_STEPS = (32, 64)  # by the end of the fewer, every kind of batch has been recorded
+_STEPS = (24, 48)  # by the end of the fewer all kinds of batches are recorded; the loop looks at losses after 50
 _ROOM = 256 << 20  # bytes that are left on the device where memory is to end
 
 

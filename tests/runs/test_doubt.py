@@ -15,7 +15,7 @@ from frevl.errors import RunError, UsageError
 from frevl.models.baselines import Linear
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.ensemble import Average
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, placed
 from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
@@ -71,6 +71,19 @@ def pairs_of(name, made, named):
         return [(image, "") for image in named.store.ids("image")]
     part = made.captions if name in ("dual", "linear-matching", "reranked") else made.test
     return list(zip(part.images, part.texts, strict=True))
+
+
+@pytest.mark.parametrize("name", [*WITH, *WITHOUT])
+def test_a_network_that_scores_elsewhere_stays_where_it_is(name, runs, made, named):
+    # One that is its own scoring form, or shares parts with it, was moved in part, and its doubt was called damaged.
+    scorer = opened(runs, name, made, named)
+    before = {key: value.clone() for key, value in scorer.run.network.state_dict().items()}
+    twin = placed(scorer.run.network, "meta")
+    assert {one.device.type for one in twin.parameters()} <= {"meta"}
+    for key, value in scorer.run.network.state_dict().items():
+        assert torch.equal(value, before[key])
+    if name in WITH:
+        assert scorer.doubt(pairs_of(name, made, named)[:3]).shape == (3,)
 
 
 @pytest.mark.parametrize("name", WITH)

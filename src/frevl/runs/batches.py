@@ -6,6 +6,7 @@ only, the other side is a single item of width 0 (`absent_side`), so networks ne
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ __all__ = [
     "Inputs",
     "ItemFile",
     "absent_side",
+    "copied_to",
     "exact_enough",
     "grid_scorer",
     "list_logits",
@@ -225,8 +227,18 @@ _MOST_THERE = 1 << 26  # logits accumulated on a device before they are copied
 
 def placed(network: PairNetwork, device: str) -> PairNetwork:
     """Return a run's network in its scoring form, on a device; on an accelerator in float16 if that is safe."""
-    twin = network.for_inference().to(device).eval()
+    twin = _scoring_form(network, device)
     return twin.half() if is_accelerator(device) and network.scores_in_half else twin
+
+
+def _scoring_form(network: PairNetwork, device: torch.device | str) -> PairNetwork:
+    """Return what scores as a network does, on a device; the network itself stays where it is."""
+    return copied_to(network.for_inference(), device).eval()  # a network may share parts with its scoring form
+
+
+def copied_to(network: PairNetwork, device: torch.device | str) -> PairNetwork:
+    """Return a copy of a network on a device; on a CPU the network itself."""
+    return network if torch.device(device).type == "cpu" else copy.deepcopy(network).to(device)
 
 
 def exact_enough(network: PairNetwork, original: PairNetwork, logits: Tensor) -> PairNetwork:
@@ -235,7 +247,7 @@ def exact_enough(network: PairNetwork, original: PairNetwork, logits: Tensor) ->
     if first.dtype != torch.float16 or bool(logits.isfinite().all()):
         return network
     _log.warning("frevl: the scores of this run overflow in float16; scoring in float32 instead.")
-    return original.for_inference().to(first.device).eval()
+    return _scoring_form(original, first.device)
 
 
 def vectors_of(

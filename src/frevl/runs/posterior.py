@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from frevl.files import replace_file
 from frevl.models.classification.posterior import known_directions, left_over, scatter_of
 from frevl.models.hub import POSTERIOR_FILE, weights_digest
 from frevl.models.interface import PairNetwork
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, copied_to
 
-__all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
+__all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "open_doubt", "save_posterior"]
 
 _ABOUT = "posterior"  # metadata key in the file
 _AT_ONCE = 1_024
@@ -53,7 +54,7 @@ class Posterior:
             pairs: The embedded pairs.
         """
         found = [torch.zeros(0)]
-        device = next(network.parameters(), found[0]).device  # a scorer may have moved it to a device
+        device = next(network.parameters(), found[0]).device
 
         def doubt(rows: slice) -> Tensor:
             batch = pairs.inputs(pairs.image_rows[rows], pairs.text_rows[rows], device)
@@ -175,6 +176,17 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     if problem:
         raise RunError(f"{folder}: the doubt of the run is damaged ('{POSTERIOR_FILE}': {problem}); train again")
     return Posterior(directions)
+
+
+def open_doubt(
+    network: PairNetwork, folder: Path, *, image_dim: int, text_dim: int, device: str
+) -> Callable[[EmbeddedPairs], Tensor]:
+    """Return what measures doubt on a device: `Posterior.doubt` with the run's posterior and a network in float32.
+
+    Args and errors as in `load_posterior`; the network stays on the CPU.
+    """
+    posterior = load_posterior(network, folder, image_dim=image_dim, text_dim=text_dim)
+    return partial(posterior.doubt, copied_to(network, device))
 
 
 def carried_over(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from frevl.runs.batches import EmbeddedPairs, exact_enough, grid_scorer, list_lo
 from frevl.runs.calibration import calibrated
 from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, ScoreRows, scored_rows
-from frevl.runs.posterior import Posterior, load_posterior
+from frevl.runs.posterior import open_doubt
 from frevl.runs.run import Run
 from frevl.runs.sharing.onnx_backend import check_backend, open_exported
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
@@ -55,7 +55,7 @@ class Scorer:
         # This saves a fusion a third of the work; scores change only by float32 rounding.
         self.network: PairNetwork = placed(run.network, device)
         self._towers = run.towers_in(store)
-        self._posterior: Posterior | None = None
+        self._doubt_of: Callable[[EmbeddedPairs], Tensor] | None = None
 
     @classmethod
     def open(
@@ -162,12 +162,12 @@ class Scorer:
 
         Raises the errors of `score`, UsageError if the run cannot measure doubt, and RunError if it is damaged.
         """
-        if self._posterior is None:
-            image_dim, text_dim = (sum(tower.dim for tower in self._towers[side]) for side in MODALITIES)
-            self._posterior = load_posterior(self.run.network, self.run.path, image_dim=image_dim, text_dim=text_dim)
+        if self._doubt_of is None:
+            dims = {f"{side}_dim": sum(tower.dim for tower in self._towers[side]) for side in MODALITIES}
+            self._doubt_of = open_doubt(self.run.network, self.run.path, device=self.device, **dims)
         if (embedded := self._embedded(pairs, images or {})) is None:
             return np.zeros(0, np.float32)
-        return self._posterior.doubt(self.run.network, embedded).numpy()
+        return self._doubt_of(embedded).numpy()
 
     def prior(self, pairs: PairsOrItems) -> np.ndarray | None:
         """Score pairs by one side alone, if the run keeps a bank of training items of the other.
