@@ -11,7 +11,7 @@ every pair of the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -143,11 +143,23 @@ class Pairs:
 
     def row(self, position: int) -> dict[str, Any]:
         """Return one pair as the original object in the file."""
-        fields = {"image": self.images[position], "text": self.texts[position]}
-        row: dict[str, Any] = {side: fields[side] for side in self.sides}
-        if self.targets[position] is not None:
-            row["target"] = self.targets[position]
-        return {**row, **self.extras[position]}
+        row = self.images[position], self.texts[position], self.targets[position], self.extras[position]
+        return _as_object(self.sides, *row)
+
+    def as_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every pair as the original object in the file."""
+        sides = self.sides
+        for row in zip(self.images, self.texts, self.targets, self.extras, strict=True):
+            yield _as_object(sides, *row)
+
+
+def _as_object(
+    sides: Sequence[str], image: str, text: str, target: Target | None, extra: dict[str, Any]
+) -> dict[str, Any]:
+    own = {"image": image} if "image" in sides else {}
+    if "text" in sides:
+        own["text"] = text
+    return {**own, **extra} if target is None else {**own, "target": target, **extra}
 
 
 def read_pairs(

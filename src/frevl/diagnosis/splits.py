@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from frevl.data.formats.pair_rows import WITH_ARTICLE
 from frevl.data.label_doubts import look_alike_note
+from frevl.data.packed.columns import WithCluster, coded_values, in_order, joined
 from frevl.data.pairs import Pairs, Side, Target, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
@@ -176,7 +177,9 @@ def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
 
 def constant(pairs: Pairs, *, image: str | None = None, text: str | None = None) -> Pairs:
     """Give every pair the same image or the same text, which then carries no information; clusters are unchanged."""
-    extras = [{**extra, "cluster": name} for extra, name in zip(pairs.extras, pairs.clusters, strict=True)]
+    extras = pairs.extras
+    if not isinstance(extras, WithCluster):
+        extras = [{**extra, "cluster": name} for extra, name in zip(extras, pairs.clusters, strict=True)]
     images = pairs.images if image is None else [image] * len(pairs)
     texts = pairs.texts if text is None else [text] * len(pairs)
     return replace(pairs, images=images, texts=texts, extras=extras)
@@ -184,10 +187,12 @@ def constant(pairs: Pairs, *, image: str | None = None, text: str | None = None)
 
 def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
     """Return the pairs of a share of the clusters (images); a smaller share is a subset of a larger one."""
-    names = sorted(set(pairs.clusters))
+    codes, names = coded_values(pairs.clusters)
+    ascending = in_order(names)
     order = np.random.default_rng(seed).permutation(len(names))
-    kept = {names[i] for i in order[: max(1, round(share * len(names)))]}
-    return pairs.select([row for row, name in enumerate(pairs.clusters) if name in kept])
+    kept = np.zeros(len(names), bool)
+    kept[ascending[order[: max(1, round(share * len(names)))]]] = True
+    return pairs.select(np.flatnonzero(kept[codes]))
 
 
 def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
@@ -198,9 +203,10 @@ def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int
         folds: Number of folds.
         seed: Random seed for the assignment.
     """
-    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    (numbers,), names = joined([clusters])
     place = np.random.default_rng(seed).permutation(len(names))
-    return np.array([place[names[name]] % folds for name in clusters], np.int64)
+    dealt: NDArray[np.int64] = (place % folds)[numbers]
+    return dealt
 
 
 def few_enough(pairs: Pairs, *, seed: int) -> Pairs:

@@ -12,9 +12,10 @@ from frevl.data.pairs import Pairs, with_targets
 from frevl.errors import PairsError, RunError, UsageError, rejects_sentence
 from frevl.runs.calibration import ConformalScores
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
+from frevl.runs.targets import encode_answers, match_truth, prefixes_of
+from frevl.store.grouping.contents import among
 from frevl.store.grouping.groups import group_pairs
-from frevl.store.usable_pairs import content_of_units, read_usable
+from frevl.store.usable_pairs import contents_of, read_usable, stored_contents_of
 
 __all__ = ["conformal_scores", "named_matches", "named_sets", "right_classes", "set_probabilities"]
 
@@ -63,8 +64,8 @@ def conformal_scores(
         raise PairsError(f"{pairs.places[0]}, field 'target': expected the right answer, found none in any pair")
     said = rejects_sentence(without)
     notes += [said] if said else []
-    content = content_of_units(scorer.store, pairs)
-    seen = np.isin(hash_prefixes(content.values()), scorer.run.train_image_hashes)
+    content = contents_of(scorer.store, pairs)[1]
+    seen = np.isin(prefixes_of(content), scorer.run.train_image_hashes)
     doubts = []
     if seen.any():
         doubts.append(
@@ -72,10 +73,10 @@ def conformal_scores(
             "training or development: the sets are too small, and contain the right class less often than stated."
         )
     if evaluated is not None:
-        again = set(content.values()) & set(content_of_units(scorer.store, evaluated).values())
+        again = len(np.unique(content[among(content, stored_contents_of(scorer.store, evaluated)[1])]))
         if again:
             doubts.append(
-                f"Leak: {len(again):,} {pairs.sides[0]}s of --calibrate are also evaluated: the coverage is "
+                f"Leak: {again:,} {pairs.sides[0]}s of --calibrate are also evaluated: the coverage is "
                 "measured on the calibration pairs."
             )
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]

@@ -195,13 +195,11 @@ def score_file(
             scoring_through(ray, scorer, scoring, notes=lost) as through,
         ):
             for (rows, _), answers in zip(blocks(), through(both for _, both in blocks()), strict=True):
-                results = iter(answers)
-                for row in rows:
-                    reason = reasons.get(read.places[row])
+                results, part = iter(answers), read.select(rows)
+                for place, row in zip(part.places, part.as_rows(), strict=True):
+                    reason = reasons.get(place)
                     added = {"score": None, "reject": reason} if reason else next(results)
-                    lines.write(
-                        json.dumps(plain({**read.row(row), **added}), ensure_ascii=False, allow_nan=False) + "\n"
-                    )
+                    lines.write(json.dumps(plain({**row, **added}), ensure_ascii=False, allow_nan=False) + "\n")
 
     _write(out, write)
     if notes is not None:

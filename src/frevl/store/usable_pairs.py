@@ -30,6 +30,7 @@ __all__ = [
     "names_of",
     "note_unread",
     "read_usable",
+    "stored_contents_of",
     "unread_texts",
     "usable_pairs",
 ]
@@ -240,6 +241,15 @@ def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
     for row, text in enumerate(texts):
         hashes[row] = hashlib.sha256(text_content(text).encode()).hexdigest()[:_HASH]
     return texts, hashes
+
+
+def stored_contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
+    """Return the same as `contents_of`, leaving out images that are not in the store."""
+    if "image" not in pairs.sides:
+        return contents_of(store, pairs)
+    ids = joined([pairs.images])[1]
+    there = chosen(ids, np.flatnonzero(find_rows(store.positions("image"), ids) >= 0))
+    return there, store.content_column(there)
 
 
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:

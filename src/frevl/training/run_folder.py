@@ -309,8 +309,8 @@ _AT_ONCE = 65_536  # maximum number of images that exist as Python objects at a 
 def content_of(store: Store, pairs: Pairs) -> str:
     """Return a hash of pairs and their images, so that a change of either during training is noticed."""
     digest = hashlib.sha256()
-    for row in range(len(pairs)):
-        digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
+    for row in pairs.as_rows():
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     images = joined([pairs.images])[1]
     from frevl.store.ids.rows_of_ids import find_rows  # imports pyarrow, which training on arrays does not need
 

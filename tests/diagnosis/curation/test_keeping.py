@@ -12,7 +12,7 @@ COPIES = Found([{}] * 5, np.array([True, False, True, False, False]))
 
 
 def why(keep=None, below=None, notes=None, **found):
-    return reasons_to_drop(found, 5, keep=keep, below=below, notes=[] if notes is None else notes)
+    return list(reasons_to_drop(found, 5, keep=keep, below=below, notes=[] if notes is None else notes))
 
 
 def test_what_is_flagged_goes_with_every_reason():

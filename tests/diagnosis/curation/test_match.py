@@ -2,7 +2,7 @@
 
 import torch
 
-from frevl.diagnosis.curation.match import _draw_wrong
+from frevl.diagnosis.curation.evidence import draw_wrong
 from frevl.runs.batches import EmbeddedPairs
 
 
@@ -14,7 +14,7 @@ def lines_of(image, text):
 
 def drawn(pairs, groups, *, meaning=None, near=float("inf"), right=None):
     right = torch.ones(len(pairs), dtype=torch.bool) if right is None else right
-    rows, columns = _draw_wrong(pairs, meaning, groups, right, torch.arange(len(pairs)), near, 0)
+    rows, columns = draw_wrong(pairs, meaning, groups, right, torch.arange(len(pairs)), near, 0)
     return {
         (int(pairs.image_rows[row]), int(pairs.text_rows[column])) for row, column in zip(rows, columns, strict=True)
     }

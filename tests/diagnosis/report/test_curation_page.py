@@ -1,5 +1,7 @@
 """The report of a curation."""
 
+from dataclasses import replace
+
 import pytest
 
 import frevl
@@ -46,9 +48,7 @@ def test_doubts_are_the_headline(captioned, tmp_path):
 def test_markup_in_texts_stays_text(found, tmp_path):
     line = {**found.lines[0], "text": "<script>alert(1)</script>"}
     line["curate"] = {**line["curate"], "why": ["match"], "kept": False, "match": 0.0}
-    found.lines.append(line)
-    write_curation_page(found, tmp_path / "report.html")
-    found.lines.pop()
+    write_curation_page(replace(found, lines=[*found.lines, line]), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page

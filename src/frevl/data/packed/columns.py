@@ -24,6 +24,8 @@ __all__ = [
     "joined",
     "joined_codes",
     "one_column",
+    "ranks",
+    "rows_at",
 ]
 
 V = TypeVar("V")
@@ -255,6 +257,16 @@ def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]
     return [column[i] for i in rows]
 
 
+def rows_at(places: Sequence[str], some: Sequence[str]) -> np.ndarray:
+    """Return the row of each of some places among all places, ``(n,)`` int64; every place occurs once."""
+    if isinstance(places, Places) and isinstance(some, Places) and places.path == some.path:
+        order = np.argsort(places.lines, kind="stable")
+        found: np.ndarray = order[np.searchsorted(places.lines, some.lines, sorter=order)]
+        return found
+    row_of = {place: row for row, place in enumerate(places)}
+    return np.fromiter((row_of[place] for place in some), np.int64, len(some))
+
+
 def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> np.ndarray:
     """Return a function's result for each value, ``(n,)``; for a `Coded`, it is called once per distinct value."""
     if not isinstance(column, Coded):
@@ -318,6 +330,15 @@ def in_order(values: Sequence[str]) -> np.ndarray:
         return found
     listed = list(values)
     return np.array(sorted(range(len(listed)), key=listed.__getitem__), np.int64)
+
+
+def ranks(column: Sequence[str]) -> np.ndarray:
+    """Return for each text the number of distinct smaller ones in the column, ``(n,)`` int64."""
+    codes, values = coded_values(column)
+    rank = np.empty(len(values), np.int64)
+    rank[in_order(values)] = np.arange(len(values))
+    found: np.ndarray = rank[codes]
+    return found
 
 
 _MANY = 1 << 20  # distinct values: finding duplicates takes four times their memory, so it is done in portions

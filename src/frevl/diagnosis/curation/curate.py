@@ -15,20 +15,24 @@ import numpy as np
 from frevl.data.label_doubts import contradiction_note, look_alike_note
 from frevl.data.names import as_list
 from frevl.data.outputs import refuse_inputs
+from frevl.data.packed.columns import Coded, chosen, joined, rows_at
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
 from frevl.devices import check_device
-from frevl.diagnosis.curation.copies.duplicates import groups_without_a_line
+from frevl.diagnosis.curation.copies.duplicates import graph_bytes, groups_without_a_line
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
-from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines, write_lines
+from frevl.diagnosis.curation.lines import Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
+from frevl.diagnosis.curation.verdicts.judged_lines import JudgedLines
+from frevl.diagnosis.curation.verdicts.reasons import Reasons
 from frevl.errors import PairsError, Reject, RunError, UsageError, nearest, rejects_sentence
 from frevl.machine import memory_limit
 from frevl.provenance import provenance
+from frevl.store.grouping.contents import content_numbers
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.many_nodes.connection import connected
 from frevl.store.reader import Store
-from frevl.store.usable_pairs import choose_towers, content_of_units, usable_pairs
+from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.terminal import print_progress
 from frevl.training.options import Session
 from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_identity
@@ -54,7 +58,8 @@ class Curation:
 
     Attributes:
         task: ``matching`` or ``classification``.
-        lines: Every usable line in file order: its original object with the key ``curate``.
+        lines: Every usable line in file order: its original object with the key ``curate``, created whenever it is
+            read.
         kept: Number of kept lines.
         filters: For each filter, how many lines it flags, how many are dropped because of it alone, and its own
             figures.
@@ -69,7 +74,7 @@ class Curation:
     """
 
     task: str
-    lines: list[dict[str, Any]] = field(repr=False)
+    lines: Sequence[dict[str, Any]] = field(repr=False)
     kept: int
     filters: dict[str, dict[str, Any]]
     doubts: list[str]
@@ -204,6 +209,8 @@ def curate(
     alike = look_alike_note(usable.targets) if chosen_task == "classification" else []
     notes += _contradictions(usable, opened) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
+    if "duplicate" in names:
+        _check_room(len(read), graph_bytes(usable, towers["image"]))
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"],
         purpose="Kept in one fold",
@@ -228,18 +235,18 @@ def curate(
         notes += dict.fromkeys(lines.notes)
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
         if "duplicate" in found:
-            notes += _vanished(groups_without_a_line(usable.units, found["duplicate"], why))
-        judged = _judged(read, usable, found, why)
-        kept = [line for line in judged if line["curate"]["kept"]]
-        write_lines(out, kept, "--out")
-        write_lines(dropped, [line for line in judged if not line["curate"]["kept"]], "--dropped")
+            notes += _vanished(groups_without_a_line(usable.units, found["duplicate"], why.clear))
+        judged = JudgedLines(read, rows_at(read.places, usable.places), [one.values for one in found.values()], why)
+        write_lines(out, judged.kept(), "--out")
+        write_lines(dropped, judged.dropped(), "--dropped")
     doubts = [*alike, *(doubt for one in found.values() for doubt in one.doubts)]
+    kept = int(why.clear.sum())
     if not kept:
         doubts.insert(0, "No line is kept.")
     return Curation(
         task=chosen_task,
         lines=judged,
-        kept=len(kept),
+        kept=kept,
         filters={name: _counts(name, one, why) for name, one in found.items()},
         doubts=doubts,
         notes=[*(note for one in found.values() for note in one.notes), *dict.fromkeys(notes)],
@@ -250,7 +257,7 @@ def curate(
         removed=what_is_removed(
             opened,
             usable,
-            np.array([not one for one in why]),
+            why.clear,
             towers["image"],
             task=chosen_task,
             keys=groups,
@@ -261,9 +268,10 @@ def curate(
 
 def _contradictions(pairs: Pairs, store: Store) -> list[str]:
     """Return a note on contradicting pairs, however few; copies of an image count as one image."""
-    hashes = content_of_units(store, pairs)
-    images = [hashes.get(image, image) for image in pairs.images]
-    return contradiction_note(replace(pairs, images=images), least=0.0)
+    (units,), names = joined([pairs.images])
+    contents = content_numbers(store, names, [pairs])
+    one_each = chosen(names, np.unique(contents, return_index=True)[1])
+    return contradiction_note(replace(pairs, images=Coded.of(contents[units], one_each)), least=0.0)
 
 
 def _vanished(groups: int) -> list[str]:
@@ -283,9 +291,20 @@ def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
             raise UsageError(f"--groups {key}: no line has this key. {nearest(key, known)}")
 
 
-def _check_room(lines: int) -> None:
-    """Refuse more lines than fit in memory, before hours are spent on them."""
-    needed, most = lines * _BYTES_A_LINE, memory_limit()
+def _check_room(lines: int, graph: int = 0) -> None:
+    """Refuse more lines than fit in memory, before hours are spent on them.
+
+    Args:
+        lines: Number of lines.
+        graph: Bytes of the graph that finds near copies.
+    """
+    needed, most = lines * _BYTES_A_LINE + graph, memory_limit()
+    if needed > most and graph > lines * _BYTES_A_LINE:
+        raise UsageError(
+            f"near copies of so many images are found in a graph: with {lines:,} lines it needs over "
+            f"{needed / 1e9:,.1f} GB of memory, and this process may use {most / 1e9:,.1f} GB; choose other filters "
+            "with --drop (all but duplicate), curate parts, or use more memory"
+        )
     if needed > most:
         raise UsageError(
             f"curate keeps its findings on every line in memory: {lines:,} lines need over {needed / 1e9:,.1f} GB, and "
@@ -351,24 +370,10 @@ def _refuse_changed(folder: Path, data: Mapping[str, Any]) -> None:
         )
 
 
-def _judged(read: Pairs, usable: Pairs, found: dict[str, Found], why: list[list[str]]) -> list[dict[str, Any]]:
-    """Return every usable line as in the file, with its findings."""
-    row_of = {place: row for row, place in enumerate(read.places)}
-    judged = []
-    for number, place in enumerate(usable.places):
-        verdict = dict(NOT_LOOKED_AT)
-        for one in found.values():
-            verdict |= one.values[number]
-        row = row_of[place]
-        verdict |= {"kept": not why[number], "why": why[number], "row": row}
-        judged.append({**read.row(row), "curate": verdict})
-    return judged
-
-
-def _counts(name: str, found: Found, why: list[list[str]]) -> dict[str, Any]:
+def _counts(name: str, found: Found, why: Reasons) -> dict[str, Any]:
     return {
         "flagged": int(found.flagged.sum()),
-        "dropped": sum(name in one for one in why),
-        "dropped_alone": sum(one == [name] for one in why),
+        "dropped": int(why.by(name).sum()),
+        "dropped_alone": int(why.by_alone(name).sum()),
         **found.figures,
     }

@@ -14,14 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from frevl.diagnosis.curation.match_probability import Mixture, fit_mixture
+from frevl.runs.batches import EmbeddedPairs
 
-__all__ = ["ExchangedImages", "TextsOfImages", "exchange_images", "half_wrong", "judge_images", "one_score"]
+__all__ = [
+    "ExchangedImages",
+    "TextsOfImages",
+    "draw_wrong",
+    "exchange_images",
+    "half_wrong",
+    "judge_images",
+    "one_score",
+    "row_blocks",
+]
 
 _MOST_TEXTS = 8  # texts of an image with which a text is compared
 _PENALTY = 1.0  # ridge penalty on standardised features
 _STEPS = 30
 _WITHOUT_OTHERS = 4  # the first features, which do not depend on the image's other texts
 _MANY = 0.3  # wrong share from which an interval that reaches one half is no matter of few lines
+_DRAWN, _TRIES = 2, 16  # wrong lines drawn per given line, and how often each is drawn again
+_AT_ONCE = 8192
 _FEWEST_IMAGES = 100  # with several texts; fewer show no distribution
 
 
@@ -124,20 +136,65 @@ def exchange_images(image: Tensor, group: Tensor, source: Tensor, seed: int) -> 
     Returns:
         The images ``(m,)``, and the lines whose text each is given ``(m,)``. Images of one group are not exchanged.
     """
-    lines: dict[int, list[int]] = {}
-    for row in source.tolist():
-        lines.setdefault(int(image[row]), []).append(row)
-    several = [number for number, rows in lines.items() if len(rows) > 1]
-    order = torch.randperm(len(several), generator=torch.Generator().manual_seed(seed)).tolist()
-    mixed = [several[place] for place in order]
-    pairs = [
-        (one, row)
-        for one, other in zip(mixed, mixed[1:] + mixed[:1], strict=True)
-        if group[lines[one][0]] != group[lines[other][0]]
-        for row in lines[other]
-    ]
-    table = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    rows, groups = source.numpy(), group.numpy()
+    numbers, first, at, count = np.unique(
+        image.numpy()[rows], return_index=True, return_inverse=True, return_counts=True
+    )
+    by_image = rows[np.argsort(at, kind="stable")]  # the lines of every image, one image after the other
+    ends = np.cumsum(count)
+    several = np.flatnonzero(count > 1)
+    several = several[np.argsort(first[several], kind="stable")]  # in order of appearance
+    order = torch.randperm(len(several), generator=torch.Generator().manual_seed(seed)).numpy()
+    one, other = several[order], np.roll(several[order], -1)
+    apart = groups[rows[first[one]]] != groups[rows[first[other]]]
+    one, other = one[apart], other[apart]
+    given = np.repeat(ends[other] - np.cumsum(count[other]), count[other]) + np.arange(int(count[other].sum()))
+    return torch.from_numpy(np.repeat(numbers[one], count[other])), torch.from_numpy(by_image[given])
+
+
+def draw_wrong(
+    pairs: EmbeddedPairs, meaning: Tensor | None, groups: Tensor, right: Tensor, held: Tensor, near: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw lines whose image and text do not belong together.
+
+    Args:
+        pairs: All lines.
+        meaning: ``(texts, d)`` unit vectors, or None if closeness of texts is unknown.
+        groups: ``(n,)`` group of every line.
+        right: ``(n,)`` bool, lines given as right.
+        held: Rows of the lines to draw from.
+        near: Cosine from which two texts count as wordings of the same content.
+        seed: Random seed.
+
+    Returns:
+        Positions within ``held`` of the image and the text of each. The text belongs to another group, is not one of
+        the image's own, and is not close to any of them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    source = right[held].nonzero()[:, 0]
+    image, text, group = pairs.image_rows[held], pairs.text_rows[held], groups[held]
+    own = TextsOfImages.of(image[source], text[source], int(image.max()) + 1).rows
+
+    def is_wrong(rows: Tensor, columns: Tensor) -> Tensor:
+        wrong = (group[rows] != group[columns]) & (text[rows] != text[columns]) & (image[rows] != image[columns])
+        for part in row_blocks(len(rows)):
+            texts_of_it = own[image[rows[part]]]  # (n, k)
+            wrong[part] &= (texts_of_it != text[columns[part]][:, None]).all(dim=1)
+            if meaning is not None:
+                cosines = (meaning[texts_of_it.clamp(min=0)] * meaning[text[columns[part]]][:, None]).sum(dim=2)
+                wrong[part] &= (cosines.masked_fill(texts_of_it < 0, -1.0) < near).all(dim=1)
+        return wrong
+
+    rows = source.repeat(_DRAWN)
+    columns = source[torch.randint(len(source), (len(rows),), generator=random)]
+    wrong = is_wrong(rows, columns)
+    for _ in range(_TRIES):
+        again = (~wrong).nonzero()[:, 0]
+        if len(again) == 0:
+            break
+        columns[again] = source[torch.randint(len(source), (len(again),), generator=random)]
+        wrong[again] = is_wrong(rows[again], columns[again])
+    return rows[wrong], columns[wrong]
 
 
 @dataclass(frozen=True)
@@ -233,3 +290,8 @@ def half_wrong(share: float, low: float, high: float) -> list[str]:
         "learned from them, and wrong ones may be kept. Check whether images and texts belong together, or are shifted "
         "by some lines."
     ]
+
+
+def row_blocks(count: int) -> list[slice]:
+    """Return slices that cover a number of rows, at least one."""
+    return [slice(start, start + _AT_ONCE) for start in range(0, max(count, 1), _AT_ONCE)]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.diagnosis.curation.lines import Found
+from frevl.diagnosis.curation.verdicts.reasons import Reasons
 from frevl.errors import UsageError
 
 __all__ = ["check_shares", "reasons_to_drop"]
@@ -30,7 +31,7 @@ def check_shares(keep: float | None, below: float | None) -> None:
 
 def reasons_to_drop(
     found: Mapping[str, Found], lines: int, *, keep: float | None, below: float | None, notes: list[str]
-) -> list[list[str]]:
+) -> Reasons:
     """Return for every line the names of the filters that drop it; empty if it is kept.
 
     Args:
@@ -51,7 +52,7 @@ def reasons_to_drop(
             f"{flag} uses the probability that a line is correct, which no filter gives (found: "
             f"{', '.join(found) or 'no filter'}); add --drop match (captions) or --drop label (classes)"
         )
-    why: list[list[str]] = [[] for _ in range(lines)]
+    why = Reasons(list(found), lines)
     for name, one in found.items():
         belief = sure.get(name)
         flagged = one.flagged
@@ -59,22 +60,21 @@ def reasons_to_drop(
             flagged = belief < below  # NaN is not
         if belief is not None and keep is not None:
             continue
-        for row in np.flatnonzero(flagged).tolist():
-            why[row].append(name)
+        why.add(name, flagged)
     if keep is not None:
         _keep_best(why, sure, math.ceil(keep * lines), notes)
     return why
 
 
-def _keep_best(why: list[list[str]], sure: Mapping[str, NDArray[np.float64]], wanted: int, notes: list[str]) -> None:
+def _keep_best(why: Reasons, sure: Mapping[str, NDArray[np.float64]], wanted: int, notes: list[str]) -> None:
     """Drop the least probable remaining lines until the given number is left."""
-    left = np.flatnonzero([not one for one in why])
+    left = np.flatnonzero(why.clear)
     if len(left) < wanted:
         notes.append(f"Only {len(left):,} lines are left instead of {wanted:,}, because the other filters drop more.")
     # Unchecked lines stay: there is no reason to drop them.
     known = np.any([~np.isnan(belief) for belief in sure.values()], axis=0)
-    tables = {name: np.nan_to_num(belief, nan=1.0) for name, belief in sure.items()}
-    least = np.min(list(tables.values()), axis=0)
+    tables = np.stack([np.nan_to_num(belief, nan=1.0) for belief in sure.values()])
+    least, least_by = tables.min(axis=0), tables.argmin(axis=0)
     judged = left[known[left]]
     order = judged[np.argsort(least[judged], kind="stable")]
     go = max(0, len(left) - wanted)
@@ -84,5 +84,5 @@ def _keep_best(why: list[list[str]], sure: Mapping[str, NDArray[np.float64]], wa
             f"{more:,} {'line more is' if more == 1 else 'lines more are'} kept than the {wanted:,} of --keep, because "
             f"{names} could not judge what is left."
         )
-    for row in order[:go].tolist():
-        why[row].append(min(tables, key=lambda name: float(tables[name][row])))
+    for number, name in enumerate(sure):
+        why.add(name, order[:go][least_by[order[:go]] == number])

@@ -6,16 +6,19 @@ Both use models not trained on the line's group. Wrong labels are found by the r
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.packed.columns import by_value, chosen, joined
+from frevl.data.pairs import Target
 from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
 from frevl.diagnosis.curation.folds.each_fold import cut_short
 from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_rule import (
     TRUSTED,
@@ -58,12 +61,11 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         MissingExtraError: cleanlab is not installed.
     """
     check_cleanlab()
-    given, classes, rows = _single(lines)
-    if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
+    given = _given(lines)
+    classes, rows, labels = given.classes, given.rows, given.numbers[given.rows]
+    if len(classes) < 2 or _groups(lines, rows) < _folds(lines):
         return _silent(lines, "label", given, _too_few("wrong labels", classes, lines))
     kinds = _models(lines, len(rows))
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index[str(given[row])] for row in rows], np.int64)
     try:
         answers = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
     except PairsError as error:  # with few groups, a fold may take all lines of a class
@@ -71,7 +73,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             lines, "label", given, f"wrong labels cannot be found: too little remains without a fold ({error})"
         )
     cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
-    unchecked = _unchecked(given, rows)
+    unchecked = _unchecked(lines, given)
     judged, notes = _known_to_models(labels, classes, answers)
     rows, labels, predicted = rows[judged], labels[judged], [one.probabilities[judged] for one in answers]
     if len(set(labels.tolist())) < 2:
@@ -90,11 +92,13 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     mean = np.tensordot(weights, np.stack(predicted), axes=1)
     belief = np.full(len(lines), np.nan)
     belief[rows] = mean[np.arange(len(rows)), labels]
-    likelier = {row: classes[number] for row, number in zip(rows.tolist(), mean.argmax(axis=1).tolist(), strict=True)}
-    values = [
-        {"label": [given[row], likelier.get(row), None if np.isnan(p) else round(p, 6)]}
-        for row, p in enumerate(belief.tolist())
-    ]
+    likelier: NDArray[np.int32] = np.full(len(lines), -1, np.int32)
+    likelier[rows] = mean.argmax(axis=1)
+
+    def values(part: slice) -> list[dict[str, Any]]:
+        both = zip(given.names(part), given.named(likelier[part]), belief[part].tolist(), strict=True)
+        return [{"label": [name, other, None if np.isnan(p) else round(p, 6)]} for name, other, p in both]
+
     flagged = np.zeros(len(lines), bool)
     flagged[rows[wrong]] = True
     doubts = []
@@ -109,25 +113,24 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             f"{measured})."
         ]
     figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
-    return Found(values, flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
+    return Found(Values(len(lines), values), flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
 
 
 def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
     """Find lines whose label the text alone gives away."""
     if len(lines.pairs.sides) < 2:
         return _silent(lines, "blind", None, "the lines have only one side, so nothing can be left out")
-    given, classes, rows = _single(lines)
-    if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
+    given = _given(lines)
+    classes, rows, labels = given.classes, given.rows, given.numbers[given.rows]
+    if len(classes) < 2 or _groups(lines, rows) < _folds(lines):
         return _silent(lines, "blind", None, _too_few("what the text alone answers", classes, lines))
-    index = {name: number for number, name in enumerate(classes)}
-    labels = np.array([index[str(given[row])] for row in rows], np.int64)
     try:
         predicted, source, answers = _by_text(lines, labels, classes, rows)
     except PairsError as error:
         reason = f"what the text alone answers is unknown: too little remains without a fold ({error})"
         return _silent(lines, "blind", None, reason)
     cut = cut_short(len(answers.cut), _folds(lines))
-    unchecked = _unchecked(given, rows)
+    unchecked = _unchecked(lines, given)
     judged, notes = _known_to_models(labels, classes, [answers])
     rows, labels, predicted = rows[judged], labels[judged], predicted[judged]
     if not len(rows):
@@ -144,10 +147,12 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         f"The text alone ({source}) answers {100 * hits:.1f} % of {len(rows):,} lines, always the most frequent label "
         f"{100 * often:.1f} %."
     )
-    values = [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief.tolist()]
-    return Found(
-        values, flagged, None, tuple(cut), (note, *unchecked, *notes), {"accuracy": hits, "most_frequent": often}
-    )
+
+    def values(part: slice) -> list[dict[str, Any]]:
+        return [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief[part].tolist()]
+
+    figures = {"accuracy": hits, "most_frequent": often}
+    return Found(Values(len(lines), values), flagged, None, tuple(cut), (note, *unchecked, *notes), figures)
 
 
 def _by_text(
@@ -157,8 +162,8 @@ def _by_text(
 
     The answers by embedding are returned too, as they show which classes were trained on.
     """
-    texts = [lines.pairs.texts[row] for row in rows.tolist()]
-    fold_of = deal_folds(_names(lines, rows), _folds(lines), lines.session.seed)
+    texts = chosen(lines.pairs.texts, rows)
+    fold_of = deal_folds(chosen(lines.pairs.clusters, rows), _folds(lines), lines.session.seed)
     words = np.maximum(by_words(texts, labels, fold_of, len(classes)), 1e-9)
     embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
     at = np.flatnonzero(embedded.knows[np.arange(len(rows)), labels])
@@ -188,20 +193,56 @@ def _known_to_models(
     )
 
 
-def _single(lines: Lines) -> tuple[list[str | None], list[str], NDArray[np.int64]]:
-    """Return every line's single answer (None if there are several), the classes, and their rows."""
-    answers = [answers_of(target, lines.task) for target in lines.pairs.targets]
-    given = [next(iter(one)) if len(one) == 1 else None for one in answers]
-    counts = Counter(one for one in given if one is not None)
-    classes = [name for name, count in counts.most_common() if count >= FEWEST_OF_CLASS]
-    known = set(classes)
-    return given, classes, np.array([row for row, one in enumerate(given) if one in known], np.int64)
+@dataclass(frozen=True)
+class _Given:
+    """The labels in the file.
+
+    Attributes:
+        numbers: ``(n,)`` int64, the number of every line's single answer, -1 if there are several.
+        answers: The answers by number, the most frequent first.
+        classes: Those with enough lines.
+        rows: Rows of the lines of these classes.
+    """
+
+    numbers: NDArray[np.int64]
+    answers: list[str]
+    classes: list[str]
+    rows: NDArray[np.int64]
+
+    def names(self, part: slice) -> list[str | None]:
+        """Return the answers of some lines."""
+        return self.named(self.numbers[part])
+
+    def named(self, numbers: NDArray[np.integer]) -> list[str | None]:
+        """Return the answers with these numbers, None for -1."""
+        return [None if number < 0 else self.answers[number] for number in numbers.tolist()]
 
 
-def _unchecked(given: Sequence[str | None], rows: NDArray[np.int64]) -> tuple[str, ...]:
+def _given(lines: Lines) -> _Given:
+    known: dict[str, int] = {}
+
+    def number(target: Target | None) -> int:
+        answers = answers_of(target, lines.task)
+        return known.setdefault(next(iter(answers)), len(known)) if len(answers) == 1 else -1
+
+    found = by_value(lines.pairs.targets, number, np.int64)
+    own = np.flatnonzero(found >= 0)
+    numbers, first, counts = np.unique(found[own], return_index=True, return_counts=True)
+    order = np.lexsort((first, -counts))
+    place = np.full(len(known) + 1, -1, np.int64)  # the last one for -1
+    place[numbers[order]] = np.arange(len(order))
+    names = list(known)
+    answers = [names[one] for one in numbers[order].tolist()]
+    place_of = place[found]
+    enough = int((counts >= FEWEST_OF_CLASS).sum())
+    rows = np.flatnonzero((place_of >= 0) & (place_of < enough))
+    return _Given(place_of, answers, answers[:enough], rows)
+
+
+def _unchecked(lines: Lines, given: _Given) -> tuple[str, ...]:
     """Return a note on the lines without a single answer, or with a rare one: no filter of labels judges them."""
-    several = sum(one is None for one in given)
-    rare = len(given) - len(rows) - several
+    several = int((given.numbers < 0).sum())
+    rare = len(lines) - len(given.rows) - several
     reasons = [
         *([counted(several, "has several answers", "have several answers")] if several else []),
         *([f"{counted(rare, 'has', 'have')} a label with fewer than {FEWEST_OF_CLASS} lines"] if rare else []),
@@ -211,9 +252,9 @@ def _unchecked(given: Sequence[str | None], rows: NDArray[np.int64]) -> tuple[st
     return (f"{counted(several + rare, 'line was', 'lines were')} not checked: {' and '.join(reasons)}.",)
 
 
-def _names(lines: Lines, rows: NDArray[np.int64]) -> list[str]:
-    clusters = lines.pairs.clusters
-    return [clusters[row] for row in rows.tolist()]
+def _groups(lines: Lines, rows: NDArray[np.int64]) -> int:
+    """Return the number of groups of some lines."""
+    return len(joined([chosen(lines.pairs.clusters, rows)])[1])
 
 
 def _folds(lines: Lines) -> int:
@@ -226,12 +267,12 @@ def _too_few(what: str, classes: Sequence[str], lines: Lines) -> str:
     return f"{what} cannot be found: the lines of these classes belong to fewer than {_folds(lines)} groups"
 
 
-def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str, cut: Sequence[str] = ()) -> Found:
-    values: list[dict[str, Any]] = [{key: None} for _ in range(len(lines))]
+def _silent(lines: Lines, key: str, given: _Given | None, reason: str, cut: Sequence[str] = ()) -> Found:
+    nothing = Values.same(len(lines), {key: None})
     if given is not None:
-        values = [{key: [one, None, None]} for one in given]
+        nothing = Values(len(lines), lambda part: [{key: [one, None, None]} for one in given.names(part)])
     return Found(
-        values,
+        nothing,
         np.zeros(len(lines), bool),
         None if given is None else np.full(len(lines), np.nan),
         (*cut, f"{reason[0].upper()}{reason[1:].rstrip('.')}."),

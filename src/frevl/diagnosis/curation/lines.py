@@ -6,7 +6,7 @@ A filter is a function from `Lines` and the earlier filters' findings to `Found`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Found:
     """A filter's findings for all lines.
 
     Attributes:
-        values: One mapping per line, with keys of `NOT_LOOKED_AT`.
+        values: One mapping per line, with keys of `NOT_LOOKED_AT`: `frevl.diagnosis.curation.verdicts.values.Values`,
+            which takes no memory per line, or a list.
         flagged: ``(n,)`` bool, the lines to drop with ``--drop`` and this filter.
         belief: ``(n,)`` float in [0, 1], probability that the line is correct, NaN if unknown; None for a filter
             without probabilities. Used by ``--keep`` and ``--below``.
@@ -88,7 +89,7 @@ class Found:
         figures: Numbers for the JSON, by name.
     """
 
-    values: list[dict[str, Any]]
+    values: Sequence[Mapping[str, Any]]
     flagged: NDArray[np.bool_]
     belief: NDArray[np.float64] | None = None
     doubts: tuple[str, ...] = ()
@@ -100,7 +101,7 @@ Filter = Callable[[Lines, Mapping[str, Found]], Found]
 """Maps the lines and the earlier filters' findings (by name) to its own findings."""
 
 
-def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
+def write_lines(path: str | Path | None, lines: Iterable[dict[str, Any]], flag: str) -> None:
     """Write lines as JSON, one object per line; the file is written completely or not at all.
 
     Args:

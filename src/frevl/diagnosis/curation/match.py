@@ -10,7 +10,7 @@ other texts; combined into one score, they give the probability that a line is r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,10 +18,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, half_wrong, judge_images, one_score
+from frevl.data.packed.columns import chosen, joined, ranks
+from frevl.diagnosis.curation.evidence import (
+    TextsOfImages,
+    draw_wrong,
+    exchange_images,
+    half_wrong,
+    judge_images,
+    one_score,
+    row_blocks,
+)
 from frevl.diagnosis.curation.folds.each_fold import cut_short, each_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
+from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.diagnosis.splits import deal_folds
 from frevl.errors import UsageError
 from frevl.models.retrieval.first_stage import with_alignment
@@ -30,7 +40,9 @@ from frevl.models.retrieval.reranker import hubness
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.score_files import scoring_through
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import hash_prefixes, match_truth
+from frevl.runs.targets import match_truth, prefixes_of
+from frevl.store.grouping.large_arrays import gathered
+from frevl.store.usable_pairs import contents_of
 from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.prepare import embed_pairs
 from frevl.training.retrieval.fit import narrow_towers
@@ -49,13 +61,11 @@ FOLDS = 3
 UNLIKELY = 0.5
 """A line is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
-_DRAWN = 2  # wrong lines drawn per given line
 _BANK = 2000  # training items used to measure hubness
 _ALIGNMENT_WEIGHT = 10.0  # scale of the logits used to measure hubness, as in mining hard negatives
 _ALIGNED = 4000  # training images for the alignment
-_TRIES = 16
 _FEATURES = 6
-_AT_ONCE, _PAIRS_AT_ONCE = 8192, 16_384
+_PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 1.0  # of training per fold, whatever is left of the time limit
 # An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
 _CLEAR, _LEAST_CLEAR = 0.95, 0.1
@@ -92,9 +102,11 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     right = (match_truth(lines.pairs) > 0.5).numpy()
     groups = _groups(lines)
     known = len(torch.unique(groups[torch.from_numpy(right)]))
-    texts = len({text for text, is_right in zip(lines.pairs.texts, right, strict=True) if is_right})
+    images, texts = (
+        len(joined([chosen(one, right.nonzero()[0])])[1]) for one in (lines.pairs.images, lines.pairs.texts)
+    )
     if known < FEWEST_GROUPS:
-        single = known == len({image for image, good in zip(lines.pairs.images, right, strict=True) if good})
+        single = known == images
         what = ("image" if single else "group") + ("" if known == 1 else "s")
         return _silent(
             lines,
@@ -115,7 +127,7 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
 
 def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
     return Found(
-        [{"match": None} for _ in range(len(lines))],
+        Values.same(len(lines), {"match": None}),
         np.zeros(len(lines), bool),
         np.full(len(lines), np.nan),
         doubts=(f"Matches were not checked: {reason}.", *doubts),
@@ -148,7 +160,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     notes: tuple[str, ...] = ()
     share, (low, high) = found.wrong_share, found.ci95
     whole = judge_images(
-        table, drawn_table, right, belief < UNLIKELY, np.unique(lines.pairs.images, return_inverse=True)[1], groups,
+        table, drawn_table, right, belief < UNLIKELY, ranks(lines.pairs.images), groups,
         (scores.exchanged.double().numpy(), scores.exchanged_images.numpy()),
     )  # fmt: skip
     if whole is not None:
@@ -164,7 +176,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         "and wrong texts that come close (from a similar image, or with one wrong word) count as right.",
     )
     return Found(
-        [{"match": round(value, 6)} for value in reported.tolist()],
+        Values(len(lines), lambda part: [{"match": round(value, 6)} for value in reported[part].tolist()]),
         belief < UNLIKELY,
         belief,
         tuple(doubts),
@@ -239,8 +251,7 @@ class _ScoredFolds:
 
 def _groups(lines: Lines) -> Tensor:
     """Return the number of the group of every line, ``(n,)`` int."""
-    names = {name: number for number, name in enumerate(dict.fromkeys(lines.pairs.clusters))}
-    return torch.tensor([names[name] for name in lines.pairs.clusters])
+    return torch.from_numpy(joined([lines.pairs.clusters])[0][0])
 
 
 def _one_fold(
@@ -275,10 +286,8 @@ def _one_fold(
     text_ids, text_at = torch.unique(shown_texts, return_inverse=True)
     text_at, other_text = text_at[: len(held)], text_at[len(held) :]
     with torch.inference_mode():
-        image_parts = torch.cat(
-            [network.image_parts(images[image_ids[part]].float()) for part in _blocks(len(image_ids))]
-        )
-        text_parts = torch.cat([network.text_parts(texts[text_ids[part]].float()) for part in _blocks(len(text_ids))])
+        image_parts = _parts(network.image_parts, images, image_ids)
+        text_parts = _parts(network.text_parts, texts, text_ids)
         scales = network.part_scales(_ALIGNMENT_WEIGHT, image_parts.shape[1])
         of_images = hubness(image_parts, banks[1], scales)
         of_texts = hubness(text_parts, banks[0], scales)
@@ -289,7 +298,7 @@ def _one_fold(
         def features(image: Tensor, text: Tensor, line: Tensor) -> Tensor:
             """Return the features of images and texts, by number, as if each text replaced that of its line."""
             columns = []
-            for part in _blocks(len(image)):
+            for part in row_blocks(len(image)):
                 cosines = image_parts[image[part]] * text_parts[text[part]]
                 agreed, has_others = own.agreement(text_parts[:, :width], image[part], text[part], text_at[line[part]])
                 columns.append(
@@ -303,7 +312,7 @@ def _one_fold(
                 )  # fmt: skip
             return torch.cat(columns)
 
-        rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
+        rows, columns = draw_wrong(pairs, meaning, groups, right, held, near, seed)
         other_images, lines_of = exchange_images(image_at, groups[held], source, seed)
         exchanged = features(other_images, text_at[lines_of], lines_of)
         given = features(image_at, text_at, torch.arange(len(held)))
@@ -316,6 +325,13 @@ def _one_fold(
     return scores, report.stopped == "time"
 
 
+def _parts(make: Callable[[Tensor], Tensor], items: Tensor, rows: Tensor) -> Tensor:
+    """Return the first stage's parts of some items, ``(r, d)``; those of many are in an unnamed file."""
+    found = (make(items[rows[block]].float()).numpy() for block in row_blocks(len(rows)))
+    width = make(items[:1].float()).shape[1]
+    return torch.from_numpy(gathered(found, (len(rows), width), np.float32))
+
+
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
     """Score with a run trained elsewhere, after checking its training data."""
     run = lines.run
@@ -324,7 +340,7 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     scorer = Scorer.open(run, store=lines.store, device=lines.session.device)
     if scorer.run.task != "matching":
         raise UsageError(f"--run {run}: expected a run of --task matching, found one of --task {scorer.run.task}")
-    contents = hash_prefixes(lines.store.content_hashes(lines.pairs.images).values())
+    contents = prefixes_of(contents_of(lines.store, lines.pairs)[1])
     seen = int(np.isin(contents, scorer.run.train_image_hashes).sum())
     if seen:
         doubts.append(
@@ -335,11 +351,11 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
     everything = torch.arange(len(pairs))
-    rows, columns = _draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
+    rows, columns = draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
+    of_images, of_texts = torch.cat([everything, rows]).numpy(), torch.cat([everything, columns]).numpy()
+    parts = (slice(start, start + _PAIRS_AT_ONCE) for start in range(0, len(of_images), _PAIRS_AT_ONCE))
     images, words = lines.pairs.images, lines.pairs.texts
-    scored = list(zip(images, words, strict=True))
-    scored += [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    blocks = (scored[start : start + _PAIRS_AT_ONCE] for start in range(0, len(scored), _PAIRS_AT_ONCE))
+    blocks = (list(zip(chosen(images, of_images[part]), chosen(words, of_texts[part]), strict=True)) for part in parts)
     with scoring_through(lines.ray, scorer, _scored, notes=lines.notes) as through:
         scores = torch.from_numpy(np.concatenate(list(through(blocks))))[:, None]
     given, drawn = scores[: len(lines)], scores[len(lines) :]
@@ -349,52 +365,3 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
 
 def _scored(scorer: Scorer, pairs: list[tuple[str, str]]) -> NDArray[np.float32]:
     return scorer.score(pairs)
-
-
-def _draw_wrong(
-    pairs: EmbeddedPairs, meaning: Tensor | None, groups: Tensor, right: Tensor, held: Tensor, near: float, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Draw lines whose image and text do not belong together.
-
-    Args:
-        pairs: All lines.
-        meaning: ``(texts, d)`` unit vectors, or None if closeness of texts is unknown.
-        groups: ``(n,)`` group of every line.
-        right: ``(n,)`` bool, lines given as right.
-        held: Rows of the lines to draw from.
-        near: Cosine from which two texts count as wordings of the same content.
-        seed: Random seed.
-
-    Returns:
-        Positions within ``held`` of the image and the text of each. The text belongs to another group, is not one of
-        the image's own, and is not close to any of them.
-    """
-    random = torch.Generator().manual_seed(seed)
-    source = right[held].nonzero()[:, 0]
-    image, text, group = pairs.image_rows[held], pairs.text_rows[held], groups[held]
-    own = TextsOfImages.of(image[source], text[source], int(image.max()) + 1).rows
-
-    def is_wrong(rows: Tensor, columns: Tensor) -> Tensor:
-        wrong = (group[rows] != group[columns]) & (text[rows] != text[columns]) & (image[rows] != image[columns])
-        for part in _blocks(len(rows)):
-            texts_of_it = own[image[rows[part]]]  # (n, k)
-            wrong[part] &= (texts_of_it != text[columns[part]][:, None]).all(dim=1)
-            if meaning is not None:
-                cosines = (meaning[texts_of_it.clamp(min=0)] * meaning[text[columns[part]]][:, None]).sum(dim=2)
-                wrong[part] &= (cosines.masked_fill(texts_of_it < 0, -1.0) < near).all(dim=1)
-        return wrong
-
-    rows = source.repeat(_DRAWN)
-    columns = source[torch.randint(len(source), (len(rows),), generator=random)]
-    wrong = is_wrong(rows, columns)
-    for _ in range(_TRIES):
-        again = (~wrong).nonzero()[:, 0]
-        if len(again) == 0:
-            break
-        columns[again] = source[torch.randint(len(source), (len(again),), generator=random)]
-        wrong[again] = is_wrong(rows[again], columns[again])
-    return rows[wrong], columns[wrong]
-
-
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, start + _AT_ONCE) for start in range(0, max(count, 1), _AT_ONCE)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.packed.columns import chosen
 from frevl.errors import MissingExtraError
 
 __all__ = ["by_words"]
@@ -54,7 +55,7 @@ def by_words(
             ngram_range=(1, 2), token_pattern=_PIECES, binary=True, dtype=np.float64, max_features=_MOST_WORDS
         )
         try:
-            seen = counts.fit_transform([texts[row] for row in inside.tolist()])
+            seen = counts.fit_transform(chosen(texts, inside))
         except ValueError:  # no words in any text
             predicted[held] = np.bincount(labels[inside], minlength=classes) / len(inside)
             continue
@@ -62,7 +63,5 @@ def by_words(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solution need not be more exact
             model.fit(seen, labels[inside])
-        predicted[held[:, None], model.classes_] = model.predict_proba(
-            counts.transform([texts[row] for row in held.tolist()])
-        )
+        predicted[held[:, None], model.classes_] = model.predict_proba(counts.transform(chosen(texts, held)))
     return predicted

@@ -13,7 +13,7 @@ from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.diagnosis.performance.error_features import LEVEL, Explained, explain, text_features
 from frevl.diagnosis.splits import Splits
 from frevl.runs.targets import match_truth
-from frevl.store.grouping.copies import unit_vectors
+from frevl.store.grouping.unit_vectors import unit_vectors
 from frevl.store.ids.rows_of_ids import rows_of_values
 
 __all__ = ["FEWEST", "errors_claim", "errors_explained_finding", "features_of"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from itertools import pairwise
+from heapq import nsmallest
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,10 +90,12 @@ def write_curation_page(curation: Curation, path: str | Path, *, images: str | P
 
 def curation_findings(curation: Curation) -> list[Finding]:
     """Return one finding per filter: how many lines it drops, and what it found."""
-    found = []
+    found, seen = [], {name: _Evidence() for name in curation.filters}
+    for line in curation.lines:
+        for name, evidence in seen.items():
+            evidence.add(name, line["curate"][_KEYS.get(name, name)])
     for name, counts in curation.filters.items():
-        values = [line["curate"][_KEYS.get(name, name)] for line in curation.lines]
-        table, plot = _evidence(name, values)
+        table, plot = seen[name].table_and_plot(name)
         n = len(curation.lines)
         share = 100 * counts["dropped"] / max(n, 1)
         claim = (
@@ -130,24 +134,40 @@ def _removed(removed: Removed) -> Finding:
     return Finding("removed", "removed", claim, 100 * removed.kept, None, how, advice, table, {})
 
 
-def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a table of a filter's findings, and a plot if it gives probabilities."""
-    if name == "label":
-        changes = Counter((one[0], one[1]) for one in values if one and one[1] is not None and one[0] != one[1])
-        rows = [{"given": given, "likelier": other, "lines": n} for (given, other), n in changes.most_common(_ROWS)]
-        return rows, {}
-    numbers = [value for value in values if isinstance(value, float)]
-    if numbers:
-        counts, edges = np.histogram(numbers, bins=_BINS, range=(0, 1))
-        names = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in pairwise(edges.tolist())]
-        rows = [{"probability": one, "lines": int(count)} for one, count in zip(names, counts, strict=True)]
-        heights = [float(count) for count in counts]
-        return rows, chart("bars", "probability", "lines", series("lines", names, heights))
-    reasons = Counter(reason for value in values if isinstance(value, list) for reason in value)
-    if reasons:
-        return [{"reason": reason, "lines": n} for reason, n in reasons.most_common(_ROWS)], {}
-    copies = Counter(value for value in values if isinstance(value, str))
-    return [{"copies of": one, "lines": n} for one, n in copies.most_common(_ROWS)], {}
+class _Evidence:
+    """Counts of a filter's findings."""
+
+    def __init__(self) -> None:
+        self.changes: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.originals: Counter[str] = Counter()
+        self.numbers = array("d")
+
+    def add(self, name: str, value: Any) -> None:
+        if name == "label":
+            if value and value[1] is not None and value[0] != value[1]:
+                self.changes[(value[0], value[1])] += 1
+        elif isinstance(value, float):
+            self.numbers.append(value)
+        elif isinstance(value, list):
+            self.reasons.update(value)
+        elif isinstance(value, str):
+            self.originals[value] += 1
+
+    def table_and_plot(self, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Return a table of the findings, and a plot if they are probabilities."""
+        if name == "label":
+            changes = self.changes.most_common(_ROWS)
+            return [{"given": given, "likelier": other, "lines": n} for (given, other), n in changes], {}
+        if len(self.numbers):
+            counts, edges = np.histogram(np.asarray(self.numbers), bins=_BINS, range=(0, 1))
+            names = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in pairwise(edges.tolist())]
+            rows = [{"probability": one, "lines": int(count)} for one, count in zip(names, counts, strict=True)]
+            heights = [float(count) for count in counts]
+            return rows, chart("bars", "probability", "lines", series("lines", names, heights))
+        if self.reasons:
+            return [{"reason": reason, "lines": n} for reason, n in self.reasons.most_common(_ROWS)], {}
+        return [{"copies of": one, "lines": n} for one, n in self.originals.most_common(_ROWS)], {}
 
 
 def _cases(curation: Curation) -> list[dict[str, Any]]:
@@ -155,10 +175,12 @@ def _cases(curation: Curation) -> list[dict[str, Any]]:
     cases = []
     for name in curation.filters:
         key = _KEYS.get(name, name)
-        gone = [line for line in curation.lines if name in line["curate"]["why"]]
+        gone = (line for line in curation.lines if name in line["curate"]["why"])
         if name in ("match", "label"):
-            gone.sort(key=lambda line: _probability(line["curate"][key]))
-        for line in gone[:_CASES]:
+            shown = nsmallest(_CASES, gone, key=lambda line: _probability(line["curate"][key]))
+        else:
+            shown = list(islice(gone, _CASES))
+        for line in shown:
             value = line["curate"][key]
             case = {
                 "kind": f"by {name}",

@@ -305,8 +305,8 @@ def hubness(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
         bank: ``(m, d)`` parts of the bank's items.
         scales: ``(d,)``, from `FirstStage.part_scales`.
     """
-    blocks = (parts * scales).split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]
-    logs: Tensor = torch.cat([(block @ bank.T).logsumexp(dim=1) for block in blocks])
+    blocks = parts.split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]
+    logs: Tensor = torch.cat([((block * scales) @ bank.T).logsumexp(dim=1) for block in blocks])
     return logs - math.log(max(1, len(bank)))
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "GraphPart",
     "Graphs",
     "add_to_graph",
+    "bytes_in_graph",
     "grown_graphs",
     "new_graph",
     "parts_of",
@@ -143,7 +144,12 @@ def parts_of(record: dict[str, Any]) -> tuple[GraphPart, ...]:
 
 def rows_of_a_graph(dim: int) -> int:
     """Return how many vectors of this width go into one graph: about 1 GiB, in whole parts of a `Shortlist`."""
-    return max(1, _GRAPH_BYTES // (dim + _LINKS) // PART_ROWS) * PART_ROWS
+    return max(1, _GRAPH_BYTES // bytes_in_graph(dim) // PART_ROWS) * PART_ROWS
+
+
+def bytes_in_graph(dim: int) -> int:
+    """Return how many bytes a vector of this width takes in a graph."""
+    return dim + _LINKS
 
 
 def grown_graphs(

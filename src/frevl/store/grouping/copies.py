@@ -12,7 +12,7 @@ other. The combination is ours; measured in research/experiments/log.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
 from frevl.store.reader import Store
-from frevl.store.towers import Tower
 
 __all__ = [
     "MOST_COMPARED",
@@ -31,7 +30,6 @@ __all__ = [
     "find_near_copies",
     "neighbours_of",
     "one_item_each",
-    "unit_vectors",
 ]
 
 FALSE_ALARMS = 1e-3  # share of ordinary images that would show such a gap
@@ -180,33 +178,6 @@ def _close_pairs(vectors: NDArray[np.float32], within: float, random: np.random.
 def _distances(vectors: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
     distances: NDArray[np.float32] = 1 - np.einsum("nd,nd->n", vectors[pairs[:, 0]], vectors[pairs[:, 1]])
     return distances
-
-
-_ROWS_AT_ONCE = 65_536
-
-
-def unit_vectors(
-    store: Store, ids: Sequence[str], towers: Sequence[Tower], *, half: bool = False
-) -> NDArray[np.floating]:
-    """Read the narrowest of some image towers: tokens are averaged, then normalised to unit length.
-
-    Args:
-        store: The store with the embeddings.
-        ids: Ids of the images.
-        towers: At least one tower.
-        half: Return float16, which halves the memory, instead of float32.
-
-    Returns:
-        ``(n, d)`` vectors of unit length.
-    """
-    narrowest = min(towers, key=lambda tower: tower.dim)
-    vectors = np.empty((len(ids), narrowest.dim), np.float16 if half else np.float32)
-    for start in range(0, len(ids), _ROWS_AT_ONCE):
-        values, mask = store.read("image", ids[start : start + _ROWS_AT_ONCE], [narrowest])
-        means = np.einsum("ntd,nt->nd", values.astype(np.float32), mask.astype(np.float32))
-        lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.float32(1e-12))
-        vectors[start : start + len(means)] = means / lengths
-    return vectors
 
 
 def one_item_each(pairs: Pairs, store: Store) -> tuple[Pairs, int]:

@@ -20,7 +20,8 @@ from frevl.data.packed.columns import Chained, Coded, WithCluster, by_value, cho
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
 from frevl.store.grouping.contents import content_numbers
-from frevl.store.grouping.copies import MOST_COMPARED, find_near_copies, unit_vectors
+from frevl.store.grouping.copies import MOST_COMPARED, find_near_copies
+from frevl.store.grouping.unit_vectors import unit_vectors
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 

@@ -19,10 +19,11 @@ from frevl.data.pairs import Pairs
 from frevl.errors import PairsError, RunError, UsageError
 from frevl.models.kernel_ridge import KernelFusion
 from frevl.runs.run import Run, settings_named
-from frevl.runs.targets import Answers
+from frevl.runs.targets import Answers, row_prefixes
+from frevl.store.grouping.contents import among
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import content_of_units
+from frevl.store.usable_pairs import stored_contents_of
 from frevl.training.examples import Examples, Prepared
 from frevl.training.prepare import prepare, read_file
 
@@ -128,13 +129,13 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
         _refuse_parts(run, data, _place(sources.pairs))
     kinds = [run.network_name, *settings_named(run.network_settings, "network")]
     if sources.given_dev:
-        learned = set(content_of_units(store, pairs).values())
-        again = [unit for unit, hash_ in content_of_units(store, dev).items() if hash_ in learned] if dev else []
-        if again:
+        units, hashes = ([], np.zeros(0, "S1")) if dev is None else stored_contents_of(store, dev)
+        again = np.flatnonzero(among(hashes, stored_contents_of(store, pairs)[1]))
+        if len(again):
             raise PairsError(
                 f"{_place(sources.dev)}: expected development pairs that {run.path} was not trained on, found "
-                f"{len(again):,} {pairs.sides[0]}s of its training pairs (the first is '{again[0]:.80}'); give "
-                "others with --dev"
+                f"{len(again):,} {pairs.sides[0]}s of its training pairs (the first is '{units[int(again[0])]:.80}'); "
+                "give others with --dev"
             )
     elif data.dev_is_spare and KernelFusion.key in kinds:
         raise PairsError(
@@ -147,18 +148,16 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
 
 def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
     """Refuse pairs that the run was not trained on, as they may be its evaluation pairs."""
-    content = content_of_units(store, pairs)
-    if not content:
+    units, hashes = stored_contents_of(store, pairs)
+    if not len(units):
         raise PairsError(f"{place}: expected the training pairs of {run.path}, found none that can be used")
-    seen = {unit: int(hash_[:16], 16) for unit, hash_ in content.items()}
-    known = set(run.train_image_hashes.tolist())
-    unseen = [unit for unit, prefix in seen.items() if prefix not in known]
-    if unseen:
+    unseen = np.flatnonzero(~np.isin(row_prefixes(hashes), run.train_image_hashes))
+    if len(unseen):
         kind = pairs.sides[0]
         raise PairsError(
             f"{place}: expected the training pairs of {run.path}, because what corrects a run must not be what it is "
-            f"evaluated on; found {len(unseen):,} of {len(seen):,} {kind}s that it has not seen (the first is "
-            f"'{unseen[0]:.80}')"
+            f"evaluated on; found {len(unseen):,} of {len(units):,} {kind}s that it has not seen (the first is "
+            f"'{units[int(unseen[0])]:.80}')"
         )
 
 

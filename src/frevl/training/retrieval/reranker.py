@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +22,7 @@ from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Standardised, hubness
 from frevl.runs.batches import EmbeddedPairs, moved
+from frevl.store.grouping.large_arrays import gathered
 from frevl.training.loop import FitReport, gradient_descent
 from frevl.training.options import RerankerOptions, Session, TwoTowerOptions
 from frevl.training.retrieval.score_fusion import few_enough
@@ -31,7 +33,8 @@ from frevl.training.workers.team import Share
 __all__ = ["HardNegatives", "assign_folds", "bank_of", "fit_reranker", "listwise_loss", "mine_hard_negatives"]
 
 _MOST_IMAGES = 2500  # images mined per fold; with five texts each, 31 million scores
-_TWIN_QUANTILE = 0.75
+_CENTRED_AT_ONCE = 1 << 26  # numbers: 256 MiB
+_TWIN_QUANTILE, _MOST_TWINS = 0.75, 100_000
 
 
 @dataclass(frozen=True)
@@ -166,15 +169,20 @@ def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -
     different = a != b
     if int(different.sum()) < 100:
         return math.inf
-    vectors = centred(texts)
-    cosines = (vectors[a[different]] * vectors[b[different]]).sum(dim=1)
-    return float(cosines[:100_000].quantile(_TWIN_QUANTILE))
+    vectors, some = centred(texts), different.nonzero()[:_MOST_TWINS, 0]
+    cosines = (vectors[a[some]] * vectors[b[some]]).sum(dim=1)
+    return float(cosines.quantile(_TWIN_QUANTILE))
 
 
 def centred(texts: Tensor) -> Tensor:
-    """Return unit vectors of ``(n, d)`` embeddings minus their mean."""
-    values = texts.float()
-    return F.normalize(values - values.mean(dim=0), dim=1)
+    """Return unit vectors of ``(n, d)`` embeddings minus their mean; those of many are in an unnamed file."""
+    if texts.numel() <= _CENTRED_AT_ONCE or texts.device.type != "cpu":
+        values = texts.float()
+        return F.normalize(values - values.mean(dim=0), dim=1)
+    blocks = texts.split(max(1, _CENTRED_AT_ONCE // texts.shape[1]))  # type: ignore[no-untyped-call]
+    mean = (sum(block.double().sum(dim=0) for block in blocks) / len(texts)).float()
+    parts = (F.normalize(block.float() - mean, dim=1).numpy() for block in blocks)
+    return torch.from_numpy(gathered(parts, (len(texts), texts.shape[1]), np.float32))
 
 
 def _lists(

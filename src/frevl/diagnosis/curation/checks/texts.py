@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.names import text_content
+from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.store.grouping.copies import unit_vectors
-from frevl.store.usable_pairs import content_of_units
+from frevl.diagnosis.curation.verdicts.reasons import Reasons
+from frevl.diagnosis.curation.verdicts.values import Values
+from frevl.store.grouping.contents import content_numbers, numbers_by
+from frevl.store.grouping.unit_vectors import unit_vectors
 
 __all__ = ["SCRIPT_SHARE", "boilerplate", "file_name", "has_words", "script_of", "text_filter"]
 
@@ -27,6 +30,7 @@ FEWEST_PICTURES = 5
 _DRAWS = 400  # random sets with the same number of images
 _LEVEL = 0.99  # share of the random sets that must be less alike than the images of a normal text
 _MOST_OF_A_TEXT = 200  # images compared
+_REASONS = ("no words", "file name", "other script", "on many different images")
 
 _NAMES = (
     r".*[^\s.]\.(jpe?g|png|gif|webp|bmp|tiff?|hei[cf]|avif|svg|mp4|mov|pdf)",
@@ -48,31 +52,33 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
     """
     pairs = lines.pairs
     if "text" not in pairs.sides:
-        return Found([{"text": None}] * len(lines), np.zeros(len(lines), bool))
+        return Found(Values.same(len(lines), {"text": None}), np.zeros(len(lines), bool))
     script, others = _usual_script(pairs.texts)
-    reasons: list[list[str]] = []
-    for text in pairs.texts:
-        own = []
-        if not has_words(text):
-            own.append("no words")
-        elif file_name(text):
-            own.append("file name")
-        elif script is not None and script_of(text) not in (script, None):
-            own.append("other script")
-        reasons.append(own)
+    reasons = Reasons(_REASONS, len(lines))
+    found = by_value(pairs.texts, lambda text: _reason(text, script), np.int8)
+    for number, reason in enumerate(_REASONS[:-1]):
+        reasons.add(reason, found == number)
     notes: list[str] = []
     if lines.task == "matching" and lines.image_towers:
-        for row in np.flatnonzero(_boilerplate_lines(lines, notes)).tolist():
-            reasons[row].append("on many different images")
+        reasons.add(_REASONS[-1], _boilerplate_lines(lines, notes))
     if script is None and others:
         notes.append(f"The texts use several scripts ({others}), so none is out of place.")
-    counts = Counter(reason for own in reasons for reason in own)
+    counts = {reason: int(reasons.by(reason).sum()) for reason in sorted(_REASONS)}
     return Found(
-        [{"text": own} for own in reasons],
-        np.array([bool(own) for own in reasons]),
+        Values(len(lines), lambda part: [{"text": own} for own in reasons[part]]),
+        ~reasons.clear,
         notes=tuple(notes),
-        figures={"reasons": dict(sorted(counts.items())), "script": script},
+        figures={"reasons": {reason: count for reason, count in counts.items() if count}, "script": script},
     )
+
+
+def _reason(text: str, script: str | None) -> int:
+    """Return the index in `_REASONS` of what is wrong with a text by itself, or -1."""
+    if not has_words(text):
+        return 0
+    if file_name(text):
+        return 1
+    return 2 if script is not None and script_of(text) not in (script, None) else -1
 
 
 def has_words(text: str) -> bool:
@@ -90,6 +96,8 @@ def script_of(text: str) -> str | None:
 
     Chinese characters, kana and the like count as one script, because Japanese mixes them.
     """
+    if text.isascii():
+        return "LATIN" if has_words(text) else None
     counts = Counter(filter(None, (_script(letter) for letter in unicodedata.normalize("NFKC", text))))
     return counts.most_common(1)[0][0] if counts else None
 
@@ -106,7 +114,7 @@ def _script(letter: str) -> str | None:
 
 def _usual_script(texts: Sequence[str]) -> tuple[str | None, str]:
     """Return the script of nearly all distinct texts (None if there is none), and the most frequent ones as text."""
-    counts = Counter(filter(None, (script_of(text) for text in dict.fromkeys(texts))))
+    counts = Counter(filter(None, (script_of(text) for text in joined([texts])[1])))
     total = sum(counts.values())
     if not total:
         return None, ""
@@ -117,31 +125,39 @@ def _usual_script(texts: Sequence[str]) -> tuple[str | None, str]:
 
 def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     pairs = lines.pairs
-    hashes = content_of_units(lines.store, pairs)
-    number_of: dict[str, int] = {}
-    numbers = np.array([number_of.setdefault(hashes.get(image, image), len(number_of)) for image in pairs.images])
-    texts = [text_content(" ".join(text.casefold().split())) for text in pairs.texts]
-    images_of: dict[str, dict[int, None]] = {}
-    for text, number in zip(texts, numbers.tolist(), strict=True):
-        images_of.setdefault(text, {})[number] = None
-    checked = {text: list(own) for text, own in images_of.items() if len(own) >= FEWEST_PICTURES}
-    # Random sets of that size would hold nearly the same images, so they reveal nothing about the text.
-    usual = [text for text, own in checked.items() if 2 * len(own) > len(number_of)]
-    for text in usual:
-        count = len(checked.pop(text))
-        notes.append(
-            f"'{text[:60]}' goes with {count:,} of {len(number_of):,} distinct images; above half, boilerplate "
-            "cannot be detected, so it was not checked."
-        )
-    if not checked:
+    (units,), names = joined([pairs.images])
+    contents = content_numbers(lines.store, names, [pairs])
+    images, texts = contents[units], numbers_by(pairs.texts, _spelling)
+    distinct = int(contents.max()) + 1
+    # Every text with every content, once, in order of appearance; texts are numbered in that order, too.
+    first = np.sort(np.unique(texts * distinct + images, return_index=True)[1])
+    first = first[np.argsort(texts[first], kind="stable")]
+    sizes = np.bincount(texts[first])
+    groups = {
+        text: images[first[end - size : end]]
+        for text, size, end in zip(range(len(sizes)), sizes.tolist(), np.cumsum(sizes).tolist(), strict=True)
+        if size >= FEWEST_PICTURES
+    }
+    for text, own in list(groups.items()):
+        # Random sets of that size would hold nearly the same images, so they reveal nothing about the text.
+        if 2 * len(own) > distinct:
+            del groups[text]
+            spelling = _spelling(pairs.texts[int(np.argmax(texts == text))])
+            notes.append(
+                f"'{spelling[:60]}' goes with {len(own):,} of {distinct:,} distinct images; above half, boilerplate "
+                "cannot be detected, so it was not checked."
+            )
+    if not groups:
         return np.zeros(len(pairs), bool)
-    first = dict(zip(numbers[::-1].tolist(), pairs.images[::-1], strict=True))
-    vectors = unit_vectors(
-        lines.store, [first[number] for number in range(len(number_of))], lines.image_towers, half=True
-    )
-    flags = boilerplate(vectors, list(checked.values()), seed=lines.session.seed)
-    found = {text for text, flag in zip(checked, flags, strict=True) if flag}
-    return np.array([text in found for text in texts])
+    one_each = chosen(names, np.unique(contents, return_index=True)[1])
+    vectors = unit_vectors(lines.store, one_each, lines.image_towers, half=True)
+    flags = boilerplate(vectors, list(groups.values()), seed=lines.session.seed)
+    return np.isin(texts, np.array(list(groups))[flags])
+
+
+def _spelling(text: str) -> str:
+    """Return a text without its case, and with single blanks."""
+    return text_content(" ".join(text.casefold().split()))
 
 
 def boilerplate(vectors: NDArray[np.floating], groups: Sequence[Sequence[int]], *, seed: int = 0) -> NDArray[np.bool_]:

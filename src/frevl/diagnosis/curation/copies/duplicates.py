@@ -5,23 +5,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.names import text_content
+from frevl.data.packed.columns import chosen, joined
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
 from frevl.diagnosis.curation.copies.near import TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.machine import processors
-from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
+from frevl.runs.search.graphs import bytes_in_graph
+from frevl.store.grouping.contents import content_numbers, numbers_by
+from frevl.store.grouping.copies import MOST_COMPARED
+from frevl.store.grouping.unit_vectors import unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
-from frevl.store.usable_pairs import content_of_units
+from frevl.store.towers import Tower
 
-__all__ = ["duplicate_filter", "groups_without_a_line", "plain_text"]
+__all__ = ["duplicate_filter", "graph_bytes", "groups_without_a_line", "plain_text"]
 
 
 # Punctuation before and after a word; "-5" is another number than "5", and "#1" another rank than "1".
@@ -41,24 +47,24 @@ def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
         found: Findings of the other filters.
     """
     pairs = lines.pairs
-    units = list(dict.fromkeys(pairs.units))
-    hashes = content_of_units(lines.store, pairs)
-    contents = [hashes.get(unit, unit) for unit in units]
-    first: dict[str, int] = {}
-    for number, content in enumerate(contents):
-        first.setdefault(content, number)
-    links = [(first[content], number) for number, content in enumerate(contents) if first[content] != number]
-    same = len(links)
-    near, notes, figures = _near(lines, units, list(first.values()))
-    groups = group_copies([*links, *near], _preference(lines, units, found))
-    return _found(lines, units, groups, same, notes, figures)
+    (numbers,), units = joined([pairs.units])
+    contents = content_numbers(lines.store, units, [pairs])
+    first = np.unique(contents, return_index=True)[1]  # contents are numbered in order of appearance
+    originals = first[contents]
+    copies = np.flatnonzero(originals != np.arange(len(units)))
+    near, notes, figures = _near(lines, units, first)
+    links = chain(zip(originals[copies].tolist(), copies.tolist(), strict=True), near)
+    groups = group_copies(links, _preference(lines, units, numbers, found))
+    return _found(lines, units, numbers, groups, len(copies), notes, figures)
 
 
-def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple[int, int]], list[str], dict[str, Any]]:
+def _near(
+    lines: Lines, units: Sequence[str], originals: NDArray[np.int64]
+) -> tuple[list[tuple[int, int]], list[str], dict[str, Any]]:
     """Return links between images of different content, notes, and figures for the JSON."""
     if "image" not in lines.pairs.sides or not lines.image_towers:
         return [], [], {}
-    ids = [units[number] for number in chosen]
+    ids = chosen(units, originals)
     session = lines.session
     vectors = unit_vectors(lines.store, ids, lines.image_towers, half=len(ids) > MOST_COMPARED)
     by_embedding, index = embedding_links(vectors, threads=processors(), progress=session.progress)
@@ -102,13 +108,13 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
             "Near copies were found by embeddings alone, which miss much smaller copies and those with a fifth "
             "cropped; --images DIR compares the pixels."
         )
-    return [(chosen[one], chosen[other]) for one, other in links.tolist()], notes, figures
+    return [(one, other) for one, other in originals[links].tolist()], notes, figures
 
 
-def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> list[tuple[float, ...]]:
-    """Return for every unit whether any of its lines stays, their mean match, and its size in bytes."""
-    row_of = {unit: number for number, unit in enumerate(units)}
-    numbers = np.array([row_of[unit] for unit in lines.pairs.units])
+def _preference(
+    lines: Lines, units: Sequence[str], numbers: NDArray[np.int64], found: Mapping[str, Found]
+) -> NDArray[np.float64]:
+    """Return for every unit whether any of its lines stays, their mean match, and its size in bytes, ``(units, 3)``."""
     stays = np.ones(len(lines), bool)
     for one in found.values():
         stays &= ~one.flagged
@@ -123,37 +129,59 @@ def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> l
     if "image" in lines.pairs.sides:
         stored = lines.store.states("image")["bytes"]
         sizes = stored[find_rows(lines.store.positions("image"), units)].astype(np.float64)
-    return list(zip(staying.tolist(), match.tolist(), sizes.tolist(), strict=True))
+    return np.stack([staying, match, sizes], axis=1)
 
 
-def groups_without_a_line(units: Sequence[str], found: Found, why: Sequence[Sequence[str]]) -> int:
+def graph_bytes(pairs: Pairs, towers: Sequence[Tower]) -> int:
+    """Return the size of the graph that finds near copies among the images of some lines; 0 if none is built.
+
+    Args:
+        pairs: The lines.
+        towers: Image towers, of which the narrowest is used.
+    """
+    if "image" not in pairs.sides or not towers:
+        return 0
+    images = len(joined([pairs.images])[1])
+    return images * bytes_in_graph(min(tower.dim for tower in towers)) if images > MOST_COMPARED else 0
+
+
+def groups_without_a_line(units: Sequence[str], found: Found, kept: NDArray[np.bool_]) -> int:
     """Count the groups of copies without a kept line.
 
     Args:
         units: ``(n,)`` image (text) of every line.
         found: Findings of this filter.
-        why: For every line, the filters that drop it.
+        kept: ``(n,)`` bool, which lines are kept.
     """
-    kept: dict[str, bool] = {}
-    for unit, value, reasons in zip(units, found.values, why, strict=True):
+    left: dict[str, bool] = {}
+    for unit, value, stays in zip(units, found.values, kept.tolist(), strict=True):
         if value["copies"] > 1:
             group = value["duplicate_of"] or unit
-            kept[group] = kept.get(group, False) or not reasons
-    return sum(not one for one in kept.values())
+            left[group] = left.get(group, False) or stays
+    return sum(not one for one in left.values())
 
 
 def _found(
-    lines: Lines, units: list[str], groups: CopyGroups, same: int, notes: list[str], figures: dict[str, Any]
+    lines: Lines,
+    units: Sequence[str],
+    numbers: NDArray[np.int64],
+    groups: CopyGroups,
+    same: int,
+    notes: list[str],
+    figures: dict[str, Any],
 ) -> Found:
-    pairs = lines.pairs
-    row_of = {unit: number for number, unit in enumerate(units)}
-    numbers = np.array([row_of[unit] for unit in pairs.units])
     flagged = groups.kept[numbers] != numbers
-    repeated = _repeated(pairs) & ~flagged
-    values = []
-    for row, number in enumerate(numbers.tolist()):
-        kept = units[groups.kept[number]] if flagged[row] else units[number] if repeated[row] else None
-        values.append({"duplicate_of": kept, "copies": int(groups.sizes[number])})
+    repeated = _repeated(lines.pairs, numbers) & ~flagged
+
+    def values(part: slice) -> list[dict[str, Any]]:
+        own = numbers[part]
+        copied = (flagged[part] | repeated[part]).tolist()  # of a repeated line, the image is the one kept
+        kept, sizes = groups.kept[own].tolist(), groups.sizes[own].tolist()
+        return [
+            {"duplicate_of": units[original] if copy else None, "copies": size}
+            for copy, original, size in zip(copied, kept, sizes, strict=True)
+        ]
+
     copies = int((groups.kept != np.arange(len(units))).sum())
     if groups.cut:
         notes.append(
@@ -169,17 +197,27 @@ def _found(
         "repeated_lines": int(repeated.sum()),
         **figures,
     }
-    return Found(values, flagged | repeated, notes=tuple(notes), figures=figures)
+    return Found(Values(len(lines), values), flagged | repeated, notes=tuple(notes), figures=figures)
 
 
-def _repeated(pairs: Pairs) -> NDArray[np.bool_]:
-    """Return whether an earlier line has the same image and target and nearly the same text, ``(n,)`` bool."""
-    seen: set[tuple[str, str, str]] = set()
-    repeated = np.zeros(len(pairs), bool)
-    for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
-        key = (image, plain_text(text), json.dumps(pairs.targets[row], sort_keys=True))
-        repeated[row] = key in seen
-        seen.add(key)
+def _repeated(pairs: Pairs, units: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether an earlier line has the same image and target and nearly the same text, ``(n,)`` bool.
+
+    Args:
+        pairs: The lines.
+        units: ``(n,)`` number of the image of every line; of its text if there are only texts.
+    """
+    columns = [
+        numbers_by(pairs.texts, plain_text),
+        numbers_by(pairs.targets, lambda target: json.dumps(target, sort_keys=True)),
+    ]
+    if "image" in pairs.sides:
+        columns.insert(0, units)
+    together = np.zeros(len(pairs), np.int64)
+    for column in columns:
+        together = np.unique(together * (int(column.max(initial=0)) + 1) + column, return_inverse=True)[1]
+    repeated = np.ones(len(pairs), bool)
+    repeated[np.unique(together, return_index=True)[1]] = False
     return repeated
 
 

@@ -33,7 +33,9 @@ class CopyGroups:
     longest: int
 
 
-def group_copies(links: Iterable[tuple[int, int]], preference: Sequence[tuple[float, ...]]) -> CopyGroups:
+def group_copies(
+    links: Iterable[tuple[int, int]], preference: NDArray[np.float64] | Sequence[tuple[float, ...]]
+) -> CopyGroups:
     """Group linked items and choose which one to keep from each group.
 
     Groups are the connected components of the links. Links form chains: frames of a film lead from one scene to another
@@ -43,12 +45,13 @@ def group_copies(links: Iterable[tuple[int, int]], preference: Sequence[tuple[fl
 
     Args:
         links: Pairs of item numbers.
-        preference: ``n`` tuples; the item with the largest tuple in a group is kept, the first in case of ties.
+        preference: ``(n, k)``; the item with the largest row in a group is kept, compared from the first column on, and
+            the first item in case of ties.
 
     Returns:
         The groups.
     """
-    n = len(preference)
+    table, n = np.asarray(preference, np.float64), len(preference)
     forest = Forest()
     linked: dict[int, set[int]] = {}
     for one, other in links:
@@ -64,20 +67,20 @@ def group_copies(links: Iterable[tuple[int, int]], preference: Sequence[tuple[fl
     for members in components.values():
         parts = [members]
         if len(members) > LARGEST_CHAIN:
-            parts = _stars(members, linked, preference)
+            parts = _stars(members, linked, table)
             if len(parts) > 1:
                 cut, longest = cut + 1, max(longest, len(members))
         for part in parts:
-            kept[part] = max(part, key=lambda item: (preference[item], -item))
+            kept[part] = max(part, key=lambda item: (table[item].tolist(), -item))
             sizes[part] = len(part)
     return CopyGroups(kept, sizes, cut, longest)
 
 
-def _stars(members: list[int], linked: dict[int, set[int]], preference: Sequence[tuple[float, ...]]) -> list[list[int]]:
+def _stars(members: list[int], linked: dict[int, set[int]], preference: NDArray[np.float64]) -> list[list[int]]:
     """Return the parts of a component, each with its most preferred item first and only items linked to that."""
     left = set(members)
     parts = []
-    for centre in sorted(members, key=lambda item: (*(-value for value in preference[item]), item)):
+    for centre in sorted(members, key=lambda item: (*(-preference[item]).tolist(), item)):
         if centre in left:
             part = [centre, *sorted(linked[centre] & left)]
             left -= set(part)

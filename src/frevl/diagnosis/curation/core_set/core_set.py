@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from frevl.data.names import as_list
 from frevl.data.outputs import refuse_inputs
+from frevl.data.packed.columns import rows_at
 from frevl.data.pairs import Pairs, in_memory, read_pairs
 from frevl.diagnosis.curation.core_set.choosing import choose_units, distance_change, kendall_tau, random_units
 from frevl.diagnosis.curation.lines import write_lines
@@ -191,7 +192,7 @@ def core_set(
     elif left_out is not None and left_out < _FAITHFUL:
         doubts.append(f"Other runs may change places on this core (tau {left_out:.2f}).")
     doubts.append(_NO_BENCHMARK)
-    kept = [read.row(row) for row in _rows_in_file(read, evaluated, lines)]
+    kept = list(read.select(rows_at(read.places, evaluated.select(lines).places)).as_rows())
     if out is not None:
         write_lines(out, kept, "--out")
     return CoreSet(
@@ -341,11 +342,6 @@ def _pair_records(results: list[Result], lines: NDArray[np.int64]) -> list[dict[
                 }
             )
     return records
-
-
-def _rows_in_file(read: Pairs, evaluated: Pairs, lines: NDArray[np.int64]) -> list[int]:
-    row_of = {place: row for row, place in enumerate(read.places)}
-    return [row_of[evaluated.places[line]] for line in lines.tolist()]
 
 
 def _of_one_run(note: str, result: Result) -> bool:

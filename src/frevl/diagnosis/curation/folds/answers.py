@@ -91,7 +91,7 @@ class _AnsweredFolds:
 
     def __init__(self, lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64]) -> None:
         self._lines, self._spec, self._classes = lines, spec, classes
-        self._known = lines.pairs.select(rows.tolist())
+        self._known = lines.pairs.select(rows)
         self.fold_of = deal_folds(self._known.clusters, lines.folds or FOLDS, lines.session.seed)
 
     def __call__(
@@ -102,8 +102,8 @@ class _AnsweredFolds:
     ) -> tuple[dict[str, Tensor], bool]:
         seed = self._lines.session.seed
         held, others = np.flatnonzero(self.fold_of == number), np.flatnonzero(self.fold_of != number)
-        trained_on = few_enough(self._known.select(others.tolist()), seed=seed)
-        held_out = self._known.select(held.tolist())
+        trained_on = few_enough(self._known.select(others), seed=seed)
+        held_out = self._known.select(held)
         predicted, cut = _answers(self._lines, self._spec, trained_on, held_out, self._classes, time_limit)
         knows = np.repeat(_learned_classes(trained_on, self._classes, seed)[None], len(held), axis=0)
         return {"said": torch.from_numpy(predicted), "knows": torch.from_numpy(knows)}, cut
@@ -148,10 +148,10 @@ def _answers(
         )
         scorer = Scorer(run, lines.store, device=lines.session.device)
         shown = _seen(spec, held_out)
-        both = list(zip(shown.images, shown.texts, strict=True))
+        blocks = (slice(start, start + _PAIRS_AT_ONCE) for start in range(0, len(shown), _PAIRS_AT_ONCE))
         parts = [
-            scorer.probabilities(scorer.score(both[start : start + _PAIRS_AT_ONCE]))
-            for start in range(0, len(both), _PAIRS_AT_ONCE)
+            scorer.probabilities(scorer.score(list(zip(shown.images[block], shown.texts[block], strict=True))))
+            for block in blocks
         ]
     columns = {label: number for number, label in enumerate(run.labels)}
     present = [number for number, name in enumerate(classes) if name in columns]

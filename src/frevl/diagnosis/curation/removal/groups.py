@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from frevl.data.names import has_value, value_name
 from frevl.evaluation.slices import range_names
 
-__all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "columns_of_keys", "shares_kept"]
+__all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "Groups", "columns_of_keys", "quarters", "shares_kept"]
 
 FEWEST_LINES = 20
 """Minimum number of lines for a group to be examined."""
@@ -59,43 +59,95 @@ class GroupShare:
         }
 
 
-def columns_of_keys(extras: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """Return the keys whose values form groups, with a value per line, None if missing.
+class Groups(Sequence[str | None]):
+    """The group of every line, None if it is in no group; a few bytes per line.
+
+    Attributes:
+        codes: ``(n,)`` int32, the number of every line's group, -1 for none.
+        names: Names of the groups.
+    """
+
+    def __init__(self, codes: NDArray[np.int32], names: Sequence[str]) -> None:
+        self.codes, self.names = codes, list(names)
+
+    @classmethod
+    def of(cls, values: Sequence[str | None]) -> Groups:
+        """Number the values in order of first appearance."""
+        if isinstance(values, Groups):
+            return values
+        known: dict[str, int] = {}
+        codes = (-1 if value is None else known.setdefault(value, len(known)) for value in values)
+        return cls(np.fromiter(codes, np.int32, len(values)), list(known))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, position: int) -> str | None: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[str | None]: ...
+    def __getitem__(self, position: int | slice) -> str | list[str | None] | None:
+        if isinstance(position, slice):
+            return [None if code < 0 else self.names[code] for code in self.codes[position].tolist()]
+        code = int(self.codes[position])
+        return None if code < 0 else self.names[code]
+
+
+class _Key:
+    """The values of one key: numbers, and the first distinct values."""
+
+    def __init__(self, lines: int) -> None:
+        self.numbers: NDArray[np.float64] = np.full(lines, np.nan)
+        self.codes: NDArray[np.int32] = np.full(lines, -1, np.int32)
+        self.known: dict[str, int] = {}
+        self.words = False
+
+    def put(self, row: int, value: str | float) -> None:
+        if isinstance(value, str):
+            self.words = True
+        else:
+            self.numbers[row] = value
+        if len(self.known) <= _MOST_VALUES:
+            self.codes[row] = self.known.setdefault(value_name(value), len(self.known))
+
+    def groups(self) -> Groups | None:
+        if 2 <= len(self.known) <= _MOST_VALUES:
+            return Groups(self.codes, list(self.known))
+        return None if self.words or len(self.known) < 2 else quarters(self.numbers)
+
+
+def columns_of_keys(extras: Iterable[Mapping[str, Any]], lines: int) -> dict[str, Groups]:
+    """Return the keys whose values form groups, with the group of every line.
 
     Strings and booleans form groups if there are 2 to 50 of them; more numbers than that are cut into quartiles. Values
     are named as in `frevl.evaluation.slices`; empty ones are missing.
+
+    Args:
+        extras: The keys of every line.
+        lines: Number of lines.
     """
-    columns: dict[str, list[str | None]] = {}
-    for key in dict.fromkeys(key for extra in extras for key in extra):
-        values = [_plain(extra.get(key)) for extra in extras]
-        numbers = [float(value) if isinstance(value, int | float) else None for value in values]
-        names = [None if value is None else value_name(value) for value in values]
-        several = len({name for name in names if name is not None})
-        if 2 <= several <= _MOST_VALUES:
-            columns[key] = names
-        elif several > _MOST_VALUES and not any(isinstance(value, str) for value in values):
-            columns[key] = quarters(numbers)
-    return columns
+    keys: dict[str, _Key] = {}
+    for row, extra in enumerate(extras):
+        for key, value in extra.items():
+            known = keys.get(key) or keys.setdefault(key, _Key(lines))
+            if has_value(value):
+                known.put(row, value)
+    found = {key: one.groups() for key, one in keys.items()}
+    return {key: groups for key, groups in found.items() if groups is not None}
 
 
-def _plain(value: Any) -> str | int | float | None:
-    return value if has_value(value) else None
-
-
-def quarters(values: Sequence[float | None]) -> list[str | None]:
-    """Return for every number the range of its quartile, such as ``3 to 7``."""
-    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+def quarters(numbers: NDArray[np.floating]) -> Groups:
+    """Return for every number the range of its quartile, such as ``3 to 7``; none for those that are not finite."""
+    finite = np.isfinite(numbers)
+    codes: NDArray[np.int32] = np.full(len(numbers), -1, np.int32)
+    known = numbers[finite]
     if not len(known):
-        return [None] * len(values)
+        return Groups(codes, [])
     bounds = np.unique(np.quantile(known, [0.25, 0.5, 0.75], method="lower"))
-    parts = np.searchsorted(bounds, known, side="left")
-    found = np.unique(parts).tolist()
-    ends = [(known[parts == part].min(), known[parts == part].max()) for part in found]
-    names = dict(zip(found, range_names(ends), strict=True))
-    return [
-        None if value is None or not np.isfinite(value) else names[int(np.searchsorted(bounds, value, side="left"))]
-        for value in values
-    ]
+    found, parts = np.unique(np.searchsorted(bounds, known, side="left"), return_inverse=True)
+    ends = [(known[parts == part].min(), known[parts == part].max()) for part in range(len(found))]
+    codes[finite] = parts
+    return Groups(codes, range_names(ends))
 
 
 def shares_kept(
@@ -122,20 +174,28 @@ def shares_kept(
         standard deviations.
     """
     groups: list[tuple[str, str]] = []
-    rows: list[NDArray[np.int64]] = []
+    chosen: list[tuple[Groups, NDArray[np.int64]]] = []
+    lines: list[int] = []
     for key, values in columns.items():
-        members: dict[str, list[int]] = {}
-        for row, value in enumerate(values):
-            if value is not None:
-                members.setdefault(value, []).append(row)
-        large = {value: own for value, own in members.items() if len(own) >= FEWEST_LINES}
-        if len(members) >= 2:
-            groups += [(key, value) for value in large]
-            rows += [np.array(own) for own in large.values()]
+        own = Groups.of(values)
+        sizes = _counts(own, np.ones(len(kept), bool))
+        first = np.unique(own.codes[own.codes >= 0], return_index=True)[1]
+        large = np.flatnonzero(sizes > 0)[np.argsort(first)]  # in order of appearance
+        large = large[sizes[large] >= FEWEST_LINES]
+        if (sizes > 0).sum() >= 2 and len(large):
+            groups += [(key, own.names[code]) for code in large.tolist()]
+            chosen.append((own, large))
+            lines += sizes[large].tolist()
     if not groups:
         return []
-    found = np.array([kept[own].mean() for own in rows])
-    drawn = np.stack([[one[own].mean() for own in rows] for one in _random_removals(kept, clusters, seed)])
+    size = np.array(lines)
+
+    def shares(remaining: NDArray[np.bool_]) -> NDArray[np.float64]:
+        share: NDArray[np.float64] = np.concatenate([_counts(own, remaining)[large] for own, large in chosen]) / size
+        return share
+
+    found = shares(kept)
+    drawn = np.stack([shares(one) for one in _random_removals(kept, clusters, seed)])
     mean, deviation = drawn.mean(axis=0), np.maximum(drawn.std(axis=0), 1e-9)
     scores = (found - mean) / deviation
     # Among many groups, some are hit hard by chance alone, so compare with the worst of all.
@@ -146,7 +206,7 @@ def shares_kept(
         GroupShare(
             key=groups[at][0],
             value=groups[at][1],
-            lines=len(rows[at]),
+            lines=lines[at],
             kept=float(found[at]),
             low=float(low[at]),
             high=float(high[at]),
@@ -156,17 +216,20 @@ def shares_kept(
     ]
 
 
-def _random_removals(kept: NDArray[np.bool_], clusters: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
+def _counts(groups: Groups, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return how many of some lines are in every group, ``(groups,)``."""
+    return np.bincount(groups.codes[rows] + 1, minlength=len(groups.names) + 1)[1:]
+
+
+def _random_removals(kept: NDArray[np.bool_], clusters: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.bool_]]:
     random = np.random.default_rng(seed)
     counts = np.bincount(clusters)
     gone = np.bincount(clusters, ~kept, minlength=len(counts)) / np.maximum(counts, 1)
     draws = min(_DRAWS, max(100, _NUMBERS_AT_ONCE // max(1, len(kept))))
     sizes = np.frexp(np.maximum(counts, 1) - 1)[1]  # 1, 2, 3 to 4, 5 to 8, ... lines
     alike = [np.flatnonzero(sizes == size) for size in np.unique(sizes)]
-    removals = []
     for _ in range(draws):
         shares = np.empty(len(gone))
         for own in alike:
             shares[own] = random.permutation(gone[own])
-        removals.append(random.random(len(kept)) >= shares[clusters])
-    return removals
+        yield random.random(len(kept)) >= shares[clusters]

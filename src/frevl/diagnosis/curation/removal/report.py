@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.removal.diversity import Variety, varieties
 from frevl.diagnosis.curation.removal.groups import (
     WORTH_SAYING,
+    Groups,
     GroupShare,
     columns_of_keys,
     quarters,
     shares_kept,
 )
 from frevl.errors import MissingExtraError, library
-from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
+from frevl.store.grouping.copies import MOST_COMPARED
+from frevl.store.grouping.unit_vectors import in_float32, unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
@@ -31,6 +34,7 @@ CLUSTERS = 20
 """Number of image clusters; fewer for fewer than 400 images."""
 
 _IMAGES_A_CLUSTER = 20
+_ROWS_AT_ONCE = 65_536
 _WORDS = "words in the text"
 _LIKE = "pictures like"
 _PLACE = "place in the file"
@@ -118,21 +122,17 @@ def what_is_removed(
     """
     if kept.all() or not kept.any():
         return None
-    units = list(dict.fromkeys(pairs.units))
-    row_of = {unit: number for number, unit in enumerate(units)}
-    numbers = np.array([row_of[unit] for unit in pairs.units])
+    (numbers,), units = joined([pairs.units])
     asked = None if keys is None else set(keys)
-    columns = columns_of_keys(
-        [
-            {k: v for k, v in extra.items() if (k != "cluster" if asked is None else k in asked)}
-            for extra in pairs.extras
-        ]
+    extras = (
+        {k: v for k, v in extra.items() if (k != "cluster" if asked is None else k in asked)} for extra in pairs.extras
     )
+    columns = columns_of_keys(extras, len(pairs))
     if task == "classification" and (asked is None or "target" in asked):
-        columns |= columns_of_keys([{"target": target} for target in pairs.targets])
+        columns |= columns_of_keys(({"target": target} for target in pairs.targets), len(pairs))
     without = [key for key in keys or () if key not in columns]
     if "text" in pairs.sides and asked is None:
-        columns[_WORDS] = quarters([float(len(text.split())) for text in pairs.texts])
+        columns[_WORDS] = quarters(by_value(pairs.texts, lambda text: len(text.split()), np.float64))
     if asked is None:
         columns |= _places(len(pairs))
     notes = [f"The key '{key}' forms no groups: it has only one value, or too many." for key in without]
@@ -142,9 +142,9 @@ def what_is_removed(
         left = np.bincount(numbers, kept, minlength=len(units)) > 0
         variety = varieties(vectors, left, seed=seed)
         try:
-            names = _clusters(vectors, units, seed)
-            if names and asked is None:
-                columns[_LIKE] = [names[number] for number in numbers.tolist()]
+            clusters = _clusters(vectors, units, seed)
+            if clusters is not None and asked is None:
+                columns[_LIKE] = Groups(clusters.codes[numbers], clusters.names)
         except MissingExtraError as error:
             notes.append(f"Clusters of images were not examined: {error}")
     tower = min(towers, key=lambda one: one.dim).name if towers else None
@@ -190,33 +190,36 @@ def removed_of_lines(
     return replace(found, notes=[*found.notes, lost] if lost else found.notes).record()
 
 
-def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:
-    """Return for every image the central one of its cluster; empty if there are too few for two clusters."""
+def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> Groups | None:
+    """Return for every image its cluster, named by the central image; None if there are too few for two clusters."""
     count = min(CLUSTERS, len(units) // _IMAGES_A_CLUSTER)
     if count < 2:
-        return []
+        return None
     library("sklearn", "diagnose")
     from sklearn.cluster import MiniBatchKMeans
 
     means = MiniBatchKMeans(count, random_state=seed, n_init=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct images than clusters, or out of memory on some systems
-        labels = means.fit_predict(vectors.astype(np.float32))
-    distances = np.linalg.norm(vectors - means.cluster_centers_[labels], axis=1)
-    middle = {}
-    for number in np.argsort(-distances, kind="stable").tolist():  # the last one written is the nearest
-        middle[int(labels[number])] = units[number]
-    return [middle[int(label)] for label in labels]
+        labels = means.fit_predict(in_float32(vectors))
+    distances = np.empty(len(vectors), np.float32)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        distances[rows] = np.linalg.norm(vectors[rows] - means.cluster_centers_[labels[rows]], axis=1)
+    order = np.lexsort((-np.arange(len(labels)), distances, labels))  # of several nearest images, the last one
+    found, first = np.unique(labels[order], return_index=True)
+    codes = np.searchsorted(found, labels).astype(np.int32)
+    return Groups(codes, list(chosen(units, order[first])))
 
 
-def _places(lines: int) -> dict[str, list[str | None]]:
+def _places(lines: int) -> dict[str, Groups]:
     """Return for every line the stretch of the file that it lies in; nothing if there are too few for two."""
     count = min(_PLACES, lines // _LINES_A_PLACE)
     if count < 2:
         return {}
     ends = np.arange(1, count + 1) * lines // count
     names = [f"{first + 1:,} to {last:,}" for first, last in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)]
-    return {_PLACE: [names[at] for at in np.searchsorted(ends, np.arange(lines), side="right").tolist()]}
+    return {_PLACE: Groups(np.searchsorted(ends, np.arange(lines), side="right").astype(np.int32), names)}
 
 
 def _named(group: GroupShare) -> str:
