@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.runs.scorer import Scorer
-from frevl.store.grouping.copies import find_near_copies, unit_vectors
+from frevl.store.grouping.copies import find_near_copies
+from frevl.store.grouping.unit_vectors import unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 
 __all__ = ["near_copy_groups"]
