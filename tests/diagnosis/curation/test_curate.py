@@ -161,12 +161,23 @@ def test_wrong_use(captioned, options, message):
 
 def test_more_lines_than_the_memory_holds_are_refused_before_anything_is_learnt(captioned, monkeypatch):
     count = len(captioned.rows)
-    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * (count - 1))
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_200 * (count - 1))
     asked = f"{count:,} lines need over .* curate parts of at most {(count - 1) // 2:,} lines"
     with pytest.raises(UsageError, match=asked):
         frevl.curate(captioned.store, captioned.exchanged)
-    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * count)
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 500 * count)
     assert len(frevl.curate(captioned.store, captioned.exchanged, drop=["text"], find_groups=False).lines) == count
+
+
+def test_a_graph_that_the_memory_does_not_hold_is_refused(captioned, monkeypatch):
+    """A graph takes 177 bytes for each of the 260 images: 17 numbers and 160 bytes of links."""
+    count, options = len(captioned.rows), {"drop": ["duplicate"], "find_groups": False}
+    monkeypatch.setattr("frevl.diagnosis.curation.copies.duplicates.MOST_COMPARED", 259)
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 500 * count + 177 * 260 - 1)
+    with pytest.raises(UsageError, match="near copies of so many images .* choose other filters with --drop"):
+        frevl.curate(captioned.store, captioned.exchanged, **options)
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 500 * count + 177 * 260)
+    assert frevl.curate(captioned.store, captioned.exchanged, **options).kept > 0
 
 
 def test_no_input_is_written_over(captioned, tmp_path):

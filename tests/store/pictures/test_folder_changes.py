@@ -15,6 +15,7 @@ from PIL import Image
 
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import Reject, UsageError
+from frevl.store.commits.table_writer import TableWriter
 from frevl.store.extraction import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.items import StoredItems
@@ -171,6 +172,20 @@ def test_what_is_gone_is_counted_and_stays_until_it_is_pruned(images, store, mon
     assert sorted(vectors(store)) == [f"{number}.png" for number in range(1, 7)]
     assert verify(store, images=images) == []
     assert extract(store, images=images, encoder=["toy"], prune=True).notes == []
+
+
+def test_many_images_are_pruned_some_at_a_time(images, store, monkeypatch):
+    monkeypatch.setattr("frevl.store.pictures.extract_images._REMOVED_AT_ONCE", 2)
+    joined, delete = [], TableWriter.delete
+    monkeypatch.setattr(
+        TableWriter, "delete", lambda self, name, ids: joined.append(len(ids)) or delete(self, name, ids)
+    )
+    for number in range(5):
+        (images / f"{number}.png").unlink()
+    report = extract(store, images=images, encoder=["toy"], prune=True)
+    assert joined == [2, 2, 1]
+    assert "Removed 5 images without a file" in report.sentence()
+    assert sorted(vectors(store)) == ["5.png", "6.png", "7.png"]
 
 
 def test_rejects_of_files_that_are_gone_are_pruned(images, store):

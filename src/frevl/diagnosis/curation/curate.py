@@ -40,8 +40,9 @@ from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
 
-# Bytes of the Python objects for a line with two short texts: 1,670 by tracemalloc. Embeddings are extra.
-_BYTES_A_LINE = 1_600
+# Bytes of arrays per line, and further ones of the features by which matches are weighed: a generous estimate from the
+# arrays' sizes (docs/scale-measurements.md). Embeddings are extra, and mapped from a file if they are many.
+_BYTES_A_LINE, _BYTES_A_MATCH = 500, 700
 
 # The data recorded by an interrupted call, and the message for each that has changed since.
 _CHANGED = {
@@ -196,13 +197,14 @@ def curate(
     read_from = {"--pairs": source, "--run": run, "--store": opened.path, "--images": images}
     refuse_inputs({"--out": out, "--dropped": dropped}, read_from)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    _check_room(len(read))
     chosen_task = _task(read, task)
     groups = None if groups is None else as_list(groups, "groups")
     _check_keys(read, groups)
     names = chosen_filters(chosen_task, None if drop is None else as_list(drop, "drop"))
     if run is not None and "match" not in names:
         raise UsageError(f"--run scores matches, but the filters are {', '.join(names)}; add --drop match")
+    per_line = _BYTES_A_LINE + (_BYTES_A_MATCH if "match" in names else 0)
+    _check_room(len(read), per_line)
     notes = list(read.notes)
     encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
@@ -210,7 +212,7 @@ def curate(
     notes += _contradictions(usable, opened) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
     if "duplicate" in names:
-        _check_room(len(read), graph_bytes(usable, towers["image"]))
+        _check_room(len(read), per_line, graph_bytes(usable, towers["image"]))
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"],
         purpose="Kept in one fold",
@@ -291,15 +293,16 @@ def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
             raise UsageError(f"--groups {key}: no line has this key. {nearest(key, known)}")
 
 
-def _check_room(lines: int, graph: int = 0) -> None:
+def _check_room(lines: int, per_line: int, graph: int = 0) -> None:
     """Refuse more lines than fit in memory, before hours are spent on them.
 
     Args:
         lines: Number of lines.
+        per_line: Bytes of a line.
         graph: Bytes of the graph that finds near copies.
     """
-    needed, most = lines * _BYTES_A_LINE + graph, memory_limit()
-    if needed > most and graph > lines * _BYTES_A_LINE:
+    needed, most = lines * per_line + graph, memory_limit()
+    if lines * per_line <= most < needed:
         raise UsageError(
             f"near copies of so many images are found in a graph: with {lines:,} lines it needs over "
             f"{needed / 1e9:,.1f} GB of memory, and this process may use {most / 1e9:,.1f} GB; choose other filters "
@@ -308,7 +311,7 @@ def _check_room(lines: int, graph: int = 0) -> None:
     if needed > most:
         raise UsageError(
             f"curate keeps its findings on every line in memory: {lines:,} lines need over {needed / 1e9:,.1f} GB, and "
-            f"this process may use {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / _BYTES_A_LINE):,} "
+            f"this process may use {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / per_line):,} "
             "lines, each with all lines of its images (copies in different parts are not found), or use more memory"
         )
 

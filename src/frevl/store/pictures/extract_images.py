@@ -23,6 +23,7 @@ from frevl.terminal import ProgressLine
 __all__ = ["embed_images", "extract_images", "extract_pictures", "tell_guessed"]
 
 A = TypeVar("A")
+_REMOVED_AT_ONCE = 1_000_000  # ids of images in a commit of --prune: a join of ten million takes gigabytes
 
 
 def extract_images(
@@ -188,5 +189,6 @@ def _gone(
             f"{folder}: --prune would remove all {len(gone):,} images that the store had before ({first}), so this "
             "looks like another folder. Nothing was removed; to remove them anyway, use frevl store remove"
         )
-    report.images_pruned = writer.remove("image", stored.ids(gone))
+    for start in range(0, len(gone), _REMOVED_AT_ONCE):
+        report.images_pruned += writer.remove("image", stored.ids(gone[start : start + _REMOVED_AT_ONCE]))
     report.notes.append(f"Removed {counted(report.images_pruned, 'image')} without a file in {folder} ({first}).")
