@@ -21,8 +21,8 @@ OLD = Path(__file__).parents[1] / "data" / "commit_6a8fb0f"
 RUNS = {one["run"]: one for one in json.loads((OLD / "manifest.json").read_text(encoding="utf-8"))["runs"]}
 
 # On the machine that wrote them all are equal bit for bit. Other processors and numbers of threads add up the same
-# products in another order: of scores up to 11 the largest difference was 4.8e-7 with SSE4.2, AVX2 and two threads there,
-# 5.2e-6 on a processor with AVX-512, and 1.3e-5 on that one with MKL kept to AVX2.
+# products in another order: of scores up to 11 the largest difference was 4.8e-7 there with SSE4.2, AVX2 and two
+# threads, 5.2e-6 on a processor with AVX-512, and 1.3e-5 on that one with MKL kept to AVX2.
 TOLERANCE = {"atol": 3e-5, "rtol": 1e-6}
 
 
