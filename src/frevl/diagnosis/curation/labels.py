@@ -1,7 +1,7 @@
 """The filters ``label`` and ``blind`` for wrong labels and for lines whose label the text alone gives away.
 
-Both use models not trained on the line's group. Wrong labels are found by the rule of
-`frevl.diagnosis.data_quality.label_rule`.
+Both use models not trained on the line's group. Their answers become the probability that a label is right in
+`frevl.diagnosis.curation.label_probability`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.data.pairs import Target
 from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
 from frevl.diagnosis.curation.folds.each_fold import cut_short
+from frevl.diagnosis.curation.label_probability import judge_labels
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_rule import (
     TRUSTED,
-    check_cleanlab,
-    deal_blocks,
-    find_wrong_labels,
     least_accuracy,
     model_weights,
     stands_out,
@@ -34,7 +32,10 @@ from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of, deal_folds
 from frevl.errors import PairsError, counted
 
-__all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
+__all__ = ["GIVEN_AWAY", "UNLIKELY", "blind_filter", "label_filter"]
+
+UNLIKELY = 0.5
+"""A label is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
 GIVEN_AWAY = 0.9
 """Probability of the label given the text alone from which a line is flagged as blind ..."""
@@ -55,12 +56,7 @@ _REGULARISED = {
 
 
 def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
-    """Find wrong labels.
-
-    Raises:
-        MissingExtraError: cleanlab is not installed.
-    """
-    check_cleanlab()
+    """Find wrong labels."""
     given = _given(lines)
     classes, rows, labels = given.classes, given.rows, given.numbers[given.rows]
     if len(classes) < 2 or _groups(lines, rows) < _folds(lines):
@@ -88,12 +84,15 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         )
         return _silent(lines, "label", given, reason, cut)
     weights = model_weights(labels, predicted)
-    wrong = _contradicted(labels, predicted, weights, lines.session.seed)
     mean = np.tensordot(weights, np.stack(predicted), axes=1)
+    (groups,), _ = joined([chosen(lines.pairs.clusters, rows)])
+    found = judge_labels(labels, mean, groups, seed=lines.session.seed)
+    answered = mean.argmax(axis=1)
+    wrong = np.flatnonzero((found.right < UNLIKELY) & (answered != labels))
     belief = np.full(len(lines), np.nan)
     belief[rows] = mean[np.arange(len(rows)), labels]
     likelier: NDArray[np.int32] = np.full(len(lines), -1, np.int32)
-    likelier[rows] = mean.argmax(axis=1)
+    likelier[rows] = answered
 
     def values(part: slice) -> list[dict[str, Any]]:
         both = zip(given.names(part), given.named(likelier[part]), belief[part].tolist(), strict=True)
@@ -112,7 +111,17 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             "No label is flagged as wrong, but the models may miss wrong ones (accuracy on held-out lines: "
             f"{measured})."
         ]
-    figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
+    share, (low, high) = found.wrong_share, found.ci95
+    notes += (
+        f"About {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as wrong ones; "
+        "labels exchanged for classes that the models hardly tell apart count as right.",
+    )
+    figures = {
+        "looked_at": len(rows),
+        "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True)),
+        "wrong_share": share,
+        "ci95": [low, high],
+    }
     return Found(Values(len(lines), values), flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
 
 
@@ -295,16 +304,3 @@ def _text_model(count: int) -> ModelSpec:
     if count <= SMALL:
         return ModelSpec("text kernel", "kernel", "text", 0.2, without="image")
     return ModelSpec("text", "text", "text", 0.2, epochs=4)
-
-
-def _contradicted(
-    labels: NDArray[np.int64], predicted: Sequence[NDArray[np.float32]], weights: NDArray[np.float32], seed: int
-) -> NDArray[np.int64]:
-    """Return the rows whose label is likely wrong; many rows and classes are processed in blocks."""
-    blocks, block_of = deal_blocks(len(labels), len(predicted), predicted[0].shape[1], seed=seed)
-    found: list[int] = []
-    for block in range(blocks):
-        rows = np.flatnonzero(block_of == block)
-        wrong = find_wrong_labels(labels[rows], [one[rows] for one in predicted], weights=weights)
-        found += rows[wrong.rows].tolist()
-    return np.array(sorted(found), np.int64)

@@ -1,4 +1,4 @@
-"""The rule for wrong labels that `frevl.curate` and `frevl.diagnose` share, given out-of-fold answers of two models.
+"""The rule for wrong labels of `frevl.diagnose`, given out-of-fold answers of two models.
 
 The number of wrong labels is that of the labels that confident learning (Northcutt et al. 2021, as in cleanlab) names
 and all models contradict with the same other label. The wrong labels are those with the largest odds against them
@@ -26,6 +26,7 @@ __all__ = [
     "least_accuracy",
     "likely_errors",
     "model_weights",
+    "odds_against",
     "stands_out",
 ]
 
@@ -169,7 +170,7 @@ def find_wrong_labels(
         named[judge, likely_errors(numbers, one)] = True
     answers = [one.argmax(axis=1) for one in by_model]
     alike = np.all([(one == answers[0]) & (one != numbers) for one in answers], axis=0)
-    odds = _odds_against(average, numbers)
+    odds = odds_against(average, numbers)
     if candidates is not None:
         alike &= candidates
         odds = np.where(candidates, odds, -np.inf)
@@ -178,7 +179,7 @@ def find_wrong_labels(
     return WrongLabels(rows, average[at, numbers], present[average.argmax(axis=1)], average.max(axis=1))
 
 
-def _odds_against(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def odds_against(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the log odds of the likeliest other class against the label, ``(n,)``."""
     at = np.arange(len(labels))
     others = np.maximum(probabilities, 1e-12)

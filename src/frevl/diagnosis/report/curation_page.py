@@ -45,7 +45,7 @@ _HOW = {
     "text": "Rules on the texts, measured on the set itself (docs/curate.md).",
     "image": "Rules on the images, measured on the set itself (docs/curate.md).",
     "blind": "A text-only model that has not learned from the line's group, as a probability of its label.",
-    "label": "Two different models that have not learned from the line's group, and confident learning (cleanlab).",
+    "label": "Two different models that have not learned from the line's group; labels are compared with wrong ones.",
 }
 _ADVICE = "Look at the lines below before you trust it; --dropped FILE writes all of them."
 
