@@ -100,7 +100,7 @@ def test_damaged_numbers_leave_the_table(there, data):  # noqa: F811
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).ravel()), values.shape[1])
         tables.find("images", rows["id"])
         tables.merge("images", rows.set_column(at, rows.schema.field(at), vectors))
-    assert any("differ from their checksums" in problem for problem in verify(there))
+    assert any("from their checksums" in problem or "from its checksum" in problem for problem in verify(there))
     assert repair(there).removed == {"images": 1}
     assert frevl.extract(there, **data).images == 1
     assert content(there) == before

@@ -63,6 +63,10 @@ def main() -> None:
         if "can't allocate memory" not in str(error):
             raise
         _end_without_memory(error)
+    except OSError as error:  # what no command expected, such as a full disk behind standard output
+        where = error.filename or "standard output, or a file"
+        typer.echo(f"frevl: {where}: cannot be read or written ({error.strerror or error})", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("frevl: interrupted; committed work is kept; run the same command again to continue", err=True)
         sys.exit(130)

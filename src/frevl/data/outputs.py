@@ -31,7 +31,7 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
             ``NAME=FOLDER``, the folder counts.
 
     Raises:
-        UsageError: An output is an input, would replace a file inside an input folder, or is another output.
+        UsageError: An output is an input, would replace a file inside an input folder, is another output, or is ``-``.
     """
     read = [(name, path) for name, value in inputs.items() for path in _existing(value)]
     # A store to which items are added is also read.
@@ -40,6 +40,8 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
     for name, value in outputs.items():
         if not isinstance(value, str | Path):
             continue
+        if str(value) == "-":
+            raise UsageError(f"{name} takes a path, and - is none; for standard output, name /dev/stdout")
         if _is_stream(value):
             continue
         place = Path(os.path.realpath(value))

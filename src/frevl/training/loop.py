@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frevl.devices import Shares
+from frevl.errors import TrainingError
 from frevl.terminal import ProgressLine
 from frevl.training.losses import SeenLosses, looks_every
 from frevl.training.mapped_items import Deal, deal_all
@@ -229,14 +231,26 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _keep_lines(log_file: Path | None, count: int) -> None:
     """Truncate the log to the saved epochs: the process may have been killed between writing log and state."""
     if log_file is not None:
-        lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
-        log_file.write_text("".join(lines[:count]), encoding="utf-8")
+        with _writing(log_file):
+            lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
+            log_file.write_text("".join(lines[:count]), encoding="utf-8")
 
 
 def _append_line(log_file: Path | None, line: str) -> None:
     if log_file is not None:
-        with log_file.open("a", encoding="utf-8") as log:
+        with _writing(log_file), log_file.open("a", encoding="utf-8") as log:
             log.write(line + "\n")
+
+
+@contextmanager
+def _writing(log_file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{log_file}: the log of the training cannot be written ({error.strerror or error}); free some space, and "
+            "run the same command again to continue"
+        ) from error
 
 
 def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:

@@ -104,12 +104,12 @@ def test_data_that_no_version_names_is_told_and_kept_for_ever(store, monkeypatch
     for _ in range(2):
         (problem,) = verify(store)
         assert problem.startswith(
-            "The table 'images' has 1 data files that belong to none of its versions, the first is "
+            "The table 'images' has 1 data file that belongs to none of its versions, the first is "
         )
         assert str(orphan) in problem
         with StoreWriter(store) as writer:
             writer.append("image", [item(f"new {time.time_ns()}")], {"eye": pooled([1, 1, 1])})
-        assert "1 data files that belong to none of its versions; they were left alone" in writer.notes[0]
+        assert "1 data file of none of its versions, left alone" in writer.notes[0]
         assert orphan.read_bytes() == b"rows of somebody"
     # A writer that is killed now must not make them look as if they were its own.
     with killed(store):

@@ -63,7 +63,7 @@ def test_silent_damage_is_found_by_the_checksums(sound, tmp_path):
     place = content.index(stored) + 20
     file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])  # the last bit of one number
     assert verify(path) == [
-        f"Tower 'toy2-image': 1 embeddings differ from their checksums, the first is of '{victim['id']}'."
+        f"Tower 'toy2-image': 1 embedding differs from its checksum, the first is of '{victim['id']}'."
     ]
 
 

@@ -36,13 +36,13 @@ def verify(
     json: JsonOption = None,
 ) -> None:
     """Check a whole store for damage."""
-    from frevl.errors import StoreError
+    from frevl.errors import StoreError, counted
     from frevl.store.upkeep.verification import verify as run_verify
 
     problems = run_verify(store, images=images)
     write(json, {"problems": problems})
     if problems:
-        raise StoreError(f"{store}: found {len(problems)} problems. " + " ".join(problems))
+        raise StoreError(f"{store}: found {counted(len(problems), 'problem')}. " + " ".join(problems))
     say(f"{store}: sound.")
 
 
@@ -126,7 +126,7 @@ def repair(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
     """Recover what is left of a store that has lost files or was only partly copied."""
-    from frevl.errors import StoreError
+    from frevl.errors import StoreError, counted
     from frevl.store.upkeep.repair import repair as run_repair
     from frevl.store.upkeep.verification import verify as run_verify
 
@@ -135,5 +135,5 @@ def repair(
     write(json, {**report.record(), "problems": problems})
     say(report.sentence())
     if problems:
-        raise StoreError(f"{store}: {len(problems)} problems remain. " + " ".join(problems))
+        raise StoreError(f"{store}: {counted(len(problems), 'remaining problem')}. " + " ".join(problems))
     say(f"{store}: sound.")

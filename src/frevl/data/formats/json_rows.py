@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,8 +260,15 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-# Python would silently accept NaN and take the last of several equal keys.
-_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits:.20} is too large a number")
+    return value
+
+
+# Python would silently accept NaN, take 1e999 as infinite, and take the last of several equal keys.
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
 
 
 def has_half_pair(value: Any) -> bool:

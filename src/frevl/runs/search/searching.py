@@ -180,7 +180,7 @@ class Searcher:
         self, text: str | None, image: ImageSource | None, find: str | None
     ) -> tuple[Modality, _Query, list[str]]:
         if (text is None) == (image is None):
-            raise UsageError("A search needs either a text or an image, not both")
+            raise UsageError(f"A search needs a text or an image, found {'neither' if text is None else 'both'}")
         if find is not None and find not in _FIND:
             raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
         wanted = _FIND[find or "images"]
@@ -191,6 +191,9 @@ class Searcher:
                 raise UsageError("A text finds images; to find texts, give an image with --image")
             if not text.strip():
                 raise UsageError('The query is empty; write what to look for, such as "a dog on a beach"')
+            # Encoders ignore blanks at the ends, but imported vectors are found only by their exact text.
+            stored = self.scorer.store.positions("text")
+            text = text.strip() if text not in stored and text.strip() in stored else text
             return wanted, _Query("text", text), self._notes_of(text)
         return wanted, self._image_query(image), []
 
@@ -368,14 +371,8 @@ def index_store(
     asking: Modality = "text" if wanted == "image" and scorer.store.count("text") else "image"
     chosen = np.random.default_rng(0).permutation(scorer.store.count(asking))[:_TEST_QUERIES]
     of = scorer.text_vectors if asking == "text" else scorer.image_vectors
-    report = build_index(
-        shortlist,
-        of(scorer.store.ids(asking, chosen)),
-        queries_of=asking,
-        recall=recall,
-        threads=torch.get_num_threads(),
-        progress=progress,
-    )
+    queries, threads = of(scorer.store.ids(asking, chosen)), torch.get_num_threads()
+    report = build_index(shortlist, queries, queries_of=asking, recall=recall, threads=threads, progress=progress)
     if report.recall < recall:
         shortlist.notes.append(
             f"The index finds {100 * report.recall:.1f} % of the exact neighbours, fewer than the requested "

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from frevl.errors import StoreError
+from frevl.errors import StoreError, counted
 from frevl.files import flush_folder
 from frevl.store.commits.failures import writing
-from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
-from frevl.store.commits.session import begin_writing, end_writing
+from frevl.store.commits.record import Commit, flush_table, manifests, table_folder, write_commit
+from frevl.store.commits.session import begin_writing, end_writing, unclaimed_files
 from frevl.store.ids.hashing import as_arrow
 from frevl.store.ids.places import Places, exchange_rows
 from frevl.store.lance_tables import (
@@ -140,8 +140,8 @@ class TableWriter:
         for name, files in self._unclaimed.items():
             if files:
                 self.notes.append(
-                    f"The table '{name}' has {len(files):,} data files that belong to none of its versions; they "
-                    f"were left alone: run frevl store verify {self.path}."
+                    f"The table '{name}' has {counted(len(files), 'data file')} of none of its versions, left "
+                    f"alone: run frevl store verify {self.path}."
                 )
         return self
 
@@ -245,6 +245,7 @@ class TableWriter:
         if not self._unclaimed[name]:
             with writing(self.path, name):
                 table.cleanup_old_versions(older_than=timedelta())
+                self._delete_left_files(name)
 
     def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:
         """Add or replace some rejects and delete others.
@@ -325,22 +326,31 @@ class TableWriter:
                 if not self._unclaimed[name]:  # Lance would delete unclaimed files after a week
                     places = None if at_end else self._places.get(name)
                     base = None if places is None else places.version
-                    self._delete_old_versions(table, {self._kept.get(name), base} - {None})
+                    if self._delete_old_versions(table, {self._kept.get(name), base} - {None}):
+                        self._delete_left_files(name)
         except StoreError as error:
             # Nothing is lost: tidying up, which a full disk may have prevented, is repeated next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):
                 self.notes.append(f"{_UNTIDY}: {error}.")
 
     @staticmethod
-    def _delete_old_versions(table: lance.LanceDataset, kept: set[int | None]) -> None:
+    def _delete_old_versions(table: lance.LanceDataset, kept: set[int | None]) -> int:
+        """Delete versions that no reader needs any more, and return how many."""
         if not kept:
-            table.cleanup_old_versions(older_than=_KEEP_VERSIONS)
-            return
+            return int(table.cleanup_old_versions(older_than=_KEEP_VERSIONS).old_versions)
         before = datetime.now() - _KEEP_VERSIONS
         versions: list[Any] = list(table.versions())
         old = [one["version"] for one in versions if one["timestamp"] < before and one["version"] not in kept]
-        if old:
-            table.cleanup_old_versions(versions=old)
+        return int(table.cleanup_old_versions(versions=old).old_versions) if old else 0
+
+    def _delete_left_files(self, name: str) -> None:
+        """Delete data files of deleted versions that Lance kept because they look newer than the versions.
+
+        In a copy of a store, every file is as new as the copy. Without this, such files belong to no version, and look
+        like data that lost its manifest.
+        """
+        for file in unclaimed_files(self.path, name):
+            (table_folder(self.path, name) / "data" / file).unlink(missing_ok=True)
 
 
 def lock_store(path: Path) -> FileLock:

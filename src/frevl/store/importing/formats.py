@@ -6,6 +6,7 @@ files with vectors only.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from frevl.data.formats.json_rows import json_value
 from frevl.data.formats.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import FrevlError, InputError, UsageError, nearest
 from frevl.store.lance_tables import read_lance
@@ -129,20 +131,46 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
             schema, batches = _open_table(path)
             table = pa.Table.from_batches(list(batches(65_536)), schema=schema)
             return named_id(path, table, id_column, usual)
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors prepend a byte order mark
+        content = path.read_bytes()
+        # Windows editors prepend a byte order mark, and may write UTF-16.
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
         # Not splitlines: a caption may contain a form feed, or a Unicode line separator.
         lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
         if suffix == ".json":
-            rows = json.loads(text)
-        elif suffix == ".jsonl":
-            rows = [json.loads(line) for line in lines if line.strip()]
+            rows = _json_of(f"{path}", text)
+        elif suffix in (".jsonl", ".ndjson"):
+            rows = [_json_of(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
         else:
             return pa.table({"id": pa.array(lines, pa.string())})
         if not isinstance(rows, list):
             raise InputError(f"{path}: expected a JSON list of ids, found {type(rows).__name__}")
         if rows and all(isinstance(row, dict) for row in rows):
-            return named_id(path, pa.Table.from_pylist(rows), id_column, usual)
+            return named_id(path, _table_of(path, rows), id_column, usual)
+        for number, row in enumerate(rows, start=1):
+            if isinstance(row, bool) or not isinstance(row, str | int | None):
+                raise InputError(f"{path}, id {number:,}: expected text or a whole number, found {json.dumps(row):.60}")
         return pa.table({"id": pa.array([None if row is None else str(row) for row in rows], pa.string())})
+
+
+def _json_of(place: str, text: str) -> Any:
+    value, problem = json_value(text.encode())
+    if problem:
+        raise InputError(f"{place}: {problem}")
+    return value
+
+
+def _table_of(path: Path, rows: list[dict[str, Any]]) -> pa.Table:
+    """Return the rows of a JSON file as a table, with every key that any of them has."""
+    columns = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputError(
+                f"{path}: the values of '{name:.80}' are of different kinds, or too large "
+                f"({' '.join(str(error).split()):.80}); give it one kind of value, or leave it out"
+            ) from error
+    return pa.table(columns)
 
 
 def parquet_shape(path: Path) -> tuple[int, pa.Schema]:
@@ -162,7 +190,10 @@ def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[st
     usual_here = [name for name in usual if name in table.column_names][:1]
     name = column_named(path, id_column, table.column_names, usual_here, "--id-column")
     with as_input_error(path):
-        ids = pc.cast(table[name], pa.string())
+        ids = table[name]
+        if pa.types.is_floating(ids.type):  # whole numbers of a column that lacks some, which pandas marks by NaN
+            ids = pc.if_else(pc.is_nan(ids), None, ids)
+        ids = pc.cast(ids, pa.string())
     others = table.drop_columns([name])
     # Another column with that name is metadata.
     others = others.rename_columns(["metadata_id" if column == "id" else column for column in others.column_names])

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from frevl.errors import InputError
 from frevl.store.lance_tables import ITEM_COLUMNS
 
-__all__ = ["metadata_fields", "named_metadata"]
+__all__ = ["columns_left_out", "metadata_fields", "named_metadata"]
 
 
 def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
@@ -33,6 +33,12 @@ def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
         if kind is not None and name not in fields and not field.name.startswith("__index_level_"):
             fields[name] = pa.field(name, kind)
     return list(fields.values())
+
+
+def columns_left_out(schemas: Sequence[pa.Schema]) -> list[str]:
+    """Return the names of the columns that cannot be kept; empty columns are not worth naming."""
+    named = {field.name: field.type for schema in schemas for field in schema}
+    return [name for name, kind in named.items() if _kept_type(kind) is None and not pa.types.is_null(kind)]
 
 
 def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:

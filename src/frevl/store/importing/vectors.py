@@ -22,7 +22,7 @@ from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers
 from frevl.store.importing.layouts import Part, lacking_parts, open_parts
-from frevl.store.importing.metadata import metadata_fields, named_metadata
+from frevl.store.importing.metadata import columns_left_out, metadata_fields, named_metadata
 from frevl.store.towers import CANARY_COSINE, Modality, Tower
 from frevl.store.writer import Item, StoreWriter
 from frevl.terminal import ProgressLine
@@ -119,8 +119,8 @@ def import_embeddings(
 
     Items in the store are kept, and rows that would change them are counted. Vectors are stored unchanged, in the
     stored type, except that they are normalised to unit length. Zero or non-finite vectors, rows without an id, and
-    repeated ids with different vectors go to the store's rejects. Other columns are kept as metadata for filtering
-    searches.
+    repeated ids with different vectors go to the store's rejects. Other columns of numbers, text, booleans or times
+    are kept as metadata for filtering searches.
 
     Args:
         source: A clip-retrieval folder (``img_emb``, ``text_emb``, ``metadata``); an array (``.npy``, ``.npz``,
@@ -186,6 +186,8 @@ def import_embeddings(
         for modality in dims:
             own = [part for part in parts if part.modality == modality]
             writer.describe(modality, metadata_fields([part.metadata for part in own]))
+            if left := columns_left_out([part.metadata for part in own]):
+                report.notes.append(f"Not kept, being neither numbers, text, booleans nor times: {', '.join(left)}.")
             one = _Import(writer, towers[modality], folder, report)
             one.run(own, progress=progress)
             imported[modality] = one.seen
@@ -303,7 +305,8 @@ class _Import:
     def _values(self, block: VectorBlock) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Return ``(n, dim)`` values in the stored type, which rows were scaled, and the problems by row."""
         with np.errstate(over="ignore", invalid="ignore"):
-            wide = block.vectors.astype(np.float32)
+            # Numbers of float64 that float32 cannot hold make a direction like any other.
+            wide = block.vectors.astype(np.float64 if block.vectors.dtype.itemsize == 8 else np.float32)
             finite = np.isfinite(wide).all(axis=1)
             # Divide by the largest number first, because the squares of large numbers overflow.
             largest = np.abs(wide).max(axis=1, initial=0)

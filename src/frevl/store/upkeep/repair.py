@@ -91,10 +91,16 @@ def repair(store: str | Path) -> RepairReport:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        with lock_store(path).acquire(timeout=0):
-            yield
+        held = lock_store(path).acquire(timeout=0)
     except Timeout as error:
         raise StoreError(f"{path}: another process is writing to this store; wait for it to finish") from error
+    except OSError as error:
+        raise StoreError(
+            f"{path}: the store cannot be repaired where it cannot be written ({error.strerror or error}); copy it to a "
+            "folder that you may write to, and repair the copy"
+        ) from error
+    with held:
+        yield
 
 
 def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: RepairReport) -> None:

@@ -39,15 +39,15 @@ class RepairReport:
     def sentence(self) -> str:
         """Return a one-line summary."""
         said = [f"Restored version {version} of '{name}'." for name, version in self.versions.items()]
-        said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
+        said += [f"Recovered {counted(count, 'row')} of '{name}' from data files." for name, count in self.rows.items()]
         said += [f"Removed {counted(count, 'damaged row')} of '{name}'." for name, count in self.removed.items()]
         said += [
-            f"'{name}' is missing {count:,} rows of its last commit: extract or import them again."
+            f"'{name}' is missing {counted(count, 'row')} of its last commit: extract or import {'it' if count == 1 else 'them'} again."
             for name, count in self.missing.items()
         ]
         if self.unread:
             said.append(
-                f"{len(self.unread):,} files cannot be read in full and were set aside (the first is "
-                f"{self.unread[0]}); delete them if you have no copy to compare them with."
+                f"{counted(len(self.unread), 'file')} could not be read in full and set aside (the first is "
+                f"{self.unread[0]}); delete what is there if you have no copy to compare it with."
             )
         return " ".join([f"{self.store}:", *(said or ["nothing needed recovering."]), *self.notes])

@@ -90,7 +90,9 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         states = store.states(modality)
         repeated = repeated_ids(path, name)
         if repeated:
-            problems.append(f"Table '{name}': {len(repeated):,} ids appear twice, the first is '{repeated[0]:.80}'.")
+            problems.append(
+                f"Table '{name}': {_said(len(repeated), 'id appears', 'ids appear')} twice, the first is '{repeated[0]:.80}'."
+            )
         for tower in store.select_towers(modality):
             has = states[f"has:{tower.name}"]
             if not has.all():
@@ -142,8 +144,9 @@ def _commit_problems(path: Path, name: str) -> list[str]:
     if unclaimed:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
-            f"The table '{name}' has {len(unclaimed):,} data files that belong to none of its versions, the first "
-            f"is {first}; they are not deleted, and frevl store repair {path} recovers their rows."
+            f"The table '{name}' has {_said(len(unclaimed), 'data file that belongs', 'data files that belong')} to none "
+            f"of its versions, the first is {first}; nothing is deleted, and frevl store repair {path} recovers the "
+            "rows."
         )
     return problems
 
@@ -193,10 +196,15 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
         problems += _read_problems(store.path, name, fragment, lambda part: wrong.extend(wrong_ids(part, tower)))
     if wrong:
         problems.append(
-            f"Tower '{tower.name}': {len(wrong):,} embeddings differ from their checksums, the first is of "
-            f"'{wrong[0]:.80}'."
+            f"Tower '{tower.name}': "
+            f"{_said(len(wrong), 'embedding differs from its checksum', 'embeddings differ from their checksums')}, "
+            f"the first is of '{wrong[0]:.80}'."
         )
     return problems
+
+
+def _said(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def bytes_on_disk(path: Path) -> int:
