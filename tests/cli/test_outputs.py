@@ -189,6 +189,16 @@ def test_two_outputs_in_one_file_are_refused():
     refuse_inputs({"--json": "/dev/null", "--html": "/dev/null", "--out": None}, {"--pairs": "/dev/null"})
 
 
+def test_a_dash_is_no_file(tmp_path, monkeypatch, frevl, made):
+    monkeypatch.chdir(tmp_path)
+    said = frevl("store", "info", made.store.path, "--json", "-")
+    assert (said.code, said.err) == (
+        2,
+        "frevl: --json takes a path, and - is none; for standard output, name /dev/stdout\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_sentence_names_both_flags_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("p.csv").write_text("image,text\na,b\n")

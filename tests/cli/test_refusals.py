@@ -1,6 +1,9 @@
 """Mistakes of outside users: small matching files, wrong values, damaged state, odd extra keys."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +193,13 @@ def test_switches_values_and_options_with_several_values_may_be_given_again(frev
     many = ["--encoder", "a", "--encoder", "b", "--quiet", "--quiet", "--seed", "1", "--seed", "2"]
     done = frevl("train", "--store", tmp_path, "--run", tmp_path / "r", "--task", "matching", "--pairs", "1", *many)
     assert "expected a store" in done.err
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_standard_output_is_one_sentence():
+    with Path("/dev/full").open("w") as full:
+        said = subprocess.run(
+            [sys.executable, "-m", "frevl", "models"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert said.returncode == 1
+    assert said.stderr == ("frevl: standard output, or a file: cannot be read or written (No space left on device)\n")

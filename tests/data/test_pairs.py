@@ -103,6 +103,10 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
             "expected JSON, found malformed JSON: NaN is not a JSON number",
         ),
         (
+            '{"image": "a.jpg", "text": "a", "price": 1e999}',
+            "expected JSON, found malformed JSON: 1e999 is too large a number",
+        ),
+        (
             '{"image": "a.jpg", "text": "a", "image": "b.jpg"}',
             "expected JSON, found malformed JSON: the key 'image' appears twice",
         ),

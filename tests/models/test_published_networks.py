@@ -267,8 +267,11 @@ def test_what_is_no_network(tmp_path, run, made):
 def test_wrong_use(run, tmp_path, frevl):
     with pytest.raises(UsageError, match="expected a folder other than the run's own"):
         write_published_run(run, run, name="a/b")
-    with pytest.raises(RunError, match="the run cannot be published"):
+    with pytest.raises(RunError, match=r"expected a run \(a folder with 'run.json'\), found a folder without one"):
         write_published_run(tmp_path, tmp_path / "out", name="a/b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"the run cannot be published to .*file \(FileExistsError"):
+        write_published_run(run, tmp_path / "file", name="a/b")
     for name, content in (("list.json", "[]"), ("deep.json", "[" * 100_000), ("empty.json", "{}")):
         (tmp_path / name).write_text(content)
     for file, message in (

@@ -257,3 +257,11 @@ def test_the_state_of_another_network_is_refused(tmp_path):
                 descend(*arguments, checkpoint=Checkpoint(tmp_path, "state", Clock()))
         else:
             descend(*arguments, checkpoint=Checkpoint(tmp_path, "state", Clock()))
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path, monkeypatch):
+    network = nn.Linear(1, 1)
+    for _ in ("read to go on", "appended to"):
+        with pytest.raises(TrainingError, match=r"the log of the training cannot be written \(Is a directory\)"):
+            descend(network, lambda *_: network.weight.square().sum(), 3, log_file=tmp_path)
+        monkeypatch.setattr("frevl.training.loop._keep_lines", lambda *_: None)

@@ -129,18 +129,26 @@ def test_an_arrow_file_that_points_outside_of_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "words"),
     [
-        ("deep.json", "[" * 100_000),
-        ("deep.jsonl", '{"id": ' + "[" * 900 + "]" * 900 + "}\n" + '{"id":' * 100_000),
-        ("large.json", json.dumps([{"id": 10**30}, {"id": 1}])),
-        ("mixed.json", json.dumps([{"id": {"a": 1}}, {"id": [1]}])),
-        ("digits.json", "[" + "9" * 10_000 + "]"),
+        ("deep.json", "[" * 100_000, ": the JSON is nested too deep"),
+        (
+            "deep.jsonl",
+            '{"id": ' + "[" * 900 + "]" * 900 + "}\n" + '{"id":' * 100_000,
+            ":2: the JSON is nested too deep",
+        ),
+        (
+            "large.json",
+            json.dumps([{"id": 10**30}, {"id": 1}]),
+            ": the values of 'id' are of different kinds, or too large",
+        ),
+        ("mixed.json", json.dumps([{"id": {"a": 1}}, {"id": [1]}]), ": the values of 'id' are of different kinds"),
+        ("digits.json", "[" + "9" * 10_000 + "]", ": expected JSON, found malformed JSON: Exceeds the limit"),
     ],
 )
-def test_ids_in_json_that_nobody_means(tmp_path, name, content):
+def test_ids_in_json_that_nobody_means(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=f"{name}: the file cannot be read"):
+    with pytest.raises(InputError, match=f"{name}{words}"):
         read_ids(tmp_path / name, id_column=None, usual=("id",))
 
 

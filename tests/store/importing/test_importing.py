@@ -214,6 +214,41 @@ def test_ids_come_in_many_forms(tmp_path):
     assert store.matching("text", "metadata_id = 6") == ["a\u2028cat"]
 
 
+def test_ids_of_windows_and_of_columns_with_gaps(tmp_path):
+    np.save(tmp_path / "v.npy", unit(3))
+    (tmp_path / "ids.txt").write_text("é 1\r\n2\r\n3\r\n", encoding="utf-16", newline="")
+    import_embeddings(tmp_path / "v.npy", store=tmp_path / "a", encoder="e", of="texts", ids=tmp_path / "ids.txt")
+    assert sorted(Store.open(tmp_path / "a").texts) == ["2", "3", "é 1"]
+    # pandas makes floats of whole numbers where one is missing.
+    pq.write_table(pa.table({"id": [1.0, np.nan, 3.0], "v": unit(3).tolist()}), tmp_path / "t.parquet")
+    report = import_embeddings(tmp_path / "t.parquet", store=tmp_path / "b", encoder="e", of="images")
+    assert sorted(Store.open(tmp_path / "b").image_ids) == ["1", "3"]
+    assert [reject.reason for reject in report.rejects] == ["it has no id"]
+
+
+def test_numbers_that_only_float64_holds_keep_their_direction(tmp_path):
+    np.save(tmp_path / "v.npy", np.array([[3e200, 4e200], [3e-200, -4e-200], [0.6, 0.8], [0.0, np.inf]]))
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\n")
+    report = import_embeddings(
+        tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt", dtype="float32"
+    )
+    assert (report.images, report.scaled, len(report.rejects)) == (3, 2, 1)
+    vectors = Store.open(tmp_path / "s").read_images(["a", "b", "c"])
+    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0.6, -0.8], [0.6, 0.8]], rtol=1e-6)
+
+
+def test_columns_that_cannot_be_kept_are_named(tmp_path):
+    pq.write_table(
+        pa.table(
+            {"id": ["a"], "v": unit(1).tolist(), "year": [1999], "boxes": [[1, 2]], "raw": [b"x"], "none": pa.nulls(1)}
+        ),
+        tmp_path / "t.parquet",
+    )
+    report = import_embeddings(tmp_path / "t.parquet", store=tmp_path / "s", encoder="e", of="images")
+    assert report.notes == ["Not kept, being neither numbers, text, booleans nor times: boxes, raw."]
+    assert Store.open(tmp_path / "s").metadata("image") == {"year": pa.int64()}
+
+
 def test_lengths_are_detected_said_and_fixed(tmp_path):
     vectors = np.array([[3.0, 4.0], [0.6, 0.8], [3e30, 4e30], [6e-39, 8e-39]], np.float32)
     np.save(tmp_path / "v.npy", vectors)
@@ -333,6 +368,18 @@ BAD = {
     "no encoder": (["v.npy", "--of", "images", "--ids", "two.txt", "--encoder", " "], 2, "needs a name"),
     "dtype": (["v.npy", "--of", "images", "--ids", "two.txt", "--dtype", "int8"], 2, "'float16' or 'float32'"),
     "no folder": (["u.parquet", "--of", "images", "--images", "none", "--id-column", "name"], 1, "expected a folder"),
+    "float id": (
+        ["v.npy", "--of", "images", "--ids", "float.json"],
+        1,
+        "float.json, id 2: expected text or a whole number, found 1.0",
+    ),
+    "true as id": (["v.npy", "--of", "images", "--ids", "true.json"], 1, "true.json, id 3: expected text or a whole"),
+    "line of ids": (
+        ["v.npy", "--of", "images", "--ids", "cut.jsonl"],
+        1,
+        "cut.jsonl:3: expected JSON, found malformed JSON at column 7",
+    ),
+    "mixed column": (["v.npy", "--of", "images", "--ids", "mixed.json"], 1, "the values of 'm' are of different kinds"),
     "all bad": (["nan.parquet", "--of", "images"], 1, "nan.parquet: expected vectors, found none"),
 }  # fmt: skip
 
@@ -348,6 +395,10 @@ def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-8])
     (tmp_path / "v.txt").write_text("1 2 3")
     (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "float.json").write_text('["a", 1.0, 3]')
+    (tmp_path / "true.json").write_text('["a", 2, true]')
+    (tmp_path / "cut.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n{"id":\n')
+    (tmp_path / "mixed.json").write_text('[{"id": "a", "m": "1"}, {"id": "b", "m": 2}, {"id": "c"}]')
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare/img_emb").mkdir(parents=True)
     np.save("bare/img_emb/img_emb_0.npy", unit(3))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import lance
@@ -195,3 +196,32 @@ def test_the_command(imported, frevl, tmp_path):
     assert said.out.splitlines() == [f"{imported}: Restored version 4 of 'images'.", f"{imported}: sound."]
     assert json.loads((tmp_path / "r.json").read_text())["versions"] == {"images": 4}
     assert frevl("store", "verify", imported).out == f"{imported}: sound.\n"
+
+
+def test_a_copied_store_stays_sound_when_it_is_written_to(imported, tmp_path, monkeypatch):
+    """Lance keeps files that are newer than a version, as all files of a copy are; they would belong to no version."""
+    from frevl.store.commits import table_writer
+
+    np.save(tmp_path / "t.npy", np.eye(6, dtype=np.float32))
+    (tmp_path / "texts.txt").write_text("".join(f"text {n}\n" for n in range(6)))
+    texts = {"encoder": "mine", "of": "texts", "ids": tmp_path / "texts.txt"}
+    import_embeddings(tmp_path / "t.npy", store=imported, **texts)  # a second version of the towers
+    copy = tmp_path / "copy"
+    shutil.copytree(imported, copy, copy_function=shutil.copy)
+    assert len(list((copy / "towers.lance" / "data").iterdir())) == 2
+    monkeypatch.setattr(table_writer, "_KEEP_VERSIONS", timedelta(0))
+    import_embeddings(tmp_path / "t.npy", store=copy, **texts)
+    assert verify(copy) == []
+    assert len(list((copy / "towers.lance" / "data").iterdir())) == 1
+    assert repair(copy).sentence() == f"{copy}: nothing needed recovering."
+    assert verify(copy) == []
+    assert vectors(copy) == vectors(imported)
+
+
+def test_a_store_that_cannot_be_written_is_not_repaired(imported, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(StoreError, match=r"a repair writes, and the store cannot be written \(Read-only file system\)"):
+        repair(imported)

@@ -22,6 +22,7 @@ from frevl.files import flush_folder, replace_file
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import check_searchable
 from frevl.runs.search.vectors import Shortlist
+from frevl.store.commits.failures import brief
 from frevl.store.towers import Modality
 
 __all__ = ["ExportedVectors", "export_vectors"]
@@ -103,9 +104,8 @@ def export_vectors(
         out.parent.mkdir(parents=True, exist_ok=True)
         (_write_lance if out.suffix == ".lance" else _write_parquet)(out, schema, _batches(shortlist, schema))
     except (OSError, RuntimeError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{out}: the vectors cannot be written ({reason}); free some disk space and try again"
+            f"{out}: the vectors cannot be written ({brief(error)}); free some disk space and try again"
         ) from error
     return ExportedVectors(out, find, shortlist.usable, width, schema.names, list(shortlist.notes))
 

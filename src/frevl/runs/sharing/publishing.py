@@ -11,6 +11,7 @@ from typing import Any
 from frevl.errors import InputError, RunError, UsageError
 from frevl.files import read_record, write_json
 from frevl.models.hub import LOCAL_FOLDERS, POSTERIOR_FILE, RUN_FILES, brief, hub_library, not_sent
+from frevl.runs.run import Run
 from frevl.runs.sharing.model_card import model_card
 
 __all__ = ["push_run", "write_published_run"]
@@ -83,6 +84,8 @@ def write_published_run(
     path, folder = Path(path), Path(folder)
     if path.resolve() == folder.resolve():
         raise UsageError(f"{folder}: expected a folder other than the run's own")
+    if not (path / "run.json").is_file():
+        Run.load(path)  # says what it found instead of a run
     evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
     diagnosed = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
     try:

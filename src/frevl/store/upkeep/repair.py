@@ -96,7 +96,7 @@ def _locked(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: another process is writing to this store; wait for it to finish") from error
     except OSError as error:
         raise StoreError(
-            f"{path}: the store cannot be repaired where it cannot be written ({error.strerror or error}); copy it to a "
+            f"{path}: a repair writes, and the store cannot be written ({error.strerror or error}); copy it to a "
             "folder that you may write to, and repair the copy"
         ) from error
     with held:

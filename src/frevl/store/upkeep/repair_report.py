@@ -42,7 +42,8 @@ class RepairReport:
         said += [f"Recovered {counted(count, 'row')} of '{name}' from data files." for name, count in self.rows.items()]
         said += [f"Removed {counted(count, 'damaged row')} of '{name}'." for name, count in self.removed.items()]
         said += [
-            f"'{name}' is missing {counted(count, 'row')} of its last commit: extract or import {'it' if count == 1 else 'them'} again."
+            f"'{name}' is missing {counted(count, 'row')} of its last commit: extract or import "
+            f"{'it' if count == 1 else 'them'} again."
             for name, count in self.missing.items()
         ]
         if self.unread:

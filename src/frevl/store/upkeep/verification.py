@@ -90,9 +90,8 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         states = store.states(modality)
         repeated = repeated_ids(path, name)
         if repeated:
-            problems.append(
-                f"Table '{name}': {_said(len(repeated), 'id appears', 'ids appear')} twice, the first is '{repeated[0]:.80}'."
-            )
+            said = _said(len(repeated), "id appears", "ids appear")
+            problems.append(f"Table '{name}': {said} twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
             has = states[f"has:{tower.name}"]
             if not has.all():
@@ -144,9 +143,9 @@ def _commit_problems(path: Path, name: str) -> list[str]:
     if unclaimed:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
-            f"The table '{name}' has {_said(len(unclaimed), 'data file that belongs', 'data files that belong')} to none "
-            f"of its versions, the first is {first}; nothing is deleted, and frevl store repair {path} recovers the "
-            "rows."
+            f"The table '{name}' has {_said(len(unclaimed), 'data file that belongs', 'data files that belong')} to "
+            f"none of its versions, the first is {first}; nothing is deleted, and frevl store repair {path} recovers "
+            "the rows."
         )
     return problems
 

@@ -6,6 +6,7 @@ does not read a store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from frevl.errors import UsageError
+from frevl.evaluation.intervals import against_majority
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import ConformalScores, calibrated, calibration_notes, fit_calibration
 from frevl.runs.posterior import Posterior, fit_posterior
@@ -120,6 +122,9 @@ def fit_prepared(
         if fitted.held_out is None:  # on training pairs every model would look overconfident
             calibration = {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
+    clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
+    if not (data.dev_is_seen or selection is not None or model == "majority" or clusters is None):
+        warnings += _at_chance(scores, truth, clusters, data.labels)
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
@@ -136,11 +141,22 @@ def fit_prepared(
     }
     if fitted.approximation is not None:  # in that case the held-out pairs are training pairs
         results |= {"train_pairs": fitted.approximation["pairs"], "approximation": fitted.approximation}
-    clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if clusters is not None and not data.dev_is_seen:
         results["prediction_sets"] = kept_scores(logits, truth, clusters, calibration)
     posterior = _posterior(fitted.network, data.train, options, session)
     return FittedRun(fitted.network, calibration, results, data, encoders, posterior)
+
+
+def _at_chance(logits: Tensor, truth: Answers | Tensor, clusters: Tensor, labels: Sequence[str]) -> list[str]:
+    """Return a warning if a classifier is not measurably better than always giving the most frequent answer.
+
+    ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks.
+    """
+    if isinstance(truth, Tensor) or not labels or not len(logits):
+        return []
+    hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.zeros(len(logits), dtype=torch.long))
+    chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[0])
+    return [chance.sentence] if chance.is_chance else []
 
 
 def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, session: Session) -> Posterior | None:
