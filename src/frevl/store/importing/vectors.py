@@ -186,12 +186,12 @@ def import_embeddings(
         for modality in dims:
             own = [part for part in parts if part.modality == modality]
             writer.describe(modality, metadata_fields([part.metadata for part in own]))
-            if left := columns_left_out([part.metadata for part in own]):
-                report.notes.append(f"Not kept, being neither numbers, text, booleans nor times: {', '.join(left)}.")
             one = _Import(writer, towers[modality], folder, report)
             one.run(own, progress=progress)
             imported[modality] = one.seen
         report.notes += writer.notes
+    if left := columns_left_out([part.metadata for part in parts]):
+        report.notes.append(f"Not kept, being neither numbers, text, booleans nor times: {', '.join(left)}.")
     for modality, usable in imported.items():
         if not usable:
             raise InputError(
