@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, Reject, TrainingError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import UNFINISHED
@@ -112,9 +113,9 @@ def test_answers_without_weight_are_no_classes(made, tmp_path):
 def test_scores_are_strict_json_and_say_where_they_cannot_be_written(made, tmp_path):
     train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="majority")
     scorer = Scorer.open(tmp_path / "run", store=made.store)
-    row = f'{{"image": "{made.test.images[0]}", "text": "{made.test.texts[0]}", "weight": 1e999}}\n'
-    (tmp_path / "p.jsonl").write_text(row)
-    score_file(scorer, tmp_path / "p.jsonl", tmp_path / "s.jsonl")
+    (tmp_path / "p.jsonl").write_text("")
+    row = {"image": made.test.images[0], "text": made.test.texts[0], "weight": float("inf")}
+    score_file(scorer, read_pairs([row]), tmp_path / "s.jsonl")
 
     def refuse(constant):
         raise ValueError(constant)
@@ -122,7 +123,7 @@ def test_scores_are_strict_json_and_say_where_they_cannot_be_written(made, tmp_p
     written = json.loads((tmp_path / "s.jsonl").read_text(), parse_constant=refuse)
     assert written["weight"] is None
     with pytest.raises(InputError, match="the scores cannot be written"):
-        score_file(scorer, tmp_path / "p.jsonl", tmp_path / "p.jsonl" / "s.jsonl")
+        score_file(scorer, read_pairs([row]), tmp_path / "p.jsonl" / "s.jsonl")
     assert torch.is_grad_enabled()
 
 
