@@ -34,6 +34,9 @@ def test_imported_embeddings_of_a_common_space_are_searched(tmp_path, frevl, mon
     assert frevl("evaluate", "--store", "s", "--run", "r", "--pairs", "p.jsonl").code == 0
     assert frevl("score", "--store", "s", "--run", "r", "--pairs", "p.jsonl", "--out", "scores.jsonl").code == 0
 
+    blanks = frevl("search", "--store", "s", "--run", "r", " caption 7 \n", "-k", 3, "--json", "again.json", "--quiet")
+    assert blanks.code == 0, blanks.err
+    assert json.loads((tmp_path / "again.json").read_text())["hits"] == found["hits"]
     unknown = frevl("search", "--store", "s", "--run", "r", "no caption of the store")
     assert unknown.code == 1
     assert unknown.err == (

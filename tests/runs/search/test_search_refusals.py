@@ -13,8 +13,8 @@ from frevl.training.training import train
 
 BAD = {
     "empty": (["  "], 2, "The query is empty; write what to look for"),
-    "nothing": ([], 2, "A search needs either a text or an image, not both"),
-    "both": (["a dog", "--image", "3.png"], 2, "A search needs either a text or an image, not both"),
+    "nothing": ([], 2, "A search needs a text or an image, found neither"),
+    "both": (["a dog", "--image", "3.png"], 2, "A search needs a text or an image, found both"),
     "texts for a text": (["a dog", "--for", "texts"], 2, "to find texts, give an image with --image"),
     "for": (["--image", "3.png", "--for", "videos"], 2, "must be 'images' or 'texts', found 'videos'"),
     "k": (["a dog", "-k", "0"], 2, "The number of results must be a whole number of at least 1, found 0"),
