@@ -1,0 +1,89 @@
+"""What an import refuses: one sentence for each bad input."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clip_folders import unit
+
+BAD = {
+    "no ids": (["v.npy", "--of", "images"], 2, "an array contains no ids; give a list of them in the same order with "
+        "--ids FILE"),
+    "no of": (["v.npy", "--ids", "two.txt"], 2, "specify what the vectors represent with --of images or --of texts"),
+    "wrong of": (["v.npy", "--of", "videos", "--ids", "two.txt"], 2, "must be 'images' or 'texts', found 'videos'"),
+    "numbers": (
+        ["v.npy", "--of", "images", "--ids", "two.txt"],
+        1,
+        "two.txt: expected one id for each of the 3 vectors of v.npy, found 2 ids",
+    ),
+    "nothing there": (["none"], 1, "none: no such file of vectors or ids"),
+    "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: no such file of vectors or ids"),
+    "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
+    "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
+    "pickle": (["pickle.npy", "--of", "images", "--ids", "two.txt"], 1, "pickle.npy: the file cannot be read"),
+    "integers": (["int.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (2, 2) of int64"),
+    "cut": (["cut.npy", "--of", "images", "--ids", "two.txt"], 1, "needs 120 bytes, found 112; the file is truncated"),
+    "no array": (["two.npz", "--of", "images", "--ids", "two.txt"], 2, "name one of its arrays with --array: a, b"),
+    "wrong array": (
+        ["two.npz", "--of", "images", "--ids", "two.txt", "--array", "c"],
+        2,
+        "there is no array 'c'. Valid: 'a', 'b'.",
+    ),
+    "no vectors": (["t.parquet", "--of", "images"], 1, "expected a column with one list of floats per row, found"),
+    "id column": (
+        ["u.parquet", "--of", "images", "--id-column", "nam"],
+        2,
+        "there is no column 'nam'. Did you mean 'name'?",
+    ),
+    "unknown id": (["u.parquet", "--of", "images"], 2, "name the column to use with --id-column; there are: name"),
+    "folder": (["empty", "--of", "images"], 1, "expected a clip-retrieval folder with 'img_emb' or 'text_emb' in it"),
+    "no metadata": (["bare"], 1, "expected its ids in bare/metadata/metadata_0.parquet, found none"),
+    "ids of a table": (["u.parquet", "--of", "images", "--ids", "two.txt"], 2, "a table contains its own ids"),
+    "no encoder": (["v.npy", "--of", "images", "--ids", "two.txt", "--encoder", " "], 2, "needs a name"),
+    "dtype": (["v.npy", "--of", "images", "--ids", "two.txt", "--dtype", "int8"], 2, "'float16' or 'float32'"),
+    "no folder": (["u.parquet", "--of", "images", "--images", "none", "--id-column", "name"], 1, "expected a folder"),
+    "float id": (
+        ["v.npy", "--of", "images", "--ids", "float.json"],
+        1,
+        "float.json, id 2: expected text or a whole number, found 1.0",
+    ),
+    "true as id": (["v.npy", "--of", "images", "--ids", "true.json"], 1, "true.json, id 3: expected text or a whole"),
+    "line of ids": (
+        ["v.npy", "--of", "images", "--ids", "cut.jsonl"],
+        1,
+        "cut.jsonl:3: expected JSON, found malformed JSON at column 7",
+    ),
+    "mixed column": (["v.npy", "--of", "images", "--ids", "mixed.json"], 1, "the values of 'm' are of different kinds"),
+    "all bad": (["nan.parquet", "--of", "images"], 1, "nan.parquet: expected vectors, found none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", unit(3))
+    np.save("flat.npy", np.ones(3))
+    np.save("int.npy", np.ones((2, 2), np.int64))
+    np.save("pickle.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.savez("two.npz", a=unit(2), b=unit(2))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-8])
+    (tmp_path / "v.txt").write_text("1 2 3")
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "float.json").write_text('["a", 1.0, 3]')
+    (tmp_path / "true.json").write_text('["a", 2, true]')
+    (tmp_path / "cut.jsonl").write_text('{"id": "a"}\n{"id": "b"}\n{"id":\n')
+    (tmp_path / "mixed.json").write_text('[{"id": "a", "m": "1"}, {"id": "b", "m": 2}, {"id": "c"}]')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare/img_emb").mkdir(parents=True)
+    np.save("bare/img_emb/img_emb_0.npy", unit(3))
+    pq.write_table(pa.table({"id": ["a"], "n": [1]}), "t.parquet")
+    pq.write_table(pa.table({"name": ["a"], "v": [[1.0, 2.0]]}), "u.parquet")
+    pq.write_table(pa.table({"id": ["a"], "v": pa.array([None], pa.list_(pa.float32()))}), "nan.parquet")
+    arguments, code, words = BAD[case]
+    encoder = [] if "--encoder" in arguments else ["--encoder", "e"]
+    said = frevl("import", *arguments, *encoder, "--store", "s", "--quiet")
+    assert said.code == code, said
+    assert words in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert not (tmp_path / "s").exists()
