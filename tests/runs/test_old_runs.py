@@ -90,7 +90,8 @@ def test_old_runs_of_seeds_are_evaluated_as_they_were():
     assert found.seeds["values"]["accuracy"] == pytest.approx([63.33333333333333, 65.83333333333333])
     assert found.metrics["brier"] == pytest.approx(41.13232425167722, rel=1e-6)
     assert found.ci95["accuracy"] == pytest.approx([55.00000000000001, 74.16666666666667])
-    assert found.ci95["macro_f1"] == pytest.approx([64.50045974287764, 77.43637959949614])
+    # It said 64.50 to 77.44: resampled pairs lack classes, and the mean of their macro-F1 lay below the value itself.
+    assert found.ci95["macro_f1"] == pytest.approx([64.65025401840539, 77.73596815055164])
 
 
 @pytest.mark.parametrize("name", ["pooled", "tokens", "common"])
