@@ -193,7 +193,7 @@ def test_a_linear_probe_without_time_for_all_pairs_takes_some_and_says_so(made, 
     monkeypatch.setattr("frevl.training.fitting.linear_probe._TIMED", 40)
     run = quick(made, tmp_path / "short", model="linear", time_limit=1e-9)
     note = f"linear: fitted on 40 of {run.results['train_pairs']} pairs, as many as the time limit of 1e-09 s allows"
-    assert run.results["notes"][0] == note
+    assert note in run.results["notes"]
     assert weights(tmp_path / "short")["linear.weight"].abs().max() > 0.01, "what it has learnt from them stays"
 
 

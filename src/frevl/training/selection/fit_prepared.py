@@ -150,9 +150,10 @@ def fit_prepared(
 def _at_chance(logits: Tensor, truth: Answers | Tensor, clusters: Tensor, labels: Sequence[str]) -> list[str]:
     """Return a warning if a classifier is not measurably better than always giving the most frequent answer.
 
-    ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks.
+    ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks. Pairs of a single
+    class show nothing about a model, as another note says.
     """
-    if isinstance(truth, Tensor) or not labels or not len(logits):
+    if isinstance(truth, Tensor) or not labels or len(truth.classes.unique(dim=0)) < 2:
         return []
     hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.zeros(len(logits), dtype=torch.long))
     chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[0])
