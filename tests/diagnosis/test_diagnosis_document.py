@@ -22,7 +22,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnosis.md"
 
 
 def executed(language):
-    marked = rf"<!-- executed by tests/diagnosis/test_diagnosis.py -->\n```{language}\n(.*?)```"
+    marked = rf"<!-- executed by tests/diagnosis/test_diagnosis_document.py -->\n```{language}\n(.*?)```"
     (block,) = re.findall(marked, DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
     return block
 

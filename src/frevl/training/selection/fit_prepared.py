@@ -153,7 +153,7 @@ def _at_chance(logits: Tensor, truth: Answers | Tensor, clusters: Tensor, labels
     ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks. Pairs of a single
     class show nothing about a model, as another note says.
     """
-    if isinstance(truth, Tensor) or not labels or len(truth.classes.unique(dim=0)) < 2:
+    if isinstance(truth, Tensor) or not labels or bool((truth.classes == truth.classes[:1]).all()):
         return []
     hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.zeros(len(logits), dtype=torch.long))
     chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[0])
