@@ -12,7 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from captioned import captioned
@@ -23,8 +23,10 @@ from pretrained import pretrained
 
 __all__ = ["captioned", "made", "made_tokens", "made_twice", "named", "one_side", "pretrained"]
 
-# The same examples in every run, and no folder of examples left behind.
-settings.register_profile("frevl", derandomize=True, database=None, deadline=None)
+# The same examples in every run, no folder of examples left behind, and nothing that depends on the machine's load.
+settings.register_profile(
+    "frevl", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("frevl")
 
 
