@@ -218,3 +218,23 @@ def test_the_command_line_trains_and_judges_several_seeds(made, three, tmp_path,
     assert set(result["seeds"]["deviation"]) == set(result["metrics"]) == set(result["ci95"])
     assert result["difference"]["versus"] == str(three.path.parent / "linear")
     assert {"run", "store_fingerprint", "seed", "versions", "command", "hardware"} <= set(result["provenance"])
+
+
+def test_warnings_of_the_runs_come_first_and_name_their_seeds(made, tmp_path, frevl):
+    rows = [json.loads(line) for line in made.train_file.read_text().splitlines()]
+    random = np.random.default_rng(0).permutation([row["target"] for row in rows]).tolist()
+    pairs = tmp_path / "random.jsonl"
+    pairs.write_text("".join(json.dumps({**row, "target": one}) + "\n" for row, one in zip(rows, random, strict=True)))
+    said = frevl("train", "--store", made.store.path, "--pairs", pairs, "--task", "classification", "--model", "linear",
+                 "--seeds", 3, "--run", tmp_path / "run", "--quiet")  # fmt: skip
+    assert said.code == 0, said.err
+    own = {seed: Run.load(tmp_path / "run" / f"seed{seed}").results["warnings"] for seed in range(3)}
+    assert any(one.startswith("Chance: ") for warnings in own.values() for one in warnings)
+    lines = said.out.splitlines()
+    assert lines[-1].startswith("Trained linear ")
+    for seed, warnings in own.items():
+        for one in warnings:
+            (line,) = (line for line in lines[:-1] if line.endswith(one))
+            shared = [str(other) for other in own if one in own[other]]
+            assert line == one if len(shared) == 3 else line.startswith(f"Seed {' and seed '.join(shared)}: ")
+            assert str(seed) in shared

@@ -234,14 +234,15 @@ def search_table(found: SearchResult) -> str:
 
 
 def seeds_sentence(record: dict[str, Any]) -> str:
-    """Describe the result of several seeds, from the record of `frevl.training.seeds.SeedRuns`."""
+    """Describe the result of several seeds after their warnings, from `frevl.training.seeds.SeedRuns.record`."""
     development, seeds = record["development"], record["seeds"]
     spread = "" if development["deviation"] is None else f", standard deviation {development['deviation']:.2f}"
-    return (
+    done = (
         f"Trained {record['model']} ({record['parameters']:,} parameters) with {len(seeds)} seeds "
         f"({', '.join(map(str, seeds))}) in {sum(record['train_seconds']):.1f} s: {development['accuracy']:.2f} % on "
         f"development pairs{spread}. Saved in {record['run']}"
     )
+    return "\n".join([*record["warnings"], done])
 
 
 def store_table(description: dict[str, Any]) -> str:

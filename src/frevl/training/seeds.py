@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,7 @@ class SeedRuns:
         development: Development metric of every run in percent.
         development_pairs: Number of development pairs of the first run.
         train_seconds: Training time of every run in seconds.
+        warnings: Warnings of the runs; those of some seeds name them.
         settings: Settings that all runs have in common.
         provenance: Store fingerprint, versions and the like.
     """
@@ -63,6 +64,7 @@ class SeedRuns:
     development: list[float]
     development_pairs: int
     train_seconds: list[float]
+    warnings: list[str]
     settings: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -83,6 +85,7 @@ class SeedRuns:
                 "values": self.development,
             },
             "train_seconds": self.train_seconds,
+            "warnings": self.warnings,
             "settings": self.settings,
             "provenance": self.provenance,
         }
@@ -176,6 +179,7 @@ def _train_seeds(
             development=[float(one.results["development"]["accuracy"]) for one in trained],
             development_pairs=int(first.results["development"]["n"]),
             train_seconds=[float(one.results["train_seconds"]) for one in trained],
+            warnings=_warnings(trained, numbers),
             settings=kept,
             provenance={
                 **provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
@@ -189,6 +193,16 @@ def _train_seeds(
             except OSError as error:
                 raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
     return done
+
+
+def _warnings(runs: Sequence[Run], seeds: Sequence[int]) -> list[str]:
+    """Return every warning of the runs once, those of some seeds with their numbers."""
+    of: dict[str, list[int]] = {}
+    for one, seed in zip(runs, seeds, strict=True):
+        for warning in one.results.get("warnings", []):
+            of.setdefault(warning, []).append(seed)
+    named = {warning: f"Seed {' and seed '.join(map(str, some))}: " for warning, some in of.items()}
+    return [("" if len(some) == len(runs) else named[warning]) + warning for warning, some in of.items()]
 
 
 def _defaults() -> dict[str, Any]:

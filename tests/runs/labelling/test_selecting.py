@@ -291,7 +291,7 @@ def test_pictures_that_only_the_space_of_the_names_has_seen_may_be_labelled(worl
     assert (found.counts["in_training"], found.counts["covered"]) == (1, 60)
 
 
-def test_near_copies_are_one_image_to_the_margin(tmp_path):
+def test_near_copies_are_one_image_to_the_margin(tmp_path, monkeypatch):
     """Every image of the pool comes twice, nearly the same; one more nearly repeats an image of the training."""
     random = np.random.default_rng(0)
     each = random.standard_normal((80, 16))
@@ -308,8 +308,12 @@ def test_near_copies_are_one_image_to_the_margin(tmp_path):
     found = select_pairs(scorer, pool, k=100, by="margin")
     chosen = [(int(line["image"].removesuffix(".png")) - 20) % 60 for line in found.lines]
     assert len(chosen) == len(set(chosen)) == 60
-    assert "1 near copies of images that are labelled or in training" in found.sentence()
+    assert "Left out: 1 near copy of an image that is labelled or in training." in found.sentence()
+    assert not any("Near copies were looked for" in note for note in found.notes)
     with_labels = write(tmp_path / "l.jsonl", [{"image": ids[n], "target": "a"} for n in range(20, 80)])
     assert len(select_pairs(scorer, pool, by="mixed", labelled=with_labels).lines) == 61
     with pytest.raises(PairsError, match="near copies of images that are labelled or in training"):
         select_pairs(scorer, pool, by="margin", labelled=with_labels)
+    monkeypatch.setattr(selecting, "_MOST_LINKED", 40)
+    some = select_pairs(scorer, pool, k=9, by="margin")
+    assert "Near copies were looked for among the 40 least certain of 121 pairs only." in some.notes

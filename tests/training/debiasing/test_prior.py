@@ -82,6 +82,26 @@ def test_the_new_run_is_whole_and_says_what_it_is(made, runs):
     assert "prior_accuracy" not in evaluate(Scorer.open(runs / "mlp", store=made.store), made.test).metrics
 
 
+def test_what_the_former_run_said_of_its_answers_is_measured_again(made, runs, tmp_path):
+    shutil.copytree(runs / "mlp", tmp_path / "former")
+    file = tmp_path / "former" / "run.json"
+    record = json.loads(file.read_text())
+    record["results"]["warnings"] = ["Chance: 1.00 % is what an old figure says.", "A leak, which stays one."]
+    file.write_text(json.dumps(record))
+    found = debias(tmp_path / "former", out=tmp_path / "new", without="image", strength=0.5).results
+    assert found["warnings"][0] == "A leak, which stays one."
+    assert not any("1.00 %" in one for one in [*found["warnings"], *found["notes"]])
+    rows = [json.loads(line) for line in made.train_file.read_text().splitlines()]
+    drawn = np.random.default_rng(0).permutation([row["target"] for row in rows]).tolist()
+    pairs = tmp_path / "drawn.jsonl"
+    pairs.write_text("".join(json.dumps({**row, "target": one}) + "\n" for row, one in zip(rows, drawn, strict=True)))
+    train(made.store, pairs, run=tmp_path / "drawn", task="classification", model="linear")
+    found = debias(tmp_path / "drawn", out=tmp_path / "of-drawn", without="image", strength=0.5).results
+    said = [one for one in found["warnings"] if one.startswith("Chance: ")]
+    assert len(said) == 1
+    assert said[0].startswith(f"Chance: {found['development']['accuracy']:.2f} % is not measurably better than always ")
+
+
 def test_what_is_judged_cannot_be_the_bank(made, runs, tmp_path):
     for name, other in (("mlp", made.test_file), ("dual", runs / "other.jsonl")):
         with pytest.raises(PairsError, match="what corrects a run must not be what it is evaluated on; found 30 of 30"):

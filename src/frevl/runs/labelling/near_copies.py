@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from frevl.runs.scorer import Scorer
 from frevl.store.grouping.copies import find_near_copies
+from frevl.store.grouping.groups import joined_nodes
 from frevl.store.grouping.unit_vectors import unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 
@@ -44,9 +45,6 @@ def near_copy_groups(
     links = find_near_copies(vectors).links
     if not len(links):
         return unlinked
-    group = np.arange(len(vectors))
-    for one, other in links.tolist():
-        low, high = sorted((group[one], group[other]))
-        group[group == high] = low
+    group = joined_nodes(np.arange(len(vectors)), links[:, 0], links[:, 1])
     own = group[: len(each)]
     return each[own][at], np.isin(own, group[len(each) :])[at]

@@ -60,16 +60,17 @@ class Selection:
     def sentence(self) -> str:
         """Describe what was chosen, and what was left out and why."""
         c = self.counts
-        left_out = [
-            f"{c[name]:,} {said}"
-            for name, said in (
-                ("labelled", "already labelled"),
-                ("in_training", "with images or texts in training"),
-                ("copies", "copies of others"),
-                ("near_copies", "near copies of images that are labelled or in training"),
-            )
-            if c[name]
-        ]
+        kinds = (
+            ("labelled", "already labelled", "already labelled"),
+            ("in_training", "with an image or text in training", "with images or texts in training"),
+            ("copies", "copy of another", "copies of others"),
+            (
+                "near_copies",
+                "near copy of an image that is labelled or in training",
+                "near copies of images that are labelled or in training",
+            ),
+        )
+        left_out = [counted(c[name], one, several) for name, one, several in kinds if c[name]]
         parts = [f"Chose {c['chosen']:,} of {c['pool']:,} pairs to label."]
         parts += [f"Left out: {', '.join(left_out)}."] if left_out else []
         return " ".join([*parts, *self.notes, rejects_sentence(self.rejects)]).rstrip()
@@ -143,6 +144,10 @@ def select_pairs(
     numbers = pool.contents(rows)
     if by == _MARGIN and "image" in usable.sides:  # the others keep their distance
         least = np.argsort(-answers.unsure.numpy(), kind="stable")[: max(_MOST_LINKED, 4 * k)]
+        if len(least) < len(rows):
+            notes.append(
+                f"Near copies were looked for among the {len(least):,} least certain of {len(rows):,} pairs only."
+            )
         close = np.zeros(len(rows), bool)
         numbers[least], close[least] = near_copy_groups(
             scorer, chosen_values(usable.units, rows[least]), numbers[least], pool.covered()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from frevl.errors import StoreError
+from frevl.errors import StoreError, counted
 from frevl.store.commits.failures import reading
 from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
@@ -90,7 +90,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         states = store.states(modality)
         repeated = repeated_ids(path, name)
         if repeated:
-            said = _said(len(repeated), "id appears", "ids appear")
+            said = counted(len(repeated), "id appears", "ids appear")
             problems.append(f"Table '{name}': {said} twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
             has = states[f"has:{tower.name}"]
@@ -143,7 +143,7 @@ def _commit_problems(path: Path, name: str) -> list[str]:
     if unclaimed:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
-            f"The table '{name}' has {_said(len(unclaimed), 'data file that belongs', 'data files that belong')} to "
+            f"The table '{name}' has {counted(len(unclaimed), 'data file that belongs', 'data files that belong')} to "
             f"none of its versions, the first is {first}; nothing is deleted, and frevl store repair {path} recovers "
             "the rows."
         )
@@ -196,14 +196,10 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
     if wrong:
         problems.append(
             f"Tower '{tower.name}': "
-            f"{_said(len(wrong), 'embedding differs from its checksum', 'embeddings differ from their checksums')}, "
+            f"{counted(len(wrong), 'embedding differs from its checksum', 'embeddings differ from their checksums')}, "
             f"the first is of '{wrong[0]:.80}'."
         )
     return problems
-
-
-def _said(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"
 
 
 def bytes_on_disk(path: Path) -> int:

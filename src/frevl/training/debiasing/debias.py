@@ -21,6 +21,7 @@ from frevl.runs.batches import list_logits
 from frevl.runs.calibration import calibration_notes, fit_calibration
 from frevl.runs.posterior import carried_over
 from frevl.runs.run import Run
+from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.debiasing.neutral import make_neutral, read_biases
 from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
@@ -29,7 +30,7 @@ from frevl.training.examples import dev_metric
 from frevl.training.options import ModelOptions
 from frevl.training.prepare import read_file
 from frevl.training.run_folder import claim_run, content_of, write_config
-from frevl.training.selection.fit_prepared import kept_scores
+from frevl.training.selection.fit_prepared import at_chance, kept_scores
 from frevl.version import __version__
 
 __all__ = ["debias"]
@@ -186,7 +187,12 @@ def _calibrated(
     said = [*notes, f"Made from {former.path} by frevl debias; recalibrated on {len(logits):,} development pairs."]
     if "unknown" in kept and kept["unknown"] is not None:
         said.append("The former run's threshold for unknown images was dropped.")
-    warnings = list(kept.get("warnings", []))
+    # What the former run said of its own answers is measured again.
+    warnings = [one for one in kept.get("warnings", []) if not one.startswith("Chance: ")]
+    if not data.dev_is_seen and isinstance(data.train.truth, Answers):
+        first = data.train.truth.classes[:, 0]
+        majority = int(first[first >= 0].bincount().argmax())
+        warnings += at_chance(scores, truth, data.dev.clusters, former.labels, majority=majority)
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": kept.get("train_pairs", len(data.train)),

@@ -32,7 +32,8 @@ class RecordedTerms:
     """Terms of a loss, replayed on an NVIDIA device for batches whose shapes recur, and computed otherwise.
 
     Args:
-        network: The network being trained. Its parameters must stay the same tensors, and in training mode.
+        network: The network being trained, in training mode. A recording holds the addresses of its parameters; if they
+            move, batches are recorded anew.
         terms: Computes the loss from tensors.
         device: Device of the network.
         record: Turns a module and its inputs into a function that replays it; replaced in tests.
@@ -67,9 +68,11 @@ class RecordedTerms:
         """Return a function that replays such a batch, recorded if its shapes recur; None if it must be computed."""
         # Replayed gradients lie in memory that the next replay overwrites. Where gradients are summed over parts of a
         # step, only the first part may be replayed.
-        if self._record is None or any(parameter.grad is not None for parameter in self._network.parameters()):
+        parameters = list(self._network.parameters())
+        if self._record is None or any(parameter.grad is not None for parameter in parameters):
             return None
-        shapes = tuple(None if one is None else (one.shape, one.dtype) for one in given)
+        place = parameters[0].data_ptr()  # all of them move together
+        shapes = (place, *(None if one is None else (one.shape, one.dtype) for one in given))
         if shapes not in self._replayed and len(self._replayed) < _MOST:
             self._times[shapes] = self._times.get(shapes, 0) + 1
             if self._times[shapes] == _RECURS:
@@ -79,7 +82,7 @@ class RecordedTerms:
                 except (RuntimeError, AssertionError) as error:  # too little memory, or it cannot be recorded
                     _log.warning(
                         "frevl: %s: training steps are not recorded and so may be slower (%s).",
-                        self._device, str(error).splitlines()[0][:120],
+                        self._device, " ".join(str(error).split())[:120] or type(error).__name__,
                     )  # fmt: skip
                     self._record = None
         return self._replayed.get(shapes)

@@ -124,7 +124,7 @@ def fit_prepared(
     scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if not (data.dev_is_seen or selection is not None or model == "majority" or clusters is None):
-        warnings += _at_chance(scores, truth, clusters, data.labels)
+        warnings += at_chance(scores, truth, clusters, data.labels)
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
@@ -147,16 +147,25 @@ def fit_prepared(
     return FittedRun(fitted.network, calibration, results, data, encoders, posterior)
 
 
-def _at_chance(logits: Tensor, truth: Answers | Tensor, clusters: Tensor, labels: Sequence[str]) -> list[str]:
+def at_chance(
+    logits: Tensor, truth: Answers | Tensor, clusters: Tensor, labels: Sequence[str], *, majority: int = 0
+) -> list[str]:
     """Return a warning if a classifier is not measurably better than always giving the most frequent answer.
 
     ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks. Pairs of a single
     class show nothing about a model, as another note says.
+
+    Args:
+        logits: ``(n, classes)`` of held-out pairs.
+        truth: Their right answers.
+        clusters: ``(n,)`` int64, as in `frevl.training.examples.Examples`.
+        labels: The classes; none in matching.
+        majority: Number of the class most frequent in training, the first of those that a training counts.
     """
     if isinstance(truth, Tensor) or not labels or bool((truth.classes == truth.classes[:1]).all()):
         return []
-    hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.zeros(len(logits), dtype=torch.long))
-    chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[0])
+    hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.full((len(logits),), majority))
+    chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[majority])
     return [chance.sentence] if chance.is_chance else []
 
 
