@@ -126,6 +126,7 @@ def card() -> Iterator[Waits]:
         mock.patch.object(torch.cuda, "mem_get_info", return_value=(_FREE, _FREE)),
         mock.patch.object(torch.Tensor, "pin_memory", lambda self: self),
         mock.patch.object(FakeTensor, "tolist", numbers),
+        mock.patch.object(FakeTensor, "data_ptr", lambda self: id(self)),
         mock.patch.object(torch.Tensor, "numpy", lambda self: np.zeros(self.shape, np.float32)),
         mock.patch.object(torch, "empty", unlocked),
         mock.patch.object(torch.cuda, "_lazy_init"),
