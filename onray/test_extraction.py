@@ -19,7 +19,7 @@ from PIL import Image
 
 import frevl
 from frevl.errors import FrevlError, UsageError
-from frevl.store.items import CommitBuffer
+from frevl.store.extraction.items import CommitBuffer
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.many_nodes.connection import connected
 from frevl.store.many_nodes.workers import Workers

@@ -230,7 +230,7 @@ def test_importing_loads_nothing_heavy():
     assert not loaded_after("import frevl") & heavy
     assert not loaded_after("import frevl.cli.main") & heavy
     assert not loaded_after("import frevl.store.reader") & {"torch", "transformers", "onnxruntime"}
-    assert not loaded_after("import frevl.store.extraction") & {"torch", "transformers"}
+    assert not loaded_after("import frevl.store.extraction.extract") & {"torch", "transformers"}
 
 
 def test_no_two_files_of_tests_have_one_name():

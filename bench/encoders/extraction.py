@@ -22,7 +22,7 @@ import numpy as np
 from frevl.encoders.images import read_image
 from frevl.encoders.registry import load_encoder
 from frevl.provenance import hardware
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 
 
 def network_alone(tower, prepared, seconds=8.0) -> float:

@@ -12,7 +12,7 @@ from exploring import HOSTILE, TIMEOUT, answers, press
 from playwright.sync_api import expect
 
 from frevl.data.pairs import read_pairs
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.training.training import train

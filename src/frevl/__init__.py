@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from frevl.models.fusion import Fusion
     from frevl.runs.scorer import Scorer
     from frevl.runs.search.searching import search
-    from frevl.store.extraction import extract
+    from frevl.store.extraction.extract import extract
     from frevl.store.reader import Store
     from frevl.training.classification.classify import classify
     from frevl.training.training import train
@@ -48,7 +48,7 @@ _HOMES = {
     "curate": "frevl.diagnosis.curation.curate",
     "diagnose": "frevl.diagnosis.diagnosis",
     "evaluate": "frevl.evaluation.evaluation",
-    "extract": "frevl.store.extraction",
+    "extract": "frevl.store.extraction.extract",
     "load_benchmark": "frevl.data.benchmarks.load",
     "load_encoder": "frevl.encoders.registry",
     "search": "frevl.runs.search.searching",

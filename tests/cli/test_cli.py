@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from frevl.cli.demo import demo
 from frevl.cli.main import app
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.training.ablation.study import ablate
 from frevl.training.training import train
 

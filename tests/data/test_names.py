@@ -12,7 +12,7 @@ from frevl.evaluation.evaluation import evaluate
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import search
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.training.training import train
 

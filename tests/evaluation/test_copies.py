@@ -12,7 +12,7 @@ from frevl.data.pairs import Pairs, read_pairs
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.seeds import evaluate_seeds
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.grouping.copies import one_item_each
 from frevl.store.reader import Store
 from frevl.training.training import train

@@ -13,7 +13,7 @@ from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.towers import IMPORTED
 from frevl.training.training import train

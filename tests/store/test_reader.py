@@ -10,7 +10,7 @@ import pytest
 
 from frevl.errors import StoreError, UsageError
 from frevl.store import reader
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import describe
 from frevl.store.writer import StoreWriter

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 230), "yellow": (240, 220, 40)}

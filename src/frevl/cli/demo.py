@@ -16,7 +16,7 @@ from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, MissingExtraError
 from frevl.evaluation.evaluation import Result, evaluate
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.training.training import train
 

@@ -20,7 +20,7 @@ from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, MissingExtraError
 from frevl.evaluation.intervals import bootstrap_interval, paired_difference
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.terminal import table
 from frevl.training.classification.classify import classify

@@ -15,7 +15,7 @@ from frevl.deployment.export.vectors import export_vectors
 from frevl.errors import InputError
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.vectors import Shortlist
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.upkeep.removal import remove
 from frevl.training.training import train

@@ -13,7 +13,7 @@ from frevl.deployment.service.models import Service
 from frevl.deployment.service.served_model import ServedModel
 from frevl.errors import StoreError
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.removal import compact, remove
 from frevl.training.training import train

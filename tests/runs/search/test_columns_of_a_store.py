@@ -7,7 +7,7 @@ import pytest
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import index_store, search
 from frevl.store import lance_tables
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.training.training import train
 
 

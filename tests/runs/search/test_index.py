@@ -11,7 +11,7 @@ from frevl.runs.scorer import Scorer
 from frevl.runs.search.index import NeighbourIndex
 from frevl.runs.search.searching import index_store, search
 from frevl.runs.search.vectors import Shortlist
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.upkeep.removal import remove
 from frevl.training.training import train

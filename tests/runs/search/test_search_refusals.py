@@ -5,7 +5,7 @@ import pytest
 from frevl.errors import UsageError
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import index_store, search
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.training.training import train
 
 # ---- bad input

@@ -19,7 +19,7 @@ from frevl.runs.scorer import Scorer
 from frevl.runs.search.contact_sheet import contact_sheet
 from frevl.runs.search.searching import Searcher, search
 from frevl.runs.search.vectors import Shortlist
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.upkeep.removal import compact, remove
 

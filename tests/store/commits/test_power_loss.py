@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 from power import Disk, PowerFailure

@@ -9,10 +9,10 @@ import pytest
 import frevl
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.errors import StoreError
+from frevl.store.extraction.items import StoredItems
 from frevl.store.ids import cache, rows_of_ids
 from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 from frevl.store.ids.rows_of_ids import KnownIds, RowsOfIds, find_rows
-from frevl.store.items import StoredItems
 from frevl.store.reader import Store
 from frevl.store.upkeep.removal import compact, remove
 

@@ -54,7 +54,7 @@ def test_a_second_encoder_fills_the_same_rows(tmp_path):
 
 
 def test_extraction_adds_to_imported_images_and_keeps_their_vectors(tmp_path, draw):
-    from frevl.store.extraction import extract
+    from frevl.store.extraction.extract import extract
 
     draw(tmp_path / "images", range(3))
     pq.write_table(pa.table({"id": ["0.png", "1.png"], "v": unit(2).tolist(), "n": [5, 6]}), tmp_path / "t.parquet")

@@ -16,9 +16,9 @@ from PIL import Image
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import Reject, UsageError
 from frevl.store.commits.table_writer import TableWriter
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
+from frevl.store.extraction.items import StoredItems
 from frevl.store.importing.vectors import import_embeddings
-from frevl.store.items import StoredItems
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 from frevl.store.writer import Item, StoreWriter

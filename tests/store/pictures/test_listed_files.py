@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from frevl.errors import InputError, UsageError
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.pictures.files import Choice, list_folder
 from frevl.store.reader import Store
 

@@ -17,7 +17,7 @@ from frevl.errors import InputError, PairsError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.pictures.tables import TablePictures
 from frevl.store.reader import Store
 from frevl.store.upkeep.image_files import image_problems

@@ -11,7 +11,7 @@ from PIL import Image
 from frevl.data.pairs import read_pairs
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import InputError, StoreError, UsageError
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.pictures.tar_members import Tar, read_members
 from frevl.store.reader import Store
 from frevl.store.sharding.merging import merge

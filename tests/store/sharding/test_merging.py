@@ -15,7 +15,7 @@ import pytest
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import FingerprintError, StoreError, UsageError
 from frevl.store import lance_tables
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.ids import rows_of_ids
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, append_rows

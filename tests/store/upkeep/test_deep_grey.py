@@ -5,7 +5,7 @@ from PIL import Image
 
 import frevl.encoders.images
 from frevl.encoders.images import is_deep_grey
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.upkeep.verification import verify
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from frevl.errors import Reject, StoreError
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.store.upkeep.repair import repair

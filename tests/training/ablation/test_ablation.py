@@ -17,7 +17,7 @@ from frevl.errors import MissingExtraError, PairsError, UsageError
 from frevl.evaluation.intervals import paired_difference
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
 from frevl.training.ablation.study import ablate
 from frevl.training.ablation.variants import VARIANTS, Variant, options_of

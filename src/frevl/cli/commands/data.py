@@ -123,7 +123,7 @@ def extract(
 ) -> None:
     """Embed images and texts once and keep the embeddings in a store. If run again, it embeds only new items."""
     given = dict(locals())
-    from frevl.store.extraction import extract as run_extract
+    from frevl.store.extraction.extract import extract as run_extract
 
     if grid is not None and not tokens:
         raise UsageError("--grid requires --tokens; add --tokens, or leave out --grid")

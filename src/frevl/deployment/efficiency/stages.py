@@ -15,7 +15,7 @@ from frevl.deployment.efficiency.timing import Timing, take_turns, time_record
 from frevl.encoders.images import read_image
 from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.writer import StoreWriter
 

@@ -14,8 +14,8 @@ from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import on_device
 from frevl.errors import Reject
 from frevl.store.canaries import tower_records
-from frevl.store.embedder import MakePictures, ahead_of
-from frevl.store.items import KnownItem, PendingItem, Row, embed_items
+from frevl.store.extraction.embedder import MakePictures, ahead_of
+from frevl.store.extraction.items import KnownItem, PendingItem, Row, embed_items
 from frevl.store.towers import Tower
 
 __all__ = ["Done", "EmbeddingWork", "ImageBlock", "PackedRows", "TextBlock", "open_work"]
@@ -102,7 +102,7 @@ class Done:
         work: Id and work of each image; embedded images come without the input of their networks.
         packed: Embeddings of the items among them, in order.
         refused: By position of an item, why it cannot be used.
-        remarks: See `frevl.store.embedder`.
+        remarks: See `frevl.store.extraction.embedder`.
     """
 
     work: list[tuple[str, PendingItem | Reject | None]]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from frevl.errors import FrevlError, Reject
-from frevl.store.embedder import MakePictures, Pictures
-from frevl.store.items import CommitBuffer, KnownItem, PendingItem, Row, StoredItems
+from frevl.store.extraction.embedder import MakePictures, Pictures
+from frevl.store.extraction.items import CommitBuffer, KnownItem, PendingItem, Row, StoredItems
 from frevl.store.many_nodes.connection import connected, versions_here
 from frevl.store.many_nodes.embedding_work import Done, ImageBlock, TextBlock, open_work
 from frevl.store.many_nodes.workers import Greeting, Workers
@@ -74,7 +74,7 @@ def on_nodes(
 
 
 class OnNodes:
-    """Embeds on the workers of a cluster; an `frevl.store.embedder.Embedder`.
+    """Embeds on the workers of a cluster; an `frevl.store.extraction.embedder.Embedder`.
 
     Blocks are cut from the list of items to embed, so they do not depend on the number of workers. Every result returns
     to this process, which commits it.
@@ -89,7 +89,7 @@ class OnNodes:
     def images(
         self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed images, block by block: see `frevl.store.embedder.Embedder.images`."""
+        """Embed images, block by block: see `frevl.store.extraction.embedder.Embedder.images`."""
         settled: list[str] = []
 
         def open_ones() -> Iterator[A]:
@@ -122,7 +122,7 @@ class OnNodes:
         buffer.rejected.sort(key=lambda one: order[one.id])  # in the order of a single process
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
-        """Embed batches of texts: see `frevl.store.embedder.Embedder.texts`."""
+        """Embed batches of texts: see `frevl.store.extraction.embedder.Embedder.texts`."""
         for block, done in self._workers.results(TextBlock(*numbered) for numbered in enumerate(batches)):
             items = [replace(one, prepared={}) for one in block.items] if isinstance(block, TextBlock) else []
             buffer.keep(items, done.packed.rows(), done.refused)

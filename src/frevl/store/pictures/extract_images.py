@@ -11,8 +11,8 @@ import numpy as np
 from frevl.data.formats.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
-from frevl.store.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
-from frevl.store.items import CommitBuffer, ExtractionReport, StoredItems
+from frevl.store.extraction.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
+from frevl.store.extraction.items import CommitBuffer, ExtractionReport, StoredItems
 from frevl.store.pictures.files import Choice, ImageFiles, list_folder
 from frevl.store.pictures.seen_images import SeenImages
 from frevl.store.pictures.tables import TablePictures

@@ -7,8 +7,15 @@ from collections.abc import Collection, Iterator, Sequence
 
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, Reject
-from frevl.store.embedder import GUESSED, Embedder, MakePictures
-from frevl.store.items import IN_A_TABLE, CommitBuffer, ExtractionReport, KnownItems, PendingItem, StoredItems
+from frevl.store.extraction.embedder import GUESSED, Embedder, MakePictures
+from frevl.store.extraction.items import (
+    IN_A_TABLE,
+    CommitBuffer,
+    ExtractionReport,
+    KnownItems,
+    PendingItem,
+    StoredItems,
+)
 from frevl.store.pictures.extract_images import embed_images, tell_guessed
 from frevl.store.pictures.files import Choice, PicturesToPrepare, reason_of
 from frevl.store.pictures.tar_members import Captions, Member, Tar, holds_caption, is_picture, read_members

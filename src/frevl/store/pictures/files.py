@@ -17,8 +17,8 @@ import numpy as np
 from frevl.encoders.images import GUESSED_WHITE, read_image
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, InputError, Reject
-from frevl.store.embedder import GUESSED, IN_SILENCE, MakePictures, remarks
-from frevl.store.items import KnownItem, KnownItems, PendingItem
+from frevl.store.extraction.embedder import GUESSED, IN_SILENCE, MakePictures, remarks
+from frevl.store.extraction.items import KnownItem, KnownItems, PendingItem
 from frevl.store.writer import Item
 
 __all__ = [
@@ -234,7 +234,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 class PicturesToPrepare:
-    """Common base of all kinds of images; see `frevl.store.embedder.Pictures`.
+    """Common base of all kinds of images; see `frevl.store.extraction.embedder.Pictures`.
 
     Args:
         towers: Image towers that must have embedded every image.
@@ -242,7 +242,7 @@ class PicturesToPrepare:
 
     Attributes:
         in_memory: True, because the bytes of an image are available before it is prepared.
-        remarks: See `frevl.store.embedder`.
+        remarks: See `frevl.store.extraction.embedder`.
     """
 
     in_memory = True

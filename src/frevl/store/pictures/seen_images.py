@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.errors import Reject
-from frevl.store.items import PendingItem, StoredItems
+from frevl.store.extraction.items import PendingItem, StoredItems
 
 __all__ = ["SeenImages"]
 

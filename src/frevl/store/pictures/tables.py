@@ -10,8 +10,8 @@ from typing import Literal
 from frevl.data.formats.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError, Reject
-from frevl.store.embedder import MakePictures
-from frevl.store.items import IN_A_TABLE, KnownItems, PendingItem
+from frevl.store.extraction.embedder import MakePictures
+from frevl.store.extraction.items import IN_A_TABLE, KnownItems, PendingItem
 from frevl.store.pictures.files import PicturesToPrepare, reason_of
 from frevl.store.writer import Item
 

@@ -11,7 +11,7 @@ import numpy as np
 from frevl.encoders.images import is_deep_grey
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, ImageError, InputError, counted
-from frevl.store.items import IN_A_TABLE
+from frevl.store.extraction.items import IN_A_TABLE
 from frevl.store.pictures.files import read_regular_file
 from frevl.store.reader import Store
 

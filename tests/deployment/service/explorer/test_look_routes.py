@@ -17,7 +17,7 @@ from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.store.upkeep.removal import remove

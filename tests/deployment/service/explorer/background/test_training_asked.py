@@ -8,7 +8,7 @@ import pytest
 from explored import copied, explored
 from frevl.deployment.service.explorer.background.job import Job
 from frevl.runs.scorer import Scorer
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from served import refused, runs
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from PIL import Image
 from explored import copied, explored
 from frevl.deployment.service.explorer import browse_handlers
 from frevl.deployment.service.explorer.teaching.lesson import wilson_interval
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.upkeep.removal import remove
 from frevl.training.classification.teaching import teach
 from made import COLOURS

@@ -17,7 +17,7 @@ from frevl.encoders.registry import load_encoder
 from frevl.encoders.toy import ToyImageTower, ToyTextTower
 from frevl.errors import EncoderError, FingerprintError, StoreError
 from frevl.store.canaries import CANARY_TEXTS, canary_images, tower_records
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 

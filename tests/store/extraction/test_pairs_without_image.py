@@ -7,7 +7,7 @@ from PIL import Image
 
 from frevl.data.packed.columns import Coded
 from frevl.store import lance_tables
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.ids.rows_of_ids import RowsOfIds
 from frevl.store.pictures import seen_images
 from frevl.store.pictures.seen_images import SeenImages

@@ -5,9 +5,10 @@ import json
 import numpy as np
 
 from frevl.encoders.toy import ToyTextTower
-from frevl.store import extraction
-from frevl.store.extraction import _batches, extract
-from frevl.store.items import PendingItem
+from frevl.store.extraction import texts as embedding_texts
+from frevl.store.extraction.extract import extract
+from frevl.store.extraction.items import PendingItem
+from frevl.store.extraction.texts import batches as text_batches
 from frevl.store.writer import Item
 
 TEXTS = [f"{k:03d}" + "x" * (k % 7) for k in range(23)]
@@ -18,7 +19,7 @@ def batches(texts, size=5):
         return PendingItem(Item(TEXTS[row], "", len(TEXTS[row])), "append", {})
 
     lacking = np.array([text in texts for text in TEXTS])
-    return [[one.item.id for one in batch] for batch in _batches(TEXTS, lacking, pending, size)]
+    return [[one.item.id for one in batch] for batch in text_batches(TEXTS, lacking, pending, size)]
 
 
 def test_batches_hold_texts_of_similar_length():
@@ -44,13 +45,13 @@ def test_what_is_left_of_several_batches_stands_together():
 def test_texts_wait_in_batches_and_tokenizers_get_some_at_a_time(tmp_path, monkeypatch):
     texts = [f"a caption of more than sixteen letters, number {number}" for number in range(40)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"image": "a", "text": text}) + "\n" for text in texts))
-    monkeypatch.setattr(extraction, "_TEXTS_AT_ONCE", 8)
+    monkeypatch.setattr(embedding_texts, "_TEXTS_AT_ONCE", 8)
     asked, waiting, most = [], [], []
     for name in ("unread", "truncated"):
         own = getattr(ToyTextTower, name)
         monkeypatch.setattr(ToyTextTower, name, lambda self, some, own=own: asked.append(len(some)) or own(self, some))
-    made, embed = extraction.PendingItem, ToyTextTower.embed
-    monkeypatch.setattr(extraction, "PendingItem", lambda *given: waiting.append(1) or made(*given))
+    made, embed = embedding_texts.PendingItem, ToyTextTower.embed
+    monkeypatch.setattr(embedding_texts, "PendingItem", lambda *given: waiting.append(1) or made(*given))
     monkeypatch.setattr(ToyTextTower, "embed", lambda self, some: most.append(len(waiting)) or embed(self, some))
     report = extract(pairs=tmp_path / "pairs.jsonl", store=tmp_path / "store", encoder="toy")
     assert report.texts == len(waiting) == 40

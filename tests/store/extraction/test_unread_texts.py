@@ -11,7 +11,7 @@ from frevl.encoders.toy import ToyTextTower
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import search
-from frevl.store.extraction import extract
+from frevl.store.extraction.extract import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.repair import repair
 from frevl.store.upkeep.verification import verify

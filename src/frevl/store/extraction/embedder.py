@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from frevl.encoders.interface import ImageTower
 from frevl.errors import Reject
-from frevl.store.items import CommitBuffer, KnownItems, PendingItem, StoredItems
+from frevl.store.extraction.items import CommitBuffer, KnownItems, PendingItem, StoredItems
 
 __all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "ahead_of", "remarks"]
 
