@@ -8,27 +8,27 @@ candidates are candidates too. Test data are never used. The procedure is ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from frevl.evaluation.intervals import Chance, against_majority
+from frevl.evaluation.intervals import Chance
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.runs.calibration import fit_calibration
-from frevl.terminal import print_progress
-from frevl.training.examples import Examples, Prepared, join
+from frevl.terminal import Steps, print_progress
+from frevl.training.examples import Prepared, join
 from frevl.training.fitting.fit_model import Fitted
 from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates, steps_of
+from frevl.training.selection.comparison import Comparison
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.held_out import (
@@ -37,12 +37,11 @@ from frevl.training.selection.held_out import (
     CandidateScores,
     answers_of,
     fit_candidate,
-    hits_of,
     keep,
     recalled,
     score_held_out,
 )
-from frevl.training.selection.measures import UNITS, Gap, check_measure, gap_between, in_nats, one_standard_error, shown
+from frevl.training.selection.measures import Gap, check_measure, in_nats, shown
 from frevl.training.selection.uncompared import QUICK, Uncompared
 
 __all__ = ["Selection", "choose"]
@@ -157,18 +156,16 @@ def choose(
     Returns:
         The chosen network with the whole table.
     """
-    measure, unit = options.choose_by, UNITS.get(options.choose_by, "points")
+    measure = options.choose_by
     check_measure(measure, answers_of(data.train))
-    clock = checkpoint.clock
-    started = clock.seconds()
     limit = session.time_limit or _DEFAULT_LIMIT
     offered = candidates(start, data.sides)
-    by_name = {candidate.name: candidate for candidate in offered}
-    names = [name for name in TRIED if name in by_name]
-    unfit = {name: _unfit(by_name[name], data, start) for name in names}
-    idle = [name for name, reason in unfit.items() if reason]
+    unfit = {one.name: _unfit(one, data, start) for one in offered}
+    names = [name for name in TRIED if name in unfit]
     compares = start is None and len(encoders) > 1
+    idle = [name for name in names if unfit[name]]
     steps = steps_of([*([_ENCODERS] if compares else []), *names, _CHOICE], checkpoint, limit, idle=idle)
+    course = _Course(checkpoint, limit, steps)
     if compares:
         steps.begin(_ENCODERS)
     if start is None:
@@ -180,42 +177,91 @@ def choose(
         found = all_encoders(data, encoders)
     found = session.team.agreed(found)
     data = narrow(data, found.images, found.texts)
-    fit_uncompared = partial(
-        Uncompared.fit, data, outputs, options, start=start, place=checkpoint.part("choice"), log_file=log_file
-    )
+    place = checkpoint.part("choice")
+    fit_uncompared = partial(Uncompared.fit, data, outputs, options, start=start, place=place, log_file=log_file)
     if data.dev_is_seen:
         steps.begin(_CHOICE)
         taken = fit_uncompared(session, most=MOST_PAIRS)
         print_progress(f"chosen: {taken.name}: {_NOTHING_HELD_OUT}", enabled=session.progress)
         rows = [{"name": one.name, "reason": "nothing could be held out for a comparison"} for one in offered]
         return Selection(taken.fitted, taken.name, _NOTHING_HELD_OUT, rows, "nothing", data, found, "", measure)
-    splits, judged_on, checked_on = cv_splits(data, session.seed)
+    splits, compared_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
-    held = everything.select(torch.cat([fold.held_out for fold in splits]))
-    check = everything.select(splits[0].check)
-    print_progress(f"choosing on {judged_on}", enabled=session.progress)
+    print_progress(f"choosing on {compared_on}", enabled=session.progress)
+    score = partial(score_held_out, everything=everything, splits=splits, outputs=outputs, options=options, start=start)
+    scored, left_out = _score_all(
+        [next(one for one in offered if one.name == name) for name in names], unfit, score, course, session,
+        folds=len(splits), measure=measure,
+    )  # fmt: skip
+    if len(scored) == 1 and any(row["reason"] in (NO_TIME, TOO_LONG) for row in left_out):
+        steps.begin(_CHOICE)
+        rest = session.team.agreed(max(course.left(), _AT_LEAST))
+        taken = fit_uncompared(replace(session, time_limit=rest), most=QUICK)
+        print_progress(f"chosen: {taken.name}: {_OUT_OF_TIME}", enabled=session.progress)
+        chance = taken.against_majority(scored[0].probabilities.mean(dim=0), data, measure)
+        return Selection(
+            taken.fitted, taken.name, _OUT_OF_TIME, left_out, "nothing", data, found, "", measure, chance=chance
+        )
+    compared = Comparison.of(
+        sorted(scored, key=lambda one: offered.index(one.candidate)),
+        everything.select(torch.cat([fold.held_out for fold in splits])), everything.select(splits[0].check),
+        compared_on=compared_on, checked_on=checked_on, measure=measure,
+    )  # fmt: skip
+    print_progress(f"chosen: {compared.winner.name}: {compared.reason}", enabled=session.progress)
+    steps.begin(_CHOICE)
+    fitted = _final(compared, data, outputs, options, session, course.left(), start, place, log_file)
+    rows = (in_nats(compared.rows) if measure == "nll" else compared.rows) + left_out
+    return Selection(
+        fitted, compared.winner.name, compared.reason, rows, compared.compared_on, data, found, compared.checked_on,
+        measure, compared.gap, compared.against_majority(data.labels, measure),
+    )  # fmt: skip
+
+
+class _Course:
+    """Where a selection stands: what it saves, its steps, and its time; time before an interruption counts."""
+
+    def __init__(self, checkpoint: Checkpoint, limit: float, steps: Steps) -> None:
+        self.checkpoint, self.limit, self.steps = checkpoint, limit, steps
+        self._started = checkpoint.clock.seconds()
+
+    def left(self, share: float = 1.0) -> float:
+        """Return how many seconds of a share of the limit are left."""
+        return self.limit * share - (self.checkpoint.clock.seconds() - self._started)
+
+
+def _score_all(
+    tried: Sequence[Candidate],
+    unfit: Mapping[str, str],
+    score: Callable[..., CandidateScores | str],
+    course: _Course,
+    session: Session,
+    *,
+    folds: int,
+    measure: str,
+) -> tuple[list[CandidateScores], list[dict[str, Any]]]:
+    """Score every candidate that is fit and for which there is time, or recall its saved outcome.
+
+    Returns:
+        The scored candidates, and the rows of those left out, with reasons.
+    """
+    clock = course.checkpoint.clock
     scored: list[CandidateScores] = []
     left_out: list[dict[str, Any]] = []
-    for tried, name in enumerate(names):
-        candidate, place = by_name[name], checkpoint.part(f"candidate {name}")
-        steps.begin(name)
+    for number, candidate in enumerate(tried):
+        name, place = candidate.name, course.checkpoint.part(f"candidate {candidate.name}")
+        course.steps.begin(name)
         outcome = recalled(candidate, place)
         if outcome is not None:
-            steps.recall(name)
+            course.steps.recall(name)
         else:
             began = clock.seconds()
-            left = limit * _SELECTION_SHARE - (clock.seconds() - started)
-            outcome = unfit[name]
-            if name == "majority":
-                left = math.inf  # it takes no fit, and all others are compared with it
-            elif not outcome and left < limit * 0.03:
-                outcome = NO_TIME
+            # The majority answer takes no fit, and all others are compared with it.
+            left = math.inf if name == "majority" else course.left(_SELECTION_SHARE)
+            outcome = unfit[name] or (NO_TIME if left < course.limit * 0.03 else "")
             if not outcome:
                 # Twice the fair share, because most candidates take less than theirs.
-                own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
-                outcome = score_held_out(
-                    candidate, everything, splits, outputs, options, own, left, start, place, partial(steps.begin, name)
-                )
+                own = replace(session, time_limit=2 * left / (folds * (len(tried) - number)))
+                outcome = score(candidate, session=own, left=left, place=place, tell=partial(course.steps.begin, name))
             outcome = session.team.agreed(outcome)  # results under a time limit may differ between workers
             keep(outcome, place, clock.seconds() - began)
         if isinstance(outcome, str):
@@ -225,50 +271,7 @@ def choose(
         scored.append(outcome)
         figure = f"{shown(measure, float(outcome.hits.mean()))}  {outcome.fit_seconds:6.1f} s a fit"
         print_progress(f"  {name:<20} {figure}", enabled=session.progress)
-    if len(scored) == 1 and any(row["reason"] in (NO_TIME, TOO_LONG) for row in left_out):
-        steps.begin(_CHOICE)
-        rest = session.team.agreed(max(limit - (clock.seconds() - started), _AT_LEAST))
-        taken = fit_uncompared(replace(session, time_limit=rest), most=QUICK)
-        print_progress(f"chosen: {taken.name}: {_OUT_OF_TIME}", enabled=session.progress)
-        chance = taken.against_majority(scored[0].probabilities.mean(dim=0), data, measure)
-        return Selection(
-            taken.fitted, taken.name, _OUT_OF_TIME, left_out, "nothing", data, found, "", measure, chance=chance
-        )
-    scored.sort(key=lambda one: offered.index(one.candidate))
-    single = scored
-    scored = single + _averages(single, held, check, measure)
-    winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
-    right = winner.hits if measure == "accuracy" else hits_of(winner.probabilities, held)
-    of_check = winner.check_hits if measure == "accuracy" else hits_of(winner.check_probabilities, check)
-    gap = gap_between(right, held.clusters, of_check, check.clusters) if checked_on else None
-    if gap is not None and gap.beyond_chance and gap.checked < gap.compared:
-        single, held, check = [one.on_the_other_side() for one in single], check, held
-        scored = single + _averages(single, held, check, measure)
-        winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
-        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # for the model that would have been chosen
-        judged_on, checked_on = checked_on, judged_on
-    print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
-    left = limit - (clock.seconds() - started)
-    place = checkpoint.part("choice")
-    steps.begin(_CHOICE)
-    fitted = _final(winner.candidate, scored, held, data, outputs, options, session, left, start, place, log_file)
-    chance = _against_majority(winner, scored, held, data.labels, measure)
-    rows = in_nats(rows) if measure == "nll" else rows
-    return Selection(
-        fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, measure, gap, chance
-    )
-
-
-def _against_majority(
-    winner: CandidateScores, scored: list[CandidateScores], held: Examples, labels: list[str], measure: str
-) -> Chance | None:
-    """Compare the choice with the majority answer on the pairs used to compare all candidates."""
-    majority = next((one for one in scored if one.name == "majority"), None)
-    if majority is None or not labels:
-        return None
-    answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
-    right = [one.hits if measure == "accuracy" else hits_of(one.probabilities, held) for one in (winner, majority)]
-    return against_majority(right[0].numpy(), right[1].numpy(), held.clusters.numpy(), answer)
+    return scored, left_out
 
 
 def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> str:
@@ -284,38 +287,8 @@ def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> st
     return ""
 
 
-def _averages(scored: list[CandidateScores], held: Examples, check: Examples, measure: str) -> list[CandidateScores]:
-    """Average the seeds of the best candidate with several, the best two, and the best three candidates."""
-    ranked = sorted(scored, key=lambda one: -float(one.hits.mean()))
-    groups = [[one] for one in ranked if one.seeds > 1][:1] + [
-        ranked[:count] for count in (2, 3) if count <= len(ranked)
-    ]
-    averages = []
-    for members in groups:
-        # A candidate with several seeds predicts their mean: it enters the average, and is fitted, in this form.
-        probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
-        names = [one.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
-        candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
-        seconds = sum(one.fit_seconds * one.seeds for one in members)
-        checks = torch.stack([one.check_probabilities for one in members]).mean(dim=0)
-        averages.append(
-            CandidateScores(
-                candidate,
-                hits_of(probabilities, held, measure),
-                probabilities,
-                seconds,
-                1,
-                hits_of(checks, check, measure),
-                checks,
-            )
-        )
-    return averages
-
-
 def _final(
-    candidate: Candidate,
-    scored: list[CandidateScores],
-    held: Examples,
+    compared: Comparison,
     data: Prepared,
     outputs: int,
     options: AutoOptions,
@@ -326,7 +299,7 @@ def _final(
     log_file: Path | None,
 ) -> Fitted[PairNetwork]:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
-    tried = {one.name: one.seeds for one in scored}
+    candidate, tried = compared.winner.candidate, {one.name: one.seeds for one in compared.scored}
     members = [
         (member, seed, 1 / tried[member.name])
         for member in candidate.members or (candidate,)
@@ -351,11 +324,6 @@ def _final(
     soft = answers_of(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
     # A member that trained on the development part knows it; the held-out folds of the selection do not.
-    logits = _average_logits(candidate, scored, soft=soft)
+    mean = compared.winner.probabilities.clamp(1e-7, 1 - 1e-7)
+    logits, held = torch.logit(mean) if soft else mean.log(), compared.held
     return Fitted(average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters)
-
-
-def _average_logits(average: Candidate, scored: list[CandidateScores], *, soft: bool) -> Tensor:
-    """Return an average's predictions for the pairs it was compared on, as logits."""
-    mean = next(one.probabilities for one in scored if one.candidate is average).clamp(1e-7, 1 - 1e-7)
-    return torch.logit(mean) if soft else mean.log()
