@@ -26,7 +26,7 @@ __all__ = [
     "PriorSide",
     "Projection",
     "Searchable",
-    "TurnableTexts",
+    "TransformableTexts",
 ]
 
 Build = Callable[[str, dict[str, Any]], "PairNetwork"]
@@ -80,7 +80,7 @@ class Prior(Protocol):
         ...
 
 
-class TurnableTexts(Protocol):
+class TransformableTexts(Protocol):
     """A network with text vectors (of a first stage, or of class names) whose parts linear maps can transform."""
 
     @property
@@ -270,7 +270,7 @@ class PairNetwork(nn.Module, ABC):
         return None
 
     @property
-    def turnable_texts(self) -> TurnableTexts | None:
+    def transformable_texts(self) -> TransformableTexts | None:
         """The part whose text vectors can be transformed; None if there is none."""
         return None
 

@@ -68,7 +68,7 @@ def test_names_of_classes_are_turned():
         torch.testing.assert_close(
             network.with_text_maps(maps).name_vectors.data, dual.with_text_maps(maps).text_vectors(texts)
         )
-    assert ClassNetwork(image_dim=7, outputs=3).turnable_texts is None
+    assert ClassNetwork(image_dim=7, outputs=3).transformable_texts is None
 
 
 @pytest.fixture(scope="module")

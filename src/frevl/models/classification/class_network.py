@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Features, Head, Memory, unit_features
 from frevl.models.inputs import ZScore, frozen, mean_pool, stored_in_half
-from frevl.models.interface import Build, PairNetwork, Searchable, TurnableTexts
+from frevl.models.interface import Build, PairNetwork, Searchable, TransformableTexts
 
 __all__ = ["ClassNetwork", "searchable"]
 
@@ -133,21 +133,21 @@ class ClassNetwork(PairNetwork):
         return None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
 
     @property
-    def _turnable_space(self) -> TurnableTexts | None:
+    def _transformable_space(self) -> TransformableTexts | None:
         if self.space is None:
             return None
         first: object = self.space.first_stage
-        return self.space.turnable_texts if first is self.space else None  # a run that reranks contains it
+        return self.space.transformable_texts if first is self.space else None  # a run that reranks contains it
 
     @property
-    def turnable_texts(self) -> ClassNetwork | None:
+    def transformable_texts(self) -> ClassNetwork | None:
         """This network, if its names are vectors of a space that linear maps can transform; otherwise None."""
-        return None if self._turnable_space is None else self
+        return None if self._transformable_space is None else self
 
     @property
     def text_blocks(self) -> list[int]:
         """Widths of the parts of a name vector."""
-        return [] if self._turnable_space is None else self._turnable_space.text_blocks
+        return [] if self._transformable_space is None else self._transformable_space.text_blocks
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> ClassNetwork:
         """Transform the name vectors part by part; each part keeps its length."""

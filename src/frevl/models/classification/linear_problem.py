@@ -276,13 +276,13 @@ def _principal_directions(features: Tensor, pairs: int, ends: float) -> tuple[Te
     """
     n, width = features.shape
     rank = min(n if n == pairs else width, width)
-    begun = time.monotonic()
+    started = time.monotonic()
     if math.isfinite(ends):
         part = features[:_TIMED]
         part @ part.T
-        seconds = (time.monotonic() - begun) / len(part) ** 2 / width  # of one multiplication
+        seconds = (time.monotonic() - started) / len(part) ** 2 / width  # of one multiplication
         seconds *= 2 * n * width * rank + n * rank**2 + 10 * rank**3
-        if seconds > (ends - begun) / 3:
+        if seconds > (ends - started) / 3:
             rank = _WIDEST + 1
     if rank > _WIDEST:
         return None, features.new_ones(width)

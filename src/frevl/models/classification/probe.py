@@ -73,14 +73,14 @@ def solve_probe(
 
     def evaluate(point: Tensor) -> tuple[float, Tensor]:
         weight = inputs.weight(point.view(classes, -1))  # the bias comes last and is penalised like all others
-        begun = bool(point.any())  # all weights are zero at first
-        logits = inputs.logits(weight) if begun else torch.zeros(classes, len(x))
+        started = bool(point.any())  # all weights are zero at first
+        logits = inputs.logits(weight) if started else torch.zeros(classes, len(x))
         likely = torch.log_softmax(offset + logits, dim=0)  # one row per class: a tenth of the time
         value = float(penalty / 2 * weight.square().sum() - likely.gather(0, labels[None])[0] @ each)
         residual = likely.exp_()
         residual[labels, rows] -= 1
         residual = residual if weights is None else residual * each
-        return value, inputs.slope(inputs.summed(residual).add_(weight, alpha=penalty)).flatten()
+        return value, inputs.point_gradient(inputs.weight_gradient(residual).add_(weight, alpha=penalty)).flatten()
 
     start = torch.zeros(classes * (x.shape[1] + 1))
     found = minimise(evaluate, start, steps=steps, tolerance=1e-4, enough=enough).view(classes, -1)
@@ -108,11 +108,11 @@ class _AsTheyAre:
         """Return the logits, ``(classes, n)``."""
         return torch.addmm(weight[:, -1:], weight[:, :-1], self.x.T)
 
-    def summed(self, residual: Tensor) -> Tensor:
+    def weight_gradient(self, residual: Tensor) -> Tensor:
         """Return the gradient in the weights, ``(classes, d + 1)``, from ``(classes, n)`` residuals."""
         return torch.cat([residual @ self.x, residual.sum(dim=1, keepdim=True)], dim=1)
 
-    def slope(self, gradient: Tensor) -> Tensor:
+    def point_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient in the coordinates of the point."""
         return gradient @ self.back.T
 
@@ -146,11 +146,11 @@ class _Rotated:
         """Return the logits, ``(classes, n)``."""
         return weight @ self.rotated.T
 
-    def summed(self, residual: Tensor) -> Tensor:
+    def weight_gradient(self, residual: Tensor) -> Tensor:
         """Return the gradient in the weights, ``(classes, d + 1)``, from ``(classes, n)`` residuals."""
         return residual @ self.rotated
 
-    def slope(self, gradient: Tensor) -> Tensor:
+    def point_gradient(self, gradient: Tensor) -> Tensor:
         """Return the gradient in the coordinates of the point."""
         return gradient * self.stretch
 

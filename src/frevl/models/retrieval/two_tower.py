@@ -161,7 +161,7 @@ class TwoTower(FirstStage):
         return F.normalize(joined @ self.stored[1].T, dim=1) if len(self.stored) else joined
 
     @property
-    def turnable_texts(self) -> TwoTower | None:
+    def transformable_texts(self) -> TwoTower | None:
         """This network, unless it has an alignment, which has no last linear map to transform."""
         return None if self.alignment is not None and self.alignment_weight else self
 
@@ -252,7 +252,7 @@ class Cosine(FirstStage):
         return _normalised([part.float() @ turn.T for part, turn in zip(parts, maps, strict=True)] if maps else parts)
 
     @property
-    def turnable_texts(self) -> Cosine:
+    def transformable_texts(self) -> Cosine:
         """This network, whose texts can be transformed by maps."""
         return self
 

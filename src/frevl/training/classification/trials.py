@@ -97,9 +97,9 @@ class Trials:
 
     def compare(self, settings: Sequence[Candidate]) -> list[Compared]:
         """Predict held-out images with every setting of a method, or with the one preferred by the first fold."""
-        begun = time.monotonic()
+        started = time.monotonic()
         first = [self._predict(one, 0) for one in settings]
-        each = (time.monotonic() - begun) / max(1, len(settings))
+        each = (time.monotonic() - started) / max(1, len(settings))
         if len(self.splits) > 1 and len(settings) > 1 and len(self.splits[0][1]) >= _ENOUGH_FOR_SETTINGS:
             part = self.examples.select(self.splits[0][1])
             losses = [float(calibrated_parts(one, parts, part, 0.0).losses.mean())
@@ -108,10 +108,10 @@ class Trials:
             settings, first = settings[best : best + 1], first[best : best + 1]
         found = []
         for one, parts in zip(settings, first, strict=True):
-            begun = time.monotonic()
+            started = time.monotonic()
             rest = [self._predict(one, number) for number in range(1, len(self.splits))]
             of_names, of_rest = (torch.cat(side) for side in zip(parts, *rest, strict=True))
-            seconds = each + time.monotonic() - begun
+            seconds = each + time.monotonic() - started
             found.append(calibrated_parts(one, (of_names, of_rest), self.truth, seconds))
         return found
 

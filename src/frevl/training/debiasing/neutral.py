@@ -57,8 +57,8 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         UsageError: The run has no text vectors that a map can transform, or the biases are linearly dependent.
         StoreError: A text cannot be embedded.
     """
-    turnable = run.network.turnable_texts
-    if turnable is None:
+    transformable = run.network.transformable_texts
+    if transformable is None:
         raise UsageError(
             f"{run.path}: --neutral needs text vectors, as in --model dual and cosine and frevl classify with "
             f"names; the network '{run.network.key}' has none"
@@ -77,7 +77,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
     first, second = ([rows[pair[side]] for pair in biases.pairs] for side in (0, 1))
 
     def blocks_of(whole: Tensor) -> list[Tensor]:
-        return [F.normalize(part.float(), dim=1) for part in torch.split(whole, turnable.text_blocks, dim=1)]
+        return [F.normalize(part.float(), dim=1) for part in torch.split(whole, transformable.text_blocks, dim=1)]
 
     blocks = blocks_of(vectors)
     # The texts of a single line, and prompts that are projected out, do not show how far apart texts are: the map
@@ -111,7 +111,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         notes.append(
             f'{len(biased):,} biased prompts were projected out; add "same" lines to measure the effect on texts.'
         )
-    return Neutral(turnable.with_text_maps(found), record, notes)
+    return Neutral(transformable.with_text_maps(found), record, notes)
 
 
 def _transformed(blocks: Sequence[Tensor], transforms: Sequence[Tensor] | None) -> Tensor:

@@ -168,13 +168,13 @@ def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: 
     """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     part = train.select(order[:_TIMED])
-    begun = time.monotonic()
+    began = time.monotonic()
     features = torch.cat([network.features(*inputs) for inputs in part.pairs.batches(4096)])
-    of_features = (time.monotonic() - begun) / len(part)
+    of_features = (time.monotonic() - began) / len(part)
     weight = torch.zeros(int(network.settings["outputs"]), features.shape[1], requires_grad=True)
-    begun = time.monotonic()
+    began = time.monotonic()
     torch.autograd.backward(linear_loss(network, part)(features @ weight.T))
-    of_a_pass = (time.monotonic() - begun) / len(part)
+    of_a_pass = (time.monotonic() - began) / len(part)
     most = int(limit / (_FEATURES * of_features + _PASSES * of_a_pass))
     if min(most, len(train)) > most_in_memory(network):  # features are then recomputed on every pass
         most = max(most_in_memory(network), int(limit / (_PASSES * (of_features + of_a_pass))))

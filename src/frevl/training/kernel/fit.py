@@ -245,13 +245,13 @@ def downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *
     kernel = problem.kernel(kind)
     best = problem.solve(kind, penalties[at], kernel)
     for step in (1, -1) if upward else (1,):
-        begun = penalties.index(best.ridge)
-        for place in range(begun + step, len(penalties) if step > 0 else -1, step):
+        start = penalties.index(best.ridge)
+        for place in range(start + step, len(penalties) if step > 0 else -1, step):
             one = problem.solve(kind, penalties[place], kernel)
             if not one.error < best.error:
                 break
             best = one
-        if penalties.index(best.ridge) != begun:
+        if penalties.index(best.ridge) != start:
             break
     return best
 
