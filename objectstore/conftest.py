@@ -14,7 +14,8 @@ import pytest
 
 # The server of moto. Its first argument is how often it fails: of so many requests one is answered with 503, and the
 # second, of so many one is cut in the middle. Which one is cut is drawn: else a command that makes as many requests
-# each time would always lose the same.
+# each time would always lose the same. With a third it answers requests to Google's store, which has the same interface
+# but for the names of headers.
 SERVER = """
 import random
 import sys
@@ -22,8 +23,20 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 busy, cut, count = int(sys.argv[1]), int(sys.argv[2]), 0
+google = len(sys.argv) > 3
 draw = random.Random(3).randrange
 s3 = DomainDispatcherApplication(create_backend_app)
+
+def as_s3(environ):  # a request to Google's XML interface
+    key = "Credential=AKIAVISIBLE/20260101/us-east-1/s3/aws4_request"
+    environ["HTTP_AUTHORIZATION"] = f"AWS4-HMAC-SHA256 {key}, SignedHeaders=host, Signature=0"
+    for name in [name for name in environ if name.startswith("HTTP_X_GOOG_")]:
+        value = environ.pop(name)
+        if name == "HTTP_X_GOOG_IF_GENERATION_MATCH":
+            assert value == "0", "only what does not exist may be written"
+            environ["HTTP_IF_NONE_MATCH"] = "*"
+        else:
+            environ[name.replace("X_GOOG", "X_AMZ")] = value
 
 def answer(environ, start):
     global count
@@ -31,6 +44,8 @@ def answer(environ, start):
     if busy and count % busy == 0:
         start("503 Slow Down", [("Content-Length", "0")])
         return [b""]
+    if google:
+        as_s3(environ)
     body = s3(environ, start)
     if cut and draw(cut) == 0 and environ["REQUEST_METHOD"] == "GET":
         whole = b"".join(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -126,7 +127,8 @@ def storage_options() -> dict[str, str]:
     """Return the options that Lance does not read from the environment itself: a custom server.
 
     ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, or ``AZURE_STORAGE_ENDPOINT``, as for the tools of AWS and
-    Azure. Credentials are never passed: Lance finds them where those tools do.
+    Azure; for Google's interface, ``gcs_base_url`` in the file of the service account, which Lance reads itself.
+    Credentials are never passed: Lance finds them where those tools do.
     """
     options = {"client_max_retries": "5", "client_retry_timeout": "60"}
     given = os.environ.get
@@ -135,9 +137,19 @@ def storage_options() -> dict[str, str]:
         "azure_endpoint": given("AZURE_STORAGE_ENDPOINT"),
     }
     options.update({name: endpoint for name, endpoint in servers.items() if endpoint})
-    if any(endpoint and endpoint.startswith("http://") for endpoint in servers.values()):
+    if any(address and address.startswith("http://") for address in (*servers.values(), _google_server())):
         options["allow_http"] = "true"
     return options
+
+
+def _google_server() -> str | None:
+    """Return the address of a server that replaces Google's, as the file of the service account names it."""
+    account = os.environ.get("GOOGLE_SERVICE_ACCOUNT") or os.environ.get("GOOGLE_SERVICE_ACCOUNT_PATH")
+    try:
+        found = json.loads(Path(account).read_bytes()) if account else {}
+        return str(found.get("gcs_base_url") or "")
+    except (OSError, ValueError, AttributeError):
+        return None  # Lance reads it too and says what is wrong
 
 
 def remote_failure(store: Path, what: str, error: BaseException) -> StoreError:
