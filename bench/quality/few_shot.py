@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ import frevl
 from frevl.evaluation.measures import calibration_interval
 from frevl.evaluation.metrics import calibration_gaps
 from frevl.models.classification.heads import Features, statistics_of, unit_features
+from frevl.models.classification.landmarks import landmark_count
 from frevl.provenance import hardware
 from frevl.runs.labelling.label_store import label_store
 from frevl.store.importing.vectors import import_embeddings
@@ -187,6 +189,12 @@ def fits(given: argparse.Namespace) -> list[dict]:
         calls: dict[str, Callable[[], object]] = {"logistic": lambda x=x, y=y: logistic(x, y, 10.0)}
         for method in METHODS[2:]:
             candidate = candidates_of(method, has_names=False)[-1]
+            count = landmark_count(rows, given.classes) if candidate.beyond else 0
+            if count:
+                few = replace(candidate, settings={**candidate.settings, "landmarks": count})
+                calls[f"{method} by landmarks"] = lambda one=few, f=features, y=labels: one.fit(
+                    f, y, given.classes, names=0.0
+                )
             if candidate.most is None or rows <= candidate.most:
                 calls[method] = lambda one=candidate, f=features, y=labels: one.fit(f, y, given.classes, names=0.0)
         seconds = timed(calls, 1 if rows > 20_000 else given.rounds)

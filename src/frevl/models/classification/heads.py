@@ -46,11 +46,13 @@ class Memory(NamedTuple):
         coefficients: ``(examples, classes)``, each example's weight for each class.
         width: Squared width of the Gaussian kernel, on ``standard`` features, or on ``unit`` ones if `on_unit`.
         on_unit: Whether the kernel compares ``unit`` instead of ``standard`` features.
+        rows: ``(m,)`` int64, the examples it sums over, with as many coefficients; None: all of them.
     """
 
     coefficients: Tensor
     width: float
     on_unit: bool
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Head:
             if examples is None:
                 raise ValueError("a head that keeps examples needs their features")
             own, kept = (part.unit if memory.on_unit else part.standard for part in (features, examples))
+            kept = kept if memory.rows is None else kept[memory.rows]
             logits = logits.addmm(kernel_matrix(own, kept, memory.width), memory.coefficients)
         return logits
 
@@ -130,6 +133,25 @@ class Head:
 
         memories = tuple(one._replace(coefficients=spread(one.coefficients, 1)) for one in self.memories)
         return Head(self.names, spread(self.weight, 0), spread(self.bias, 0), memories, self.linear)
+
+    def compact(self, examples: int) -> tuple[Head, Tensor]:
+        """Return the head for the examples that its memories sum over alone, and the ``(m,)`` rows of these.
+
+        Args:
+            examples: Number of examples to which the head was fitted.
+        """
+        used = torch.zeros(examples, dtype=torch.bool)
+        for memory in self.memories:
+            used[slice(None) if memory.rows is None else memory.rows] = True
+        kept = used.nonzero()[:, 0]
+
+        def moved(memory: Memory) -> Memory:
+            rows = torch.arange(examples) if memory.rows is None else memory.rows
+            places = torch.searchsorted(kept, rows)
+            empty = torch.zeros(len(kept), memory.coefficients.shape[1])
+            return memory._replace(coefficients=empty.index_copy_(0, places, memory.coefficients), rows=None)
+
+        return replace(self, memories=tuple(moved(one) for one in self.memories)), kept
 
     def with_names(self, names: float) -> Head:
         """Return this head with another scale for the names."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from frevl.models.classification.heads import Features, Head, Memory, one_hot
+from frevl.models.classification.landmarks import MOST_EXACT, landmark_count, solve_by_landmarks
 from frevl.models.kernel_ridge import kernel_matrix, median_distance
 
 __all__ = [
@@ -94,9 +95,18 @@ def solve_gaussian(
 
 
 def solve_kernel(
-    features: Features, labels: Tensor, classes: int, *, ridge: float, names: float = 0.0, weights: Tensor | None = None
+    features: Features,
+    labels: Tensor,
+    classes: int,
+    *,
+    ridge: float,
+    names: float = 0.0,
+    weights: Tensor | None = None,
+    landmarks: int = 0,
 ) -> Head:
     """Kernel ridge regression with a Gaussian kernel, predicting class membership.
+
+    It is exact, or carried by some of the examples (`frevl.models.classification.landmarks`).
 
     Args:
         features: Features of ``n`` examples.
@@ -105,15 +115,20 @@ def solve_kernel(
         ridge: Penalty above 0.
         names: Scale of the names; the regression is then fitted to the residuals of their probabilities.
         weights: As in `frevl.models.classification.probe.solve_probe`.
+        landmarks: Number of examples that carry the solution; 0 for the exact one, up to 10,000 examples.
     """
     x = features.standard
     width = _width(x)
+    expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
+    targets = one_hot(labels, classes) - expected
+    head = Head.zero(classes, x.shape[1], names=names)
+    if landmarks or len(x) > MOST_EXACT:
+        count = landmarks or landmark_count(len(x), classes)
+        rows, coefficients = solve_by_landmarks(x, targets, width, ridge, count, weights)
+        return replace(head, memories=(Memory(coefficients, width, False, rows),))
     kernel = _kernel(x)
     kernel.diagonal().add_(ridge if weights is None else ridge / weights)
-    expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
-    factor = torch.linalg.cholesky(kernel)
-    coefficients = torch.cholesky_solve(one_hot(labels, classes) - expected, factor)
-    head = Head.zero(classes, x.shape[1], names=names)
+    coefficients = torch.cholesky_solve(targets, torch.linalg.cholesky(kernel))
     return replace(head, memories=(Memory(coefficients, width, False),))
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head
+from frevl.models.classification.landmarks import MOST_CLASSES, MOST_EXACT
 from frevl.models.classification.probe import solve_probe
 from frevl.models.classification.solvers import solve_cache, solve_gaussian, solve_kernel, solve_means
 
 __all__ = ["METHODS", "MOST_KEPT", "Candidate", "candidates_of", "fixed_candidate"]
 
-MOST_KEPT = 10_000
-"""Maximum number of examples kept in a run: the kernel matrix of this many takes 0.4 GB, and its factor as much."""
+MOST_KEPT = MOST_EXACT
+"""Maximum number of examples kept in a run."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Candidate:
         fewest: Number of examples per class that every fit needs, on average and rounded: a covariance from a single
             class with two examples, which may be copies, is useless.
         most: Maximum number of examples it can be fitted on, as its memory grows with their number or its square.
+        beyond: Maximum number of classes with which it can be fitted on more examples than ``most``.
         every_class: Whether it needs examples of every class. With such a method, a class that has only a name is lost:
             with three examples of every other ImageNet class, the remaining classes fell from 65 to 22 %
             (research/experiments/log.md).
@@ -42,6 +44,7 @@ class Candidate:
     anchored: bool = False
     fewest: int = 1
     most: int | None = None
+    beyond: int = 0
     every_class: bool = False
 
     @property
@@ -85,7 +88,10 @@ _CANDIDATES = (
         Candidate("gaussian", solve_gaussian, {"shrinkage": value}, fewest=2, every_class=True)
         for value in (0.9, 0.7, 0.5, 0.3, 0.1)
     ),
-    *(Candidate("kernel", solve_kernel, {"ridge": value}, most=MOST_KEPT) for value in (1.0, 0.3, 0.1, 0.03)),
+    *(
+        Candidate("kernel", solve_kernel, {"ridge": value}, most=MOST_KEPT, beyond=MOST_CLASSES)
+        for value in (1.0, 0.3, 0.1, 0.03)
+    ),
     *(Candidate("probe", solve_probe, {"penalty": value}, anchored=True) for value in (0.3, 0.1, 0.03)),
 )
 

@@ -26,7 +26,7 @@ from frevl.runs.calibration import ConformalScores, calibration_notes
 from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
 from frevl.training.classification.learning_curve import scale_for_all
-from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
+from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts, no_surer_than_right
 from frevl.training.options import Session
 from frevl.training.selection.measures import standard_error, table_row
 
@@ -284,7 +284,7 @@ def assign_folds(examples: Labelled, classes: int, seed: int, most: int = MOST_F
 def _fixed(examples: Labelled, classes: int, method: str, names: float, reason: str, why: str) -> Choice:
     """Use a method with the settings that did best on other data, because nothing can be compared."""
     candidate, scale = fixed_candidate(method, has_names=names != 0.0)
-    head = fitted_head([(candidate, (1.0, scale))], examples, classes, names)
+    head = no_surer_than_right(fitted_head([(candidate, (1.0, scale))], examples, classes, names), examples)
     note = f"Methods were not compared, and probabilities are hardly calibrated: {why}."
     nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
     return Choice(head, candidate.method, reason, [], "", nothing, [note])

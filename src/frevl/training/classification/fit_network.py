@@ -103,8 +103,9 @@ def fit_network(
     if unlabelled is not None:
         others = featured(unlabelled)
         choice = with_unlabelled(choice, examples, dev, others, classes, names=names)
-    network = _network(image_dim, classes, choice.head, space, len(own.images))
-    network.take(choice.head, statistics, None if space is None else space.vectors, own.images)
+    head, kept = choice.head.compact(len(own.images))
+    network = _network(image_dim, classes, head, space, len(kept))
+    network.take(head, statistics, None if space is None else space.vectors, own.images[kept])
     return network.eval(), choice
 
 

@@ -19,6 +19,8 @@ from frevl.provenance import provenance
 from frevl.runs.calibration import ConformalScores, calibrated
 from frevl.runs.run import Run
 from frevl.training.estimators.checks import check_seconds, is_between, is_whole
+from frevl.training.estimators.saved_parts import labels_of, parameters_of, record_of_labels
+from frevl.training.estimators.wording import contradiction, in_terms_of_arrays, without_weight
 from frevl.training.options import Session
 
 try:
@@ -47,6 +49,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     Attributes:
         classes_: ``(classes,)`` sorted labels.
         n_features_in_: Number of columns of ``X``.
+        feature_names_in_: Names of the columns, if ``X`` was a data frame with names.
         network_: The fitted network; None if there was a single class.
         calibration_: ``scale`` and ``offset`` of its logits.
         results_: Record of the training: development accuracy, table of the comparison, notes.
@@ -54,12 +57,14 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     classes_: NDArray[Any]
     n_features_in_: int
+    feature_names_in_: NDArray[Any]
     network_: PairNetwork | None
     calibration_: dict[str, float]
     results_: dict[str, Any]
     random_state: int | np.random.RandomState | None
     time_limit: float | None
     _task = "classification"
+    _of_one_class = ""
 
     def fit(
         self: A,
@@ -88,23 +93,30 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         check_seconds(self.time_limit)
         rows, weights = self._weights(sample_weight, len(labels))
         grouped = None if groups is None else _numbers(groups, len(labels))[rows]
+        doubts = without_weight(labels, rows)
         vectors, labels = _as_float32(vectors[rows]), labels[rows]
         self.classes_ = self._classes(labels)
         if len(self.classes_) == 1:
             self.network_, self.calibration_ = None, {"scale": 1.0, "offset": 0.0}
-            self.results_ = {
-                "notes": ["One class: every row is predicted to be it."],
-                "warnings": [],
-                "selection": None,
-            }
+            doubts = [*doubts, f"One class: every row is predicted to be it, with probability 1{self._of_one_class}."]
+            self.results_ = {"notes": doubts, "warnings": doubts, "selection": None}
             return self
         encoded = np.searchsorted(self.classes_, labels).astype(np.int64)
-        clusters = equal_rows(vectors) if grouped is None else grouped
+        numbers = equal_rows(vectors)
         try:
             with torch.random.fork_rng():
-                self.network_, self.calibration_, self.results_ = self._fit(vectors, encoded, clusters, weights)
+                self.network_, self.calibration_, results = self._fit(
+                    vectors, encoded, numbers if grouped is None else grouped, weights
+                )
         except FrevlError as error:
-            raise ValueError(str(error)) from error  # what users of scikit-learn expect
+            raise ValueError(in_terms_of_arrays(str(error), self.classes_)) from error  # as scikit-learn's users expect
+        doubts = [*doubts, *self._doubts()]
+        results |= {
+            kind: [*doubts, *(in_terms_of_arrays(one, self.classes_) for one in results[kind])]
+            for kind in ("warnings", "notes")
+        }
+        results["notes"] += contradiction(numbers, encoded)
+        self.results_ = results
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -173,7 +185,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
             raise UsageError("a classifier of a single class has no network, so it cannot be saved as a run")
         if (path / "run.json").exists():
             raise RunError(f"{path}: this folder holds a finished run; choose another, or delete it first")
-        kind = self.classes_.dtype.kind
+        columns = getattr(self, "feature_names_in_", None)
         run = Run(
             path=path,
             model=type(self).__name__,
@@ -190,10 +202,10 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
             calibration=self.calibration_,
             settings={
                 "estimator": type(self).__name__,
-                "parameters": {name: value for name, value in self.get_params().items() if _is_json(value)},
-                "classes": [label.item() if hasattr(label, "item") else label for label in self.classes_],
-                "classes_kind": kind,
+                "parameters": parameters_of(self.get_params(), seed=self._seed()),
+                **record_of_labels(self.classes_),
                 "n_features_in": int(self.n_features_in_),
+                "feature_names_in": None if columns is None else columns.tolist(),
                 "outputs": self._output_classes(),
             },
             results={**self.results_, "train_pairs": self.results_.get("train_pairs", 0)},
@@ -218,8 +230,10 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
                 f"{run.settings.get('estimator', run.model)}"
             )
         fitted = cls(**run.settings["parameters"])
-        fitted.classes_ = np.array(run.settings["classes"])
+        fitted.classes_ = labels_of(run.settings)
         fitted.n_features_in_ = run.settings["n_features_in"]
+        if run.settings.get("feature_names_in") is not None:
+            fitted.feature_names_in_ = np.array(run.settings["feature_names_in"], object)
         fitted.network_, fitted.calibration_, fitted.results_ = run.network, run.calibration, run.results
         fitted._remember_outputs(run.settings["outputs"])
         return fitted
@@ -258,10 +272,15 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     def _remember_outputs(self, order: list[int]) -> None:
         """Restore the saved result of `_output_classes`."""
 
+    def _doubts(self) -> list[str]:
+        """Return warnings about the shape of the data."""
+        return []
+
     # ---- shared
 
     def _logits(self, X: NDArray[np.float32]) -> Tensor:
-        image, text = (torch.from_numpy(np.ascontiguousarray(side)) for side in self._sides(X))
+        # Torch warns of arrays that cannot be written to, such as those of joblib.
+        image, text = (torch.from_numpy(np.require(side, requirements=["C", "W"])) for side in self._sides(X))
         if self.network_ is None:
             raise ValueError("a single class has no logits")
         with torch.inference_mode():
@@ -338,17 +357,10 @@ def equal_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
     A row and its copy must not be on different sides of a split.
     """
-    keys = np.ascontiguousarray(values).view(np.dtype((np.void, values.dtype.itemsize * values.shape[1])))[:, 0]
-    _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.empty(len(first), np.int64)
-    order[first.argsort()] = np.arange(len(first))
-    found: NDArray[np.int64] = order[numbers]
-    return found
+    seen: dict[bytes, int] = {}
+    rows = np.ascontiguousarray(values)
+    return np.fromiter((seen.setdefault(row.tobytes(), len(seen)) for row in rows), np.int64, len(rows))
 
 
 def _identity(side: str, dim: int) -> dict[str, str]:
     return {"tower": f"arrays-{side}", "weights": _ARRAYS, "tokens": "pooled", "dtype": "float32", "width": str(dim)}
-
-
-def _is_json(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)

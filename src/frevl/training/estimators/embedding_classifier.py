@@ -20,6 +20,8 @@ from frevl.training.estimators.checks import check_seconds, is_between
 
 __all__ = ["EmbeddingClassifier"]
 
+_NO_CLASSES = "; if y may lack some of the classes, as in a fold, name all of them with classes="
+
 
 class EmbeddingClassifier(ArrayClassifier):
     """Classify embeddings (of images or anything else) by examples, by vectors of class names, or both.
@@ -146,7 +148,7 @@ class EmbeddingClassifier(ArrayClassifier):
         if texts.shape != (len(self.classes_), dim):
             raise ValueError(
                 f"class_texts: expected the shape {(len(self.classes_), dim)}, a vector of the width of X for each "
-                f"class, found {texts.shape}"
+                f"class, found {texts.shape}" + ("" if self.classes is not None else _NO_CLASSES)
             )
         vectors = F.normalize(torch.from_numpy(texts[order]), dim=1)
         return FittedSpace(vectors, Cosine(spaces=[[0, dim, 0, dim]], scale=self.name_scale).eval(), self.name_scale)

@@ -16,6 +16,7 @@ from frevl.errors import UsageError, nearest
 from frevl.models.interface import PairNetwork
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.calibration import calibrated
+from frevl.runs.targets import match_truth
 from frevl.store.towers import MODALITIES, Modality, Tower
 from frevl.training.estimators.array_classifier import ArrayClassifier, equal_rows
 from frevl.training.estimators.checks import is_between, is_whole
@@ -81,7 +82,6 @@ class FusionClassifier(ArrayClassifier):
         options = make_options(self.model, self.options)
         data = self._prepared(X, y, clusters, weights)
         fitted = fit_prepared(data, task=self._task, model=self.model, options=options, session=self._session())
-        self._order = [int(label) for label in data.labels]
         return fitted.network, fitted.calibration, fitted.results
 
     @property
@@ -121,6 +121,10 @@ class FusionClassifier(ArrayClassifier):
             ),
             *map(torch.from_numpy, item_rows),
         )
+        if weights is not None and self._task == "matching" and bool((match_truth(spare) > 0.5).all()):
+            # Before wrong texts are drawn, so that those of a heavy pair weigh as much as it does.
+            again = _repeated(weights[rows[1]], self._seed()).numpy()
+            spare, rows[1] = spare.select(again), rows[1][again]
         train, dev, labels = examples_of(
             [learned, spare], [whole.select(torch.from_numpy(part)) for part in rows], task=self._task,
             min_answer_count=1, seed=self._seed(), dev_is_spare=True, dev_is_seen=seen, notes=notes,
@@ -128,12 +132,14 @@ class FusionClassifier(ArrayClassifier):
         if weights is not None:
             train, dev = (
                 part.select(_repeated(weights[own], self._seed())) if len(part) == len(own) else part
-                for part, own in zip((train, dev), rows, strict=True)  # wrong texts were drawn for the right ones
+                for part, own in zip((train, dev), rows, strict=True)  # others are repeated already
             )
         towers: list[list[Tower]] = [
             [_tower(side, values.shape[1], self._identity)] if values.shape[1] else []
             for side, values in zip(MODALITIES, sides, strict=True)
         ]
+        self._order = [int(label) for label in labels]
+        labels = [str(self.classes_[number]) for number in self._order]  # what messages show
         return Prepared(
             train, dev, labels, towers[0], towers[1], ["arrays"], np.zeros(0, np.uint64), notes, dev_is_spare=not seen,
             dev_is_seen=seen,
@@ -195,6 +201,7 @@ class FusionMatcher(FusionClassifier):
     """
 
     _task = "matching"
+    _of_one_class = "; if all pairs are right ones, leave y out, and wrong texts are drawn"
 
     def __init__(
         self,
@@ -249,6 +256,15 @@ class FusionMatcher(FusionClassifier):
 
     def _default_image_dim(self, columns: int) -> int:
         return (columns + 1) // 2
+
+    def _doubts(self) -> list[str]:
+        if self.image_dim is not None or self.n_features_in_ % 2 == 0:
+            return []
+        cut = self._default_image_dim(self.n_features_in_)
+        return [
+            f"{self.n_features_in_:,} columns have no first half: the first {cut:,} were taken for the image, the "
+            f"other {self.n_features_in_ - cut:,} for the text; set image_dim to the column where the text begins."
+        ]
 
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         image, text = super()._sides(X)
