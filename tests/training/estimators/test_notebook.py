@@ -95,14 +95,12 @@ def test_arrays_that_cannot_be_written_to_are_read():
 @pytest.mark.parametrize(
     "labels",
     [np.array(["2020-01-01", "2020-02-01", "2021-01-01"], "datetime64[D]"), np.array([3, 1, 2], np.int8),
-     np.array([2**63, 2**63 + 1, 5], np.uint64), np.array([0.5, 1.0, 2.0], np.float32), np.array(["é", "ß", " é"]),
+     np.array([2**63, 2**63 + 1, 5], np.uint64), np.array([4.0, 1.0, 2.0], np.float32), np.array(["é", "ß", " é"]),
      np.array(["é", "ß", "x"], object)],
 )  # fmt: skip
 def test_labels_keep_their_type(labels, tmp_path):
     X, _ = drawn()
-    fitted = EmbeddingClassifier().fit(X, labels.repeat(20)) if labels.dtype != np.float32 else EmbeddingClassifier().fit(
-        X, np.rint(2 * labels).astype(np.float32).repeat(20)
-    )  # fmt: skip
+    fitted = EmbeddingClassifier().fit(X, labels.repeat(20))
     fitted.save(tmp_path / "run")
     loaded = EmbeddingClassifier.load(tmp_path / "run")
     assert loaded.classes_.dtype == fitted.classes_.dtype

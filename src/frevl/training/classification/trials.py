@@ -224,6 +224,8 @@ def no_surer_than_right(head: Head, examples: Labelled) -> Head:
     The scales used where nothing can be held out come from examples that a head can learn by heart.
     """
     logits = head.logits(examples.features, examples.features)
+    if bool((logits.argmax(dim=1) == examples.labels).all()):
+        return head
     one = Candidate("scale", None, anchored=True)
     factor = calibrated_parts(one, (logits, torch.zeros_like(logits)), examples, 0.0).members[0][1][0]
     return head.scaled(factor) if 0 < factor < 1 else head
