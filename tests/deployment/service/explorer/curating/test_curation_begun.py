@@ -121,6 +121,19 @@ def test_a_service_that_ends_leaves_what_another_has_begun(world, made):
         assert first.http.get("/explore/curations").json()["job"]["state"] == "stopped"
 
 
+def test_a_process_that_has_ended_does_not_run_while_its_watcher_is_yet_to_say_so(world, made):
+    with opened(world, pairs=made.captions_file) as at:
+        begin(at, "pairs")
+        call = at.explorer.curations.job._call
+        # As while another thread waits for it: `poll` cannot ask the system then, and knows nothing.
+        call.own.poll = lambda: None
+        assert call.state() == "running"
+        os.kill(call.id, signal.SIGTERM)
+        while birth_of(call.id):
+            pass
+        assert at.http.get("/explore/curations").json()["job"]["state"] == "stopped"
+
+
 def test_a_file_that_names_no_process_of_ours_ends_nothing(world, made, monkeypatch):
     sent = []
     place = world.store / "curation" / "captions"

@@ -54,7 +54,15 @@ class _Call:
         write_json(self.place / _PROCESS, {"process": self.id, "born": self.born, "begun": self.begun})
 
     def runs(self) -> bool:
-        return is_alive(self.id, self.born) if self.own is None else self.own.poll() is None
+        if self.own is None:
+            return is_alive(self.id, self.born)
+        if self.own.poll() is not None:
+            return False
+        if is_alive(self.id, self.born):
+            return True
+        # While `watch` waits, `poll` learns nothing: the process has ended, and that thread is about to say how.
+        self.own.wait()
+        return False
 
     def watch(self) -> None:
         """Record when a process of this service ended. Blocks until then."""
