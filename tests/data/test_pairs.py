@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -303,3 +304,22 @@ def test_split_leaves_an_image_on_both_sides(share, held):
 def test_one_image_cannot_be_split():
     with pytest.raises(PairsError, match="f: expected at least two different images .* found 1"):
         split_by_image(some_pairs("aaa"), 0.5)
+
+
+@pytest.mark.parametrize("field", ["image", "text", "target"])
+def test_a_key_that_the_user_names_and_no_line_has_is_refused(tmp_path, field):
+    file = tmp_path / "p.jsonl"
+    rows = [{"image": f"{n}.png", "text": "a dog", "target": "yes", "breed": "pug"} for n in range(3)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    message = (
+        f"{file}: no pair has a value under 'bred', which --columns names as {field}; correct the name, or leave out "
+        f"{field}=bred. Did you mean 'breed'? Valid: 'breed'"
+    )
+    with pytest.raises(PairsError, match=re.escape(message)):
+        read_pairs(file, columns=f"{field}=bred")
+    assert read_pairs(file, columns=f"{field}=breed").notes[0] == f"Read the column 'breed' as {field}."
+
+
+def test_a_column_of_labels_may_still_be_empty(tmp_path):
+    (tmp_path / "p.csv").write_text("image,text,label\na.png,a dog,\nb.png,a cat,\n")
+    assert read_pairs(tmp_path / "p.csv", columns="target=label").targets == [None, None]

@@ -16,6 +16,7 @@ __all__ = [
     "columns_of",
     "likely_target",
     "means_image",
+    "refuse_empty",
     "renaming_note",
 ]
 
@@ -118,6 +119,29 @@ def choose_columns(
             f"columns, as in --columns {named}{_of_one_side(found, names, required)}{_without_header(names)}"
         )
     return found
+
+
+def refuse_empty(place: str, given: Mapping[str, str], filled: Iterable[str], keys: Iterable[str]) -> None:
+    """Refuse a column that the user named and that holds nothing; its field would be missing without a word.
+
+    Args:
+        place: The file, for messages.
+        given: Columns that the user named (`columns_of`).
+        filled: Fields for which some pair has a value.
+        keys: Other keys of the pairs, one of which may be meant.
+
+    Raises:
+        PairsError: No pair has a value for a field that was named.
+    """
+    filled = {*filled}
+    for field, name in given.items():
+        if field not in filled:
+            others = sorted({*keys} - {name})
+            hint = f" {nearest(name, others)}" if others else ""
+            raise PairsError(
+                f"{place}: no pair has a value under '{name}', which --columns names as {field}; correct the name, or "
+                f"leave out {field}={name}.{hint}"
+            )
 
 
 def _of_one_side(found: Mapping[str, str], names: Sequence[str], required: Sequence[str]) -> str:

@@ -19,11 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from frevl.data.columns import FIELDS, REQUIRED, columns_of
+from frevl.data.columns import FIELDS, REQUIRED, columns_of, refuse_empty
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.formats.pair_rows import (
     ARROW,
     ENDINGS,
+    JSON_ENDINGS,
     LEFT_ALONE,
     WITH_ARTICLE,
     as_target,
@@ -33,6 +34,7 @@ from frevl.data.formats.pair_rows import (
     problem_in,
     rows_of,
     with_the_same_sides,
+    without_gaps,
 )
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, is_given
@@ -67,7 +69,6 @@ _LARGE = 16 << 20  # bytes of a file: about 150,000 captions
 _LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
 _SENTENCE = re.compile(r"\S\s+\S+\s+\S")
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE)
-_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def read_pairs(
     path = str(Path(source)) if from_file else PLACE
     packed = _from_packed(Path(source), given) if from_file else None
     if packed is not None:
+        _refuse_empty(packed, given)
         return replace(packed, notes=tuple(dict.fromkeys([*packed.notes, *one_side_note(packed)])))
     rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
     rejected: list[tuple[int, Reject]] = []
@@ -216,13 +218,22 @@ def read_pairs(
     pairs = Pairs(
         [row.get("image") or "" for _, _, row in kept],
         [row.get("text") or "" for _, _, row in kept],
-        _without_gaps([as_target(row.get("target")) for _, _, row in kept]),
+        without_gaps([as_target(row.get("target")) for _, _, row in kept]),
         [{key: value for key, value in row.items() if key not in FIELDS} for _, _, row in kept],
         [place for _, place, _ in kept],
         rejects,
         source=path if from_file else None,
     )
+    _refuse_empty(pairs, given)
     return replace(pairs, notes=tuple(dict.fromkeys([*notes, *one_side_note(pairs)])))
+
+
+def _refuse_empty(pairs: Pairs, given: Mapping[str, str]) -> None:
+    # The header of a table was checked, and a table may have a column of labels that is still to be filled.
+    labelled = "target" not in given or not (pairs.source or "").lower().endswith(JSON_ENDINGS)
+    filled = [*pairs.sides, *(["target"] if labelled or is_given(pairs.targets).any() else [])]
+    if not {*given} <= {*filled}:
+        refuse_empty(str(pairs.source or PLACE), given, filled, {key for extra in pairs.extras for key in extra})
 
 
 def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
@@ -381,12 +392,3 @@ def _other_keys(row: object) -> str:
         return ""
     keys = ", ".join(f"'{key}'" for key in list(row)[:8])
     return f" The last one has the keys {keys}: name them, as in --columns image=NAME,text=NAME."
-
-
-def _without_gaps(targets: list[Target | None]) -> list[Target | None]:
-    """Turn ``1.0`` back into ``1`` if missing values turned a table's integer column into floats."""
-    given = [target for target in targets if target is not None]
-    written = all(isinstance(target, str) and _WHOLE_FLOAT.fullmatch(target) for target in given)
-    if not given or len(given) == len(targets) or not written:
-        return targets
-    return [target.removesuffix(".0") if isinstance(target, str) else target for target in targets]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,7 @@ __all__ = [
     "problem_in",
     "rows_of",
     "with_the_same_sides",
+    "without_gaps",
 ]
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
@@ -45,6 +47,7 @@ _REMEDIES = {
 }  # fmt: skip
 
 Row = tuple[int, Any, str]
+_WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
 def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[Row]:
@@ -252,3 +255,12 @@ def group_name(value: object) -> str | None:
     if is_missing(value) or value != value:  # NaN marks an empty cell
         return None
     return value_name(value) if has_value(value) else str(value)
+
+
+def without_gaps(targets: list[Any]) -> list[Any]:
+    """Turn ``1.0`` back into ``1`` if missing values turned a table's integer column into floats."""
+    given = [target for target in targets if target is not None]
+    written = all(isinstance(target, str) and _WHOLE_FLOAT.fullmatch(target) for target in given)
+    if not given or len(given) == len(targets) or not written:
+        return targets
+    return [target.removesuffix(".0") if isinstance(target, str) else target for target in targets]
