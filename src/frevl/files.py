@@ -6,6 +6,7 @@ flushed.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -21,10 +22,12 @@ from typing import Any
 
 __all__ = [
     "LARGEST_RECORD",
+    "decoded",
     "flush_file",
     "flush_folder",
     "plain",
     "read_record",
+    "read_text",
     "replace_file",
     "user_cache",
     "write_json",
@@ -58,6 +61,27 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"expected an object in '{path.name}', found {type(record).__name__}")
     return record
+
+
+def decoded(content: bytes) -> str:
+    """Decode the text of a file that a person wrote: UTF-8, or UTF-16 with a byte order mark; the mark is left out.
+
+    Editors on Windows put such a mark at the beginning, and some of them write UTF-16.
+
+    Raises:
+        UnicodeDecodeError: It is neither.
+    """
+    return content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that a person wrote, as `decoded`; every kind of line end becomes a line feed.
+
+    Raises:
+        OSError: The file cannot be read.
+        UnicodeDecodeError: It is neither UTF-8 nor UTF-16.
+    """
+    return decoded(path.read_bytes()).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from frevl.errors import FrevlError, InputError, UsageError, nearest
+from frevl.files import read_text
 
 __all__ = [
     "OUTPUT",
@@ -91,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
     import tomllib  # imported here, because every start of the command line imports this file
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; expected a TOML file") from None
     except OSError as error:
@@ -132,7 +133,6 @@ OUTPUT = "output"
 """Marks an option whose file or folder is written: it must not be one that another option reads."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-
 
 _WORDS = (  # how Typer writes a line of help, and how we show it
     (re.compile(r"<list\[(\w+)\]>"), r"<\1>"),

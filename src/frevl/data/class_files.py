@@ -13,12 +13,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from frevl.data.formats.json_rows import json_rows
 from frevl.errors import InputError, Reject, UsageError, nearest
+from frevl.files import read_text
 
 __all__ = [
     "TEMPLATE",
@@ -107,14 +109,16 @@ def read_classes(source: Any) -> ClassList:
             return _checked(_of_mapping(_one_object(path), str(path)), [], str(path))
         if path.suffix.lower() == ".txt":
             # Not splitlines, which would also split names at separators of other scripts.
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
+            lines = read_text(path).split("\n")
             rows = ((f"{path}:{number}", line, "") for number, line in enumerate(lines, 1) if line.strip())
             return _checked(*_of_rows(rows), str(path))
-        with path.open("rb") as stream:
-            rows = ((f"{path}:{number}", row, problem) for number, row, problem in json_rows(path, stream))
-            return _checked(*_of_rows(rows), str(path))
+        stream = BytesIO(read_text(path).encode())
+        rows = ((f"{path}:{number}", row, problem) for number, row, problem in json_rows(path, stream))
+        return _checked(*_of_rows(rows), str(path))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected text in UTF-8, found something else ({error.reason})") from error
+        raise InputError(
+            f"{path}: expected text in UTF-8, found something else ({error.reason}); save the file as UTF-8"
+        ) from error
     except OSError as error:
         raise InputError(f"{path}: the classes cannot be read ({error.strerror or error})") from error
 

@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_folders import unit
+from clip_folders import clip_retrieval, unit
+from frevl.errors import InputError
+from frevl.store.importing.vectors import import_embeddings
 
 BAD = {
     "no ids": (["v.npy", "--of", "images"], 2, "an array contains no ids; give a list of them in the same order with "
@@ -87,3 +89,32 @@ def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
     assert words in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert not (tmp_path / "s").exists()
+
+
+def test_parts_of_different_widths_leave_nothing_behind(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(3, 2))
+    np.save(tmp_path / "clip/img_emb/img_emb_1.npy", unit(2, dim=7))
+    with pytest.raises(
+        InputError,
+        match=r"img_emb_1.npy: expected vectors of 5 numbers as in .*img_emb_0.npy, found 7; .* Nothing was imported",
+    ):
+        import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip")
+    assert not (tmp_path / "store").exists()
+    # A part without rows has no width.
+    clip_retrieval(tmp_path / "more", sizes=(3, 0))
+    np.save(tmp_path / "more/img_emb/img_emb_1.npy", np.zeros((0, 7)))
+    assert import_embeddings(tmp_path / "more", store=tmp_path / "store", encoder="clip").images == 3
+
+
+def test_what_was_imported_before_a_damaged_part_is_said_and_kept(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(3, 2), texts=False)
+    described = tmp_path / "clip/metadata/metadata_1.parquet"
+    whole = described.read_bytes()
+    damaged = bytearray(whole)
+    damaged[4:60] = b"\xff" * 56  # the data; the footer, which is read before anything is written, stays sound
+    described.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"metadata_1.parquet: .*\. The 3 images and 0 texts imported before "):
+        import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip")
+    described.write_bytes(whole)
+    again = import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip")
+    assert (again.images, again.images_kept) == (2, 3)

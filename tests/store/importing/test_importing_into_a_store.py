@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clip_folders import DIM, clip_retrieval, unit
+from clip_folders import DIM, unit
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FingerprintError, InputError, StoreError, UsageError
 from frevl.store.importing.identity import verified_towers
@@ -30,13 +30,6 @@ def test_a_store_refuses_vectors_of_another_declaration_or_width(tmp_path):
         import_embeddings(tmp_path / "5.npy", **options, revision="2")
     with pytest.raises(FingerprintError, match="'width' is '5' there and '7' here"):
         import_embeddings(tmp_path / "7.npy", **options, revision="1")
-
-
-def test_parts_of_different_widths(tmp_path):
-    clip_retrieval(tmp_path / "clip")
-    np.save(tmp_path / "clip/img_emb/img_emb_1.npy", unit(2, 7))
-    with pytest.raises(InputError, match="img_emb_1.npy: expected vectors of 5 numbers, found 7"):
-        import_embeddings(tmp_path / "clip", store=tmp_path / "s", encoder="e")
 
 
 def test_a_second_encoder_fills_the_same_rows(tmp_path):

@@ -13,6 +13,7 @@ from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError, counted, rejects_sentence
 from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.intervals import drawn_counts
+from frevl.files import read_text
 from frevl.provenance import provenance
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import content_of_units, usable_pairs
@@ -34,7 +35,7 @@ def read_queries(file: str | Path) -> list[str]:
     """
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).split("\n")  # not splitlines, which also splits at separators of other scripts
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(

@@ -6,7 +6,8 @@ files with vectors only.
 
 from __future__ import annotations
 
-import codecs
+import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from frevl.data.formats.json_rows import json_value
 from frevl.data.formats.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import FrevlError, InputError, UsageError, nearest
+from frevl.files import decoded
 from frevl.store.lance_tables import read_lance
 
 __all__ = [
@@ -45,6 +47,7 @@ WIDEST = 1 << 20
 
 _VECTOR_NAMES = ("vector", "embedding", "emb", "image_embedding", "text_embedding", "embeddings", "features")
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".lance")
+_TEXT_TABLES = (".csv", ".tsv", ".tab")
 
 
 @dataclass
@@ -110,13 +113,15 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
     return pa.schema([f for f in schema if f.name not in vectors]), name, read
 
 
-def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa.Table:
-    """Read the ids for an array.
+def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...], flag: str = "--id-column") -> pa.Table:
+    """Read the ids for an array, or those of items to remove.
 
     Args:
-        path: Text, one id per line; JSON, a list; JSON lines, or a Parquet or Arrow table with a column of ids.
+        path: Text, one id per line; JSON, a list; JSON lines, or a CSV, Parquet or Arrow table with a column of ids. A
+            CSV file of one column that is not named as usual has no header: every line is an id.
         id_column: Name of that column.
         usual: Names to look for if none was given.
+        flag: The flag that names the column; empty if the command has none.
 
     Returns:
         A table with the ids in the column ``id``; other columns of the file are kept.
@@ -130,10 +135,8 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
         if is_table(path):
             schema, batches = _open_table(path)
             table = pa.Table.from_batches(list(batches(65_536)), schema=schema)
-            return named_id(path, table, id_column, usual)
-        content = path.read_bytes()
-        # Windows editors prepend a byte order mark, and may write UTF-16.
-        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
+            return named_id(path, table, id_column, usual, flag)
+        text = decoded(path.read_bytes())
         # Not splitlines: a caption may contain a form feed, or a Unicode line separator.
         lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
         if suffix == ".json":
@@ -141,11 +144,14 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
         elif suffix in (".jsonl", ".ndjson"):
             rows = [_json_of(f"{path}:{n}", line) for n, line in enumerate(lines, start=1) if line.strip()]
         else:
+            written = _text_table(path, text) if suffix in _TEXT_TABLES else None
+            if written is not None and (written.num_columns > 1 or {*written.column_names} & {*usual, id_column}):
+                return named_id(path, written, id_column, usual, flag)
             return pa.table({"id": pa.array(lines, pa.string())})
         if not isinstance(rows, list):
             raise InputError(f"{path}: expected a JSON list of ids, found {type(rows).__name__}")
         if rows and all(isinstance(row, dict) for row in rows):
-            return named_id(path, _table_of(path, rows), id_column, usual)
+            return named_id(path, _table_of(path, rows), id_column, usual, flag)
         for number, row in enumerate(rows, start=1):
             if isinstance(row, bool) or not isinstance(row, str | int | None):
                 raise InputError(f"{path}, id {number:,}: expected text or a whole number, found {json.dumps(row):.60}")
@@ -157,6 +163,27 @@ def _json_of(place: str, text: str) -> Any:
     if problem:
         raise InputError(f"{place}: {problem}")
     return value
+
+
+def _text_table(path: Path, text: str) -> pa.Table | None:
+    """Return a CSV or tab-separated table, all of it as strings; None without a header of different names."""
+    first, _, _ = text.partition("\n")
+    found = {mark: next(csv.reader([first.removesuffix("\r")], delimiter=mark), []) for mark in ",\t;|"}
+    mark = max(found, key=lambda one: len(found[one]))  # of equal ones the first, a comma
+    names = found[mark]
+    if not names or len({*names}) < len(names):
+        return None
+    columns: list[list[str]] = [[] for _ in names]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+    next(reader)
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(names):
+            raise InputError(f"{path}, line {reader.line_num:,}: expected {len(names)} columns, found {len(row)}")
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
 
 
 def _table_of(path: Path, rows: list[dict[str, Any]]) -> pa.Table:
@@ -185,10 +212,14 @@ def parquet_shape(path: Path) -> tuple[int, pa.Schema]:
         return file.metadata.num_rows, schema
 
 
-def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[str, ...]) -> pa.Table:
+def named_id(
+    path: Path, table: pa.Table, id_column: str | None, usual: tuple[str, ...], flag: str = "--id-column"
+) -> pa.Table:
     """Return a table with its ids in the column ``id``, as strings."""
     usual_here = [name for name in usual if name in table.column_names][:1]
-    name = column_named(path, id_column, table.column_names, usual_here, "--id-column")
+    if not flag and not usual_here:
+        raise InputError(f"{path}: expected a column of ids named 'id', found {', '.join(table.column_names)}")
+    name = column_named(path, id_column, table.column_names, usual_here, flag)
     with as_input_error(path):
         ids = table[name]
         if pa.types.is_floating(ids.type):  # whole numbers of a column that lacks some, which pandas marks by NaN

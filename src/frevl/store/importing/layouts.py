@@ -41,12 +41,14 @@ class Part:
         place: The file, for messages.
         metadata: Types of the columns besides the ids.
         blocks: Yields blocks of at most a given number of rows; ``columns`` has ``id`` (string) and the metadata.
+        width: Width of the vectors; None if it is only known from reading them, or if there are none.
     """
 
     modality: Modality
     place: str
     metadata: pa.Schema
     blocks: Callable[[int], Iterator[VectorBlock]]
+    width: int | None = None
 
 
 def is_clip_retrieval(source: Path) -> bool:
@@ -115,7 +117,16 @@ def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[
             f"{vectors[lost[0]]}: expected its ids in {source}/metadata/metadata_{lost[0]}.parquet, found none; copy "
             "the folder completely, or import the file by itself with --ids"
         )
-    return [_clip_part(vectors[number], described[number], modality) for number in sorted(vectors, key=int)]
+    parts = [_clip_part(vectors[number], described[number], modality) for number in sorted(vectors, key=int)]
+    known = [part for part in parts if part.width is not None]
+    for part in known:  # before anything is written
+        if part.width != known[0].width:
+            raise InputError(
+                f"{part.place}: expected vectors of {known[0].width} numbers as in {known[0].place}, found "
+                f"{part.width}; vectors of different widths cannot share a column. Nothing was imported; take the "
+                "parts of another encoder out of the folder"
+            )
+    return parts
 
 
 def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
@@ -168,7 +179,7 @@ def _array(
     described: Callable[[], pa.Table],
     array: str | None,
 ) -> Part:
-    total, _, blocks = read_arrays(source, array=array)
+    total, width, blocks = read_arrays(source, array=array)
     if total != count:
         raise InputError(
             f"{ids}: expected one id for each of the {total:,} vectors of {source}, found {count:,} ids; both must "
@@ -181,7 +192,7 @@ def _array(
             yield VectorBlock(str(source), first, block, table.slice(first, len(block)))
             first += len(block)
 
-    return Part(modality, str(source), _without_id(schema), read)
+    return Part(modality, str(source), _without_id(schema), read, width if total else None)
 
 
 def _table(source: Path, modality: Modality, id_column: str | None, vector_column: str | None) -> Part:

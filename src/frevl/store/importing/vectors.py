@@ -187,7 +187,15 @@ def import_embeddings(
             own = [part for part in parts if part.modality == modality]
             writer.describe(modality, metadata_fields([part.metadata for part in own]))
             one = _Import(writer, towers[modality], folder, report)
-            one.run(own, progress=progress)
+            try:
+                one.run(own, progress=progress)
+            except InputError as error:
+                if not report.images + report.texts:
+                    raise
+                raise InputError(
+                    f"{error}. The {counted(report.images, 'image')} and {counted(report.texts, 'text')} imported "
+                    "before that are in the store; once the file is mended, the same command continues"
+                ) from error
             imported[modality] = one.seen
         report.notes += writer.notes
     if left := columns_left_out([part.metadata for part in parts]):

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.errors import InputError, Reject, counted
-from frevl.files import replace_file
+from frevl.files import read_text, replace_file
 from frevl.store.pictures.files import MAX_BYTES, Choice, list_folder
 
 __all__ = ["Captions", "Member", "Tar", "find_tars", "holds_caption", "is_picture", "read_members"]
@@ -102,7 +102,7 @@ def find_tars(images: Path, *, leave_out: Path, choice: Choice) -> list[Tar] | N
 
 def _listed(listing: Path) -> list[Tar]:
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(listing).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{listing}: the list of tars (one per line) cannot be read ({error})") from error
     tars = []

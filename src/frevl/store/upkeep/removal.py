@@ -122,7 +122,8 @@ def remove(
     Store.open(store)  # raises an error if there is none; a writer would create one
     wanted = None
     if isinstance(ids, str | Path):
-        listed = read_ids(Path(ids), id_column=None, usual=("id", of[:-1], "path", "url", "caption"))["id"].to_pylist()
+        usual = ("id", of[:-1], "path", "url", "caption")
+        listed = read_ids(Path(ids), id_column=None, usual=usual, flag="")["id"].to_pylist()
         wanted = [id_ for id_ in listed if id_]
     elif ids is not None:
         wanted = list(ids)

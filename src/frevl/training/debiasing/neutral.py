@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.errors import InputError, StoreError, UsageError
+from frevl.files import read_text
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
@@ -275,7 +276,7 @@ def read_biases(file: str | Path) -> Biases:
     try:
         if path.stat().st_size > _LARGEST:
             raise InputError(f"{path}: expected at most 16 MiB of biases, found {path.stat().st_size:,} bytes")
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(
