@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import frevl
-from frevl.errors import StoreError, UsageError
+from frevl.errors import InputError, StoreError, UsageError
 from frevl.runs.labelling.label_sheet import label_sheet, missing_images
 from frevl.runs.labelling.label_store import Labelling, _lines, label_store
 from frevl.runs.targets import Ranked, predictions, ranked
@@ -119,6 +119,41 @@ def test_another_run_starts_again(named, scorer, tmp_path):
     assert all(line["label"] != "wrong" for line in lines_of(out))
 
 
+def test_two_writers_do_not_mix_their_lines(named, scorer, tmp_path, monkeypatch):
+    """Both appended to one file, which then had every image twice, and some lines in pieces."""
+    out = tmp_path / "labels.jsonl"
+    score, refused = scorer.score_stored, []
+
+    def meanwhile(ids):
+        with pytest.raises(InputError) as error:
+            label_store(frevl.Scorer(scorer.run, named.store), out)
+        refused.append(str(error.value))
+        return score(ids)
+
+    monkeypatch.setattr(scorer, "score_stored", meanwhile)
+    label_store(scorer, out)
+    assert refused == [f"{out}: another labelling is writing this file; wait for it, or give another path with --out"]
+    assert [line["image"] for line in lines_of(out)] == named.store.ids("image")
+    monkeypatch.undo()
+    label_store(scorer, out)  # the first is done
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl"]
+
+
+def test_links_stay_links_and_pipes_are_written_to(named, scorer, tmp_path):
+    """A pipe or a device, such as /dev/stdout, was replaced by a file."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "there" / "labels.jsonl")
+    label_store(scorer, tmp_path / "link.jsonl")
+    assert (tmp_path / "link.jsonl").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        found = label_store(scorer, tmp_path / "pipe")
+        written, _ = reader.communicate()
+    assert (tmp_path / "pipe").is_fifo()
+    assert written == (tmp_path / "there" / "labels.jsonl").read_bytes()
+    assert found.labelled == len(named.store.ids("image"))
+
+
 def test_what_is_refused(named, scorer, made, tmp_path):
     run = frevl.train(made.store, made.train, run=tmp_path / "run", task="classification", model="majority")
     with pytest.raises(UsageError, match="images only"):
@@ -127,6 +162,8 @@ def test_what_is_refused(named, scorer, made, tmp_path):
         label_store(scorer, scorer.run.path / "run.json")
     with pytest.raises(UsageError, match=r"JSON lines; give it a name such as labels\.jsonl"):
         label_store(scorer, tmp_path / "labels.parquet")
+    with pytest.raises(UsageError, match="expected a file for the labels, found a folder; name one in it"):
+        label_store(scorer, tmp_path)
     assert not list(tmp_path.glob("*labels*"))
 
 

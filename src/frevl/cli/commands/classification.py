@@ -106,8 +106,9 @@ def classify(
     """
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
     from frevl.errors import UsageError
+    from frevl.runs.labelling.label_file import check_label_file
     from frevl.runs.labelling.label_sheet import missing_images, write_label_sheet
-    from frevl.runs.labelling.label_store import check_label_file, label_store
+    from frevl.runs.labelling.label_store import label_store
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
     from frevl.training.classification.classify import classify as run_classify

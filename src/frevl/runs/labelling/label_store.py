@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,20 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.data.outputs import refuse_inputs
-from frevl.errors import InputError, UsageError
-from frevl.files import write_json
+from frevl.errors import UsageError
 from frevl.models.hub import weights_digest
+from frevl.runs.labelling.label_file import check_label_file, continued
 from frevl.runs.score_files import scoring_through
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
 from frevl.store.ids.rows_of_ids import ids_in_order
 from frevl.terminal import print_progress
 
-__all__ = ["Labelling", "check_label_file", "label_store"]
+__all__ = ["Labelling", "label_store"]
 
 _AT_ONCE = 4_096  # images read and written at once; they are scored in the scorer's batches, which fit in the CPU cache
 _APART = 65_536  # images whose most certain ones are selected together
-_OTHER_FORMATS = {".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx", ".npz", ".html"}
 _SHOWN = 8  # most certain images per class on the page, and as many least certain ones
 
 
@@ -131,7 +128,7 @@ def label_store(
         scorer: A run for images only, with its store.
         out: File with one JSON object per line: ``{"image", "label", "probability", "top": [[label, p], ...]}`` and, if
             the run has a threshold, ``"unknown"``; written completely or not at all. Repeating an interrupted call
-            continues it. None writes nothing.
+            continues it. A terminal or a pipe is written to directly. None writes nothing.
         where: SQL condition on the metadata of images to label; None labels all.
         k: Number of classes to list in ``top``.
         ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head node. Nodes must see
@@ -142,7 +139,7 @@ def label_store(
 
     Raises:
         UsageError: The run reads texts too, the condition is invalid, or the output is also an input.
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or another labelling is writing it.
     """
     if scorer.run.sides != ("image",) or scorer.run.task != "classification":
         raise UsageError(
@@ -161,35 +158,18 @@ def label_store(
         return found.sorted()
     check_label_file(Path(out))
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
-    path = Path(out)
-    part, state = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.state")
-    identity = _identity(scorer, where, k)
     spelled = pa.array(map(encode_basestring, labels), pa.large_string(), size=len(labels))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = _written(part, state, identity, found)
-        with part.open("ab") as lines, ranking as through:
-            for images, ranked in zip(_blocks(ids, done), through(_blocks(ids, done)), strict=True):
-                lines.write(_lines(images, ranked, spelled))
-                lines.flush()
-                found.add_all(images, ranked, labels)
-                print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
-            os.fsync(lines.fileno())
-        part.replace(path)
-        state.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: the labels cannot be written ({error.strerror or error})") from error
+
+    def again(row: dict[str, Any]) -> None:
+        found.add(row["image"], row["label"], float(np.float32(row["probability"])), unknown=row["unknown"])
+
+    with continued(Path(out), _identity(scorer, where, k), again) as (lines, done), ranking as through:
+        for images, ranked in zip(_blocks(ids, done), through(_blocks(ids, done)), strict=True):
+            lines.write(_lines(images, ranked, spelled))
+            lines.flush()
+            found.add_all(images, ranked, labels)
+            print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
     return found.sorted()
-
-
-def check_label_file(out: Path) -> None:
-    """Refuse a file name that suggests a format other than JSON lines.
-
-    Raises:
-        UsageError: The name suggests another format.
-    """
-    if out.suffix.lower() in _OTHER_FORMATS:
-        raise UsageError(f"--out {out}: labels are written as JSON lines; give it a name such as {out.stem}.jsonl")
 
 
 def _floor(heap: list[tuple[float, str]]) -> float:
@@ -264,28 +244,3 @@ def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
     version = scorer.store.version("image")
     return {"weights": weights, "run": record, "store": str(scorer.store.path.absolute()), "version": version,
             "where": where, "k": k}  # fmt: skip
-
-
-def _written(part: Path, state: Path, identity: dict[str, Any], found: Labelling) -> int:
-    """Count the complete lines of an interrupted identical labelling, and cut off an incomplete last one."""
-    try:
-        same = json.loads(state.read_text(encoding="utf-8")) == identity
-    except (OSError, ValueError):
-        same = False
-    if not same or not part.exists():
-        part.unlink(missing_ok=True)
-        write_json(state, identity)
-        return 0
-    done = end = 0
-    with part.open("r+b") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if row is None:
-                break
-            found.add(row["image"], row["label"], float(np.float32(row["probability"])), unknown=row["unknown"])
-            done, end = done + 1, end + len(line)
-        lines.truncate(end)
-    return done
