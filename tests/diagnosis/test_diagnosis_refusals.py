@@ -3,7 +3,7 @@
 import pytest
 
 from frevl.diagnosis.diagnosis import diagnose
-from frevl.errors import MissingExtraError, UsageError
+from frevl.errors import UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +36,3 @@ def test_wrong_use_is_refused_before_anything_is_trained(made, arguments, words)
         diagnose(made.store, made.train, made.test, **{"task": "classification", "probes": False, **arguments})
     with pytest.raises(UsageError, match="needs a store"):
         diagnose([], made.train, made.test, task="classification")
-
-
-def test_a_missing_extra_is_named(made, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "cleanlab", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[diagnose\]'"):
-        diagnose(made.store, made.train, made.test, task="classification")

@@ -20,7 +20,6 @@ from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
 from frevl.diagnosis.data_quality.label_errors import conflict_finding, label_error_finding
-from frevl.diagnosis.data_quality.label_rule import check_cleanlab
 from frevl.diagnosis.embeddings.embedding_findings import embedding_findings
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_findings
 from frevl.diagnosis.embeddings.probes import probe_findings
@@ -126,7 +125,6 @@ def diagnose(
         Verdict and findings.
 
     Raises:
-        MissingExtraError: cleanlab is not installed (extra ``diagnose``).
         UsageError: An unknown task, model or encoder, or a number out of range.
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
@@ -137,7 +135,6 @@ def diagnose(
         raise UsageError(f"--precision must lie between 0 and 1, found {precision}")
     if not time_limit > 0:
         raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
-    check_cleanlab()
     pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
     encoder = None if encoder is None else as_list(encoder, "encoder")
     image_encoder = None if image_encoder is None else as_list(image_encoder, "image_encoder")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from frevl.diagnosis.curation.evidence import TextsOfImages, exchange_images, half_wrong, judge_images, one_score
-from frevl.diagnosis.curation.match_probability import Mixture
+from frevl.diagnosis.data_quality.mixture import Mixture
 
 
 def test_agreement_leaves_the_text_of_the_line_out_wherever_it_stands():

@@ -11,11 +11,12 @@ import frevl
 from frevl.data import pairs as pairs_module
 from frevl.data.packed.columns import Coded, ranks, rows_at
 from frevl.data.pairs import read_pairs
-from frevl.diagnosis.curation import evidence, match_probability
+from frevl.diagnosis.curation import evidence
 from frevl.diagnosis.curation.removal.groups import Groups
 from frevl.diagnosis.curation.verdicts import judged_lines, values
 from frevl.diagnosis.curation.verdicts.reasons import Reasons
 from frevl.diagnosis.curation.verdicts.values import Values
+from frevl.diagnosis.data_quality import mixture
 from frevl.store.grouping import large_arrays
 from frevl.store.grouping import unit_vectors as unit_vectors_module
 from frevl.store.grouping.contents import numbers_by
@@ -85,7 +86,7 @@ def test_a_large_file_gives_the_same_results_as_a_list(captioned, mixed, labelle
     from_lists = curated(store, small, tmp_path, "lists", **options)
     monkeypatch.setattr(values, "AT_ONCE", 7)  # and blocks have other ends
     monkeypatch.setattr(judged_lines, "AT_ONCE", 11)
-    monkeypatch.setattr(match_probability, "_AT_ONCE", 13)
+    monkeypatch.setattr(mixture, "_AT_ONCE", 13)
     monkeypatch.setattr(evidence, "_AT_ONCE", 64)
     monkeypatch.setattr(large_arrays, "_MOST_IN_MEMORY", 0)
     from_codes = curated(store, large, tmp_path, "codes", **options)

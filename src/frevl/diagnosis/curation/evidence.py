@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.diagnosis.curation.match_probability import Mixture, fit_mixture
+from frevl.diagnosis.data_quality.mixture import Mixture, fit_mixture
 from frevl.runs.batches import EmbeddedPairs
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The filters ``label`` and ``blind`` for wrong labels and for lines whose label the text alone gives away.
 
 Both use models not trained on the line's group. Their answers become the probability that a label is right in
-`frevl.diagnosis.curation.label_probability`.
+`frevl.diagnosis.data_quality.label_rule`, which the diagnosis uses too.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.data.pairs import Target
 from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
 from frevl.diagnosis.curation.folds.each_fold import cut_short
-from frevl.diagnosis.curation.label_probability import judge_labels
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_rule import (
     TRUSTED,
+    find_wrong_labels,
     least_accuracy,
-    model_weights,
     stands_out,
 )
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
@@ -32,10 +31,7 @@ from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of, deal_folds
 from frevl.errors import PairsError, counted
 
-__all__ = ["GIVEN_AWAY", "UNLIKELY", "blind_filter", "label_filter"]
-
-UNLIKELY = 0.5
-"""A label is flagged below this probability of being right, i.e. if it is more likely wrong."""
+__all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
 
 GIVEN_AWAY = 0.9
 """Probability of the label given the text alone from which a line is flagged as blind ..."""
@@ -83,16 +79,13 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             f"the most frequent label: {100 * usual:.1f} %)"
         )
         return _silent(lines, "label", given, reason, cut)
-    weights = model_weights(labels, predicted)
-    mean = np.tensordot(weights, np.stack(predicted), axes=1)
     (groups,), _ = joined([chosen(lines.pairs.clusters, rows)])
-    found = judge_labels(labels, mean, groups, seed=lines.session.seed)
-    answered = mean.argmax(axis=1)
-    wrong = np.flatnonzero((found.right < UNLIKELY) & (answered != labels))
+    found = find_wrong_labels(labels, predicted, groups, seed=lines.session.seed)
+    wrong = found.rows
     belief = np.full(len(lines), np.nan)
-    belief[rows] = mean[np.arange(len(rows)), labels]
+    belief[rows] = found.beliefs
     likelier: NDArray[np.int32] = np.full(len(lines), -1, np.int32)
-    likelier[rows] = answered
+    likelier[rows] = found.likelier
 
     def values(part: slice) -> list[dict[str, Any]]:
         both = zip(given.names(part), given.named(likelier[part]), belief[part].tolist(), strict=True)

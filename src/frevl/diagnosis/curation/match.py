@@ -4,7 +4,7 @@ Groups of lines are dealt into folds. For each fold, a ``dual`` and a kernel ali
 and score this fold's lines and up to twice as many wrong ones drawn from it. The features are those used to mine hard
 negatives (`frevl.training.retrieval.reranker`), i.e. cosines and hubness, and the text's agreement with the image's
 other texts; combined into one score, they give the probability that a line is right
-(`frevl.diagnosis.curation.match_probability`). A text near one of the image's right texts is not drawn as wrong.
+(`frevl.diagnosis.data_quality.mixture`). A text near one of the image's right texts is not drawn as wrong.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from frevl.diagnosis.curation.evidence import (
 )
 from frevl.diagnosis.curation.folds.each_fold import cut_short, each_fold
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.diagnosis.curation.match_probability import fit_mixture
 from frevl.diagnosis.curation.verdicts.values import Values
+from frevl.diagnosis.data_quality.mixture import fit_mixture
 from frevl.diagnosis.splits import deal_folds
 from frevl.errors import UsageError
 from frevl.models.retrieval.first_stage import with_alignment

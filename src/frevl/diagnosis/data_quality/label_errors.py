@@ -1,6 +1,6 @@
-"""Find likely label errors: labels that two different models, not trained on them, contradict.
+"""Find likely label errors with two different models that were not trained on the labels.
 
-The rule is that of `frevl.diagnosis.data_quality.label_rule`.
+The rule is that of `frevl.diagnosis.data_quality.label_rule`, which `frevl curate --drop label` uses too.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.cross_validation import cross_validate
 from frevl.diagnosis.data_quality.label_rule import (
     LEAST_SKILL,
     TRUSTED,
+    UNLIKELY,
     deal_blocks,
     find_wrong_labels,
     least_accuracy,
     stands_out,
 )
+from frevl.diagnosis.data_quality.mixture import share_interval
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, seen_by
@@ -40,7 +43,6 @@ __all__ = [
     "label_error_finding",
 ]
 
-_LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot detect errors
 _AS_GOOD = 0.02
 _SHOWN = 30
 
@@ -76,10 +78,11 @@ def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit
         model.crossed or cross_validate(splits, model.spec, folder=folder / model.name, time_limit=time_limit / 2)
         for model in models
     ]
-    parts = [_Part(pairs, [model.scorer for model in models]) for pairs in (splits.test, splits.dev)]
-    for own, other in zip(crossed[0].parts, crossed[1].parts, strict=True):
-        parts.append(_Part(own[0], [own[1], other[1]]))
-    found = _contradicted(parts, classes, splits, [model.spec for model in models])
+    test, dev = (_Part(pairs, [model.scorer for model in models]) for pairs in (splits.test, splits.dev))
+    train = [_Part(own[0], [own[1], other[1]]) for own, other in zip(crossed[0].parts, crossed[1].parts, strict=True)]
+    # Test labels are usually made more carefully, so their share of wrong ones is not that of the training labels.
+    specs = [model.spec for model in models]
+    found = _together([_called_wrong(parts, classes, splits, specs) for parts in ([test], [dev, *train])])
     return _finding(found, {one.title: cross.accuracy for one, cross in zip(models, crossed, strict=True)})
 
 
@@ -93,9 +96,8 @@ def _best_of(comparison: ModelComparison) -> ComparedModel:
 
 
 def _able(comparison: ModelComparison) -> list[ComparedModel]:
-    """Return the models accurate enough to contradict a label, simplest first."""
-    by_count = _accuracy(comparison.best("majority"))
-    least = max(_LEAST_ACCURACY, least_accuracy(by_count))
+    """Return the models accurate enough to doubt a label, simplest first."""
+    least = least_accuracy(_accuracy(comparison.best("majority")))
     return [model for model in comparison.models if model.spec.role != "majority" and _accuracy(model) >= least]
 
 
@@ -116,47 +118,79 @@ class _Part:
 
     @property
     def known(self) -> set[str]:
-        """Answers that all models were trained on; a model would contradict any other."""
+        """Answers that all models were trained on; any other would look wrong to a model."""
         return set.intersection(*(set(_answers_of(scorer)) for scorer in self.scorers))
 
 
 @dataclass(frozen=True)
-class _Contradicted:
-    """The labels examined, and those that are likely wrong."""
+class _CalledWrong:
+    """The labels examined, and those that are more likely wrong than right.
+
+    Attributes:
+        looked_at: Number of labels examined.
+        rows: One table row per label called wrong, likeliest first.
+        wrong_share: Estimated share of wrong labels, in [0, 1].
+        standard_error: Standard error of that share.
+    """
 
     looked_at: int
     rows: list[dict[str, Any]]
+    wrong_share: float
+    standard_error: float
 
 
-def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs: Sequence[ModelSpec]) -> _Contradicted:
-    """Examine the labels of all pairs, in blocks if memory requires."""
+def _together(found: Sequence[_CalledWrong]) -> _CalledWrong:
+    """Join what was found in several sets of labels."""
+    looked_at = sum(one.looked_at for one in found)
+    weights = np.array([one.looked_at for one in found]) / max(looked_at, 1)
+    return _CalledWrong(
+        looked_at,
+        sorted((row for one in found for row in one.rows), key=_odds_for),
+        float(weights @ [one.wrong_share for one in found]) if found else 0.0,
+        float(np.linalg.norm(weights * [one.standard_error for one in found])) if found else 0.0,
+    )
+
+
+def _odds_for(row: dict[str, Any]) -> float:
+    return float(row["probability of label %"]) / float(row["probability of likelier %"])
+
+
+def _called_wrong(parts: list[_Part], classes: list[str], splits: Splits, specs: Sequence[ModelSpec]) -> _CalledWrong:
+    """Examine the labels of some parts, in blocks if memory requires."""
     index = {name: number for number, name in enumerate(classes)}
     labels = [[_label(part.pairs, row, splits.task) for row in range(len(part.pairs))] for part in parts]
     counts = [len(part) for part in labels]
     blocks, dealt = deal_blocks(sum(counts), len(specs), len(classes), seed=splits.seed)
     block_of = np.split(dealt, np.cumsum(counts)[:-1])
+    groups_of, _ = joined([part.pairs.clusters for part in parts])
     # Wrong pairs that we drew ourselves are not labels.
     drawn = splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all())
-    looked_at, table = 0, []
+    found: list[_CalledWrong] = []
     for block in range(blocks):
         where: list[tuple[Pairs, int]] = []
         numbers: list[int] = []
+        groups: list[np.ndarray] = []
         answered: list[list[np.ndarray]] = [[] for _ in specs]
-        for part, given, blocked in zip(parts, labels, block_of, strict=True):
+        for part, given, blocked, of_part in zip(parts, labels, block_of, groups_of, strict=True):
             known = index.keys() & part.known
             rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in known]
             where += [(part.pairs, row) for row in rows]
             numbers += [index[str(given[row])] for row in rows]
+            groups.append(of_part[np.array(rows, np.int64)])
             for predicted, spec, scorer in zip(answered, specs, part.scorers, strict=True):
                 predicted.append(_probabilities(scorer, seen_by(spec, part.pairs.select(rows), splits), classes))
         given_numbers = np.array(numbers, np.int64)
-        labelled = given_numbers == 1 if drawn else np.ones(len(numbers), bool)
-        looked_at += int(labelled.sum())
-        if not len(numbers):
-            continue
-        # A row with nothing left of the classes examined is uninformative.
+        if len(np.unique(given_numbers)) < 2:
+            continue  # one class alone: there is no other label to compare with
         by_model = [np.maximum(np.concatenate(predicted), 1e-9) for predicted in answered]
-        wrong = find_wrong_labels(given_numbers, by_model, candidates=labelled, cautious=True)
+        wrong = find_wrong_labels(
+            given_numbers,
+            [one / one.sum(axis=1, keepdims=True) for one in by_model],
+            np.concatenate(groups),
+            seed=splits.seed,
+            judged=np.flatnonzero(given_numbers == 1) if drawn else None,
+        )
+        table = []
         for row in wrong.rows.tolist():
             pairs, place = where[row]
             table.append(
@@ -167,29 +201,30 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
                     "probability of likelier %": 100 * float(wrong.likeliest[row]),
                 }
             )  # fmt: skip
-    table.sort(key=lambda line: float(line["probability of label %"]) / float(line["probability of likelier %"]))
-    return _Contradicted(looked_at, table)
+        labelled = int((given_numbers == 1).sum()) if drawn else len(numbers)
+        found.append(_CalledWrong(labelled, table, wrong.wrong_share, wrong.standard_error))
+    return _together(found)
 
 
-def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
+def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
     table, n = found.rows, found.looked_at
-    share = len(table) / max(n, 1)
     measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     claim, advice = label_claim(len(table), n, accuracies, _mostly(table))
+    low, high = share_interval(found.wrong_share, found.standard_error)
     return Finding(
         name="label-errors",
         section="data",
         claim=claim,
-        value=100 * share,
+        value=100 * len(table) / max(n, 1),
         ci95=None,
         how=(
             "Held-out probabilities of two different models, whose accuracy on such pairs is: "
-            f"{measured}. As many labels as confident learning (cleanlab, prune by noise rate) names on each of them "
-            "and both contradict with the same other answer: those with the largest odds of another answer, in the "
-            "average of the models that makes the given labels likeliest. Single answers of classes with at least "
-            f"{FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels. Reported as likely wrong "
-            f"only if both models answer {100 * TRUSTED:.0f} % right and the labels found are at least half of what "
-            "either gets wrong; otherwise model errors look like wrong labels."
+            f"{measured}. Labels that are more likely wrong than right (probability below {100 * UNLIKELY:.0f} %), by "
+            "the odds against them in the average of the models that makes the given labels likeliest, compared with "
+            "the odds against labels that are drawn and wrong; test labels and the others apart. About "
+            f"{100 * found.wrong_share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as "
+            "wrong ones; those exchanged for classes that the models hardly tell apart count as right. Single answers "
+            f"of classes with at least {FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels."
         ),
         advice=advice,
         table=table,
@@ -200,15 +235,22 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     """Return claim and advice.
 
     Args:
-        named: Number of labels found by the rule.
+        named: Number of labels called wrong.
         of: Number of labels examined.
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
         mostly: The most frequent confusion in words, preceded by a semicolon; may be empty.
     """
     share = named / max(of, 1)
     names = " and ".join(accuracies)
+    measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    if named == 0 and min(accuracies.values()) < TRUSTED:
+        return (
+            f"None of the {of:,} labels examined is called wrong, but the models may miss wrong ones (accuracy on "
+            f"unseen pairs: {measured}).",
+            "Look at a hundred labels by hand if much depends on them.",
+        )
     if named == 0:
-        return f"None of the {of:,} labels examined is contradicted by both {names}.", "Nothing to do."
+        return f"None of the {of:,} labels examined is likely wrong according to {names}.", "Nothing to do."
     if stands_out(share, list(accuracies.values())):
         return (
             f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
@@ -216,10 +258,9 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
-    measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     return (
-        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {measured}). Together "
-        f"they clearly contradict {named:,} of {of:,} labels ({100 * share:.1f} %{mostly}).",
+        f"{named:,} of {of:,} labels are called wrong ({100 * share:.1f} %{mostly}), and some of them may be model "
+        f"errors (accuracy on unseen pairs: {measured}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
     )
@@ -244,8 +285,8 @@ def _cannot_tell(reason: str) -> Finding:
         value=None,
         ci95=None,
         how=(
-            f"Checked only if two different models answer at least {100 * _LEAST_ACCURACY:.0f} % of held-out pairs "
-            f"right and come {100 * LEAST_SKILL:.0f} % of the way from the most frequent answer to perfect."
+            f"Checked only if two different models come {100 * LEAST_SKILL:.0f} % of the way from always giving the "
+            "most frequent answer to being right on all held-out pairs."
         ),
         advice="Look at a hundred labels by hand instead.",
     )

@@ -1,9 +1,9 @@
 """Turn out-of-fold probabilities of classes into the probability that a given label is right. Pure numpy.
 
-The rule of `frevl.diagnosis.data_quality.label_rule` counts contradictions, so a model that is often wrong calls many
-right labels wrong. Here the given labels are compared with wrong ones, as captions are: every line is given labels that
-are wrong for it, and the mixture of `frevl.diagnosis.curation.match_probability` tells how many of the given ones are
-like these. A label that is merely hard for the models is less unlikely than a wrong one.
+A model that is often wrong contradicts many right labels, so contradictions prove little. Instead, the given labels are
+compared with wrong ones, as captions are: every line is given labels that are wrong for it, and the mixture of
+`frevl.diagnosis.data_quality.mixture` tells how many of the given ones are like these. A label that is merely hard for
+the models is less unlikely than a wrong one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.match_probability import Mixture, fit_mixture
-from frevl.diagnosis.data_quality.label_rule import odds_against
+from frevl.diagnosis.data_quality.mixture import Mixture, fit_mixture
 
-__all__ = ["draw_wrong_labels", "judge_labels"]
+__all__ = ["draw_wrong_labels", "judge_labels", "odds_against"]
 
 _DRAWN = 2  # wrong labels per line
 _ROWS_AT_ONCE = 4_096
@@ -22,7 +21,12 @@ _MOST_CLASSES = 3_000  # with more, the table of all pairs of classes is too lar
 
 
 def judge_labels(
-    labels: NDArray[np.int64], probabilities: NDArray[np.floating], groups: NDArray[np.int64], *, seed: int
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.floating],
+    groups: NDArray[np.int64],
+    *,
+    seed: int,
+    judged: NDArray[np.int64] | None = None,
 ) -> Mixture:
     """Return the probability of every label to be right, and the share of wrong ones with its interval.
 
@@ -31,10 +35,17 @@ def judge_labels(
         probabilities: ``(n, classes)`` out of fold.
         groups: ``(n,)`` int64 group of every line; lines of one group are not independent.
         seed: Random seed for the wrong labels.
+        judged: ``(m,)`` rows to judge, by default all; the attributes of the result are those of these rows. Only the
+            labels that these rows have are drawn as wrong ones for any row. So pairs that are known to be wrong, of
+            which the labels are not judged, still show how a wrong match scores.
     """
     rows, drawn = draw_wrong_labels(labels, probabilities, seed=seed)
-    given = _scores(probabilities, np.arange(len(labels)), labels)
-    return fit_mixture(given, _scores(probabilities, rows, drawn), groups, groups[rows])
+    own = np.arange(len(labels)) if judged is None else judged
+    if judged is not None:
+        kept = np.isin(drawn, labels[own])
+        rows, drawn = rows[kept], drawn[kept]
+    given = _scores(probabilities, own, labels[own])
+    return fit_mixture(given, _scores(probabilities, rows, drawn), groups[own], groups[rows])
 
 
 def _scores(
@@ -45,6 +56,16 @@ def _scores(
     return np.concatenate(
         [-odds_against(probabilities[rows[part]].astype(np.float64), labels[part]) for part in blocks]
     )
+
+
+def odds_against(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the log odds of the likeliest other class against the label, ``(n,)``."""
+    at = np.arange(len(labels))
+    others = np.maximum(probabilities, 1e-12)
+    own = others[at, labels].copy()
+    others[at, labels] = 0
+    odds: NDArray[np.float64] = np.log(others.max(axis=1)) - np.log(own)
+    return odds
 
 
 def draw_wrong_labels(

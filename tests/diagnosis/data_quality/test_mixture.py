@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frevl.diagnosis.curation.match_probability import _isotonic, fit_mixture
+from frevl.diagnosis.data_quality.mixture import _isotonic, fit_mixture
 
 
 def drawn_lines(n, share, distance=3.0, seed=0):

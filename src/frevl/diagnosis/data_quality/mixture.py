@@ -23,7 +23,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mixture", "fit_mixture"]
+__all__ = ["Mixture", "fit_mixture", "share_interval"]
 
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
 _FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
@@ -55,8 +55,14 @@ class Mixture:
     @property
     def ci95(self) -> tuple[float, float]:
         """Return the interval of the wrong share."""
-        reach = _REACH * self.standard_error
-        return max(0.0, self.wrong_share - reach), min(1.0, max(self.most, self.wrong_share + reach))
+        low, high = share_interval(self.wrong_share, self.standard_error)
+        return low, min(1.0, max(self.most, high))
+
+
+def share_interval(share: float, standard_error: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of wrong lines, within [0, 1]."""
+    reach = _REACH * standard_error
+    return max(0.0, share - reach), min(1.0, share + reach)
 
 
 def fit_mixture(
