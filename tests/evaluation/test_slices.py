@@ -60,6 +60,18 @@ def test_empty_cells_and_what_is_no_number_are_no_group_and_one_number_is_one():
     assert listed(composed) == {"caf\u00e9": [0, 1], "new york": [2, 3]}
 
 
+def test_numbers_in_a_table_of_text_are_numbers():
+    texts = [{"age": str(n)} for n in range(40)]
+    ranges = listed(group_rows([{"age": n} for n in range(40)], "age"))
+    assert listed(group_rows(texts, "age", text_numbers=True)) == ranges
+    assert len(group_rows(texts, "age")) == 40
+    codes = [{"code": f"{n:03d}"} for n in range(12)]  # names that happen to consist of digits
+    assert len(group_rows(codes, "code", text_numbers=True)) == 12
+    values = ["1.0", 1, "-2.0", -2.0, "2.10", "2.1", "10.0"]
+    groups = group_rows([{"side": value} for value in values], "side")
+    assert listed(groups) == {"-2": [2, 3], "1": [0, 1], "10": [6], "2.1": [5], "2.10": [4]}
+
+
 def test_no_pair_is_lost_where_numbers_share_their_first_six_digits():
     for numbers in ([1_700_000_000 + n for n in range(40)], [1 + n * 1e-9 for n in range(40)]):
         groups = group_rows([{"taken": number} for number in numbers], "taken")

@@ -12,11 +12,22 @@ from urllib.parse import unquote
 
 from frevl.errors import UsageError
 
-__all__ = ["as_list", "has_value", "same_names", "spelling_note", "text_content", "value_name", "why_unknown"]
+__all__ = [
+    "as_list",
+    "has_value",
+    "number_of",
+    "same_names",
+    "spelling_note",
+    "text_content",
+    "value_name",
+    "why_unknown",
+]
 
 A = TypeVar("A")
 
 _NUMBERS = re.compile(r"\d+")
+_PLAIN = re.compile(r"-?(?:0|[1-9]\d{0,14})(?:\.\d+)?", re.ASCII)  # not "007", which is a name
+_WHOLE = re.compile(r"(.*)\.0+")
 _IDS = "ids are paths below the folder of images"
 _MOST_COMPARED = 20_000  # names compared character by character
 
@@ -48,10 +59,20 @@ def has_value(value: object) -> TypeGuard[str | float]:
     return isinstance(value, str | int | float) and value == value and bool(str(value).strip())
 
 
+def number_of(value: object) -> float | None:
+    """Return a value of a key as a number, as tables of text hold numbers too; None for words, booleans and "007"."""
+    if isinstance(value, str):
+        return float(value) if _PLAIN.fullmatch(value.strip()) else None
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+
+
 def value_name(value: str | float) -> str:
-    """Return the name of a group: 1, 1.0 and "1" are the same, whitespace and the encoding of accents are ignored."""
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if whole else text_content(str(value))
+    """Return the name of a group: 1, 1.0, "1" and "1.0" are the same; whitespace and composed accents do not count."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    name = text_content(str(value))
+    whole = _WHOLE.fullmatch(name) if _PLAIN.fullmatch(name) else None
+    return str(int(whole[1])) if whole else name
 
 
 def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:

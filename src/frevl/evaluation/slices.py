@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.names import has_value, value_name
+from frevl.data.names import has_value, number_of, value_name
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, different
 from frevl.evaluation.intervals import bootstrap_interval
 
@@ -49,18 +49,25 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, Rows]]:
     return found
 
 
-def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, Rows]:
+def group_rows(extras: Sequence[dict[str, Any]], key: str, *, text_numbers: bool = False) -> dict[str, Rows]:
     """Return the rows of every value of a key, in value order: the groups used in tables and fairness.
 
     Args:
         extras: Extra keys of every pair.
         key: Its names, booleans and numbers form groups; more than 10 distinct numbers are cut into up to four ranges
-            with about equal numbers of pairs. Pairs without it, or with an empty or missing value, belong to no group.
+            with about equal numbers of pairs. Pairs without it, or with an empty or
+            missing value, belong to no group.
+        text_numbers: Whether numbers that are written as text, as in a CSV file, are numbers too. Otherwise they are
+            names, as most keys of digits are.
     """
     codes, values = _values_of(extras, key)
     there = np.array([has_value(value) for value in values], bool)
     known = [value for value in values if has_value(value)]
-    numbers = [value for value in known if not isinstance(value, str | bool)]
+    numbers = [
+        number
+        for number in map(number_of, known if text_numbers else [one for one in known if not isinstance(one, str)])
+        if number is not None
+    ]
     if len(numbers) == len(known) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
         of_value = np.zeros(len(values))
         of_value[there] = numbers

@@ -210,7 +210,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     with pytest.raises(InputError, match="the queries cannot be read"):
         evaluate_queries(dual, two, tmp_path / "bytes.txt", groups="side")
     mixed = read_pairs(with_key(made.captions, tmp_path / "mixed.jsonl", lambda row: row["text"].split()[0]))
-    with pytest.raises(UsageError, match="no image of the group 'a' has that value in all its pairs"):
+    with pytest.raises(UsageError, match="same value in all their pairs, found fewer in 'a' 0"):
         evaluate_queries(dual, mixed, ["red"], groups="side")
     common = ("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "two.jsonl")
     said = frevl(*common, "-k", 5)
@@ -224,13 +224,28 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     assert "--sets applies to pairs" in said.err
 
 
+def test_a_group_of_which_few_images_have_one_value_is_left_out_of_searches(made, runs, tmp_path):
+    """Images 0 to 59 are 'b' in one of their captions; only of 0 to 2 all captions say so."""
+    dual, seen = Scorer.open(runs / "dual", store=made.store), set()
+
+    def side(row):
+        first = row["image"] not in seen
+        seen.add(row["image"])
+        return "b" if number(row) < 3 or (first and number(row) < 60) else "ac"[number(row) % 2]
+
+    pairs = read_pairs(with_key(made.captions, tmp_path / "mixed.jsonl", side))
+    found = evaluate_queries(dual, pairs, ["red"], groups="side", k=5)
+    assert set(found["groups"]) == {"a", "c"}
+    assert any("'side' of which fewer than 20 images" in note and "'b' (3)" in note for note in found["notes"])
+
+
 def test_a_key_that_names_items_is_refused(made, runs):
     pairs = read_pairs(made.train_file)
     images = [f"{number}" for number in range(201 * 20)]
     many = replace(
         pairs.select([0] * len(images)),
         images=images,
-        extras=[{"side": str(number % 201)} for number in range(201 * 20)],
+        extras=[{"side": f"n{number % 201}"} for number in range(201 * 20)],
     )
     with pytest.raises(UsageError, match="--groups side: expected at most 200 groups, found 201"):
         groups_of(many, "side", {})

@@ -94,7 +94,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     Raises:
         UsageError: No pair has the key, or fewer than two groups have enough images.
     """
-    rows = group_rows(pairs.extras, key)
+    rows = group_rows(pairs.extras, key, text_numbers=True)
     if not rows:
         known = sorted({name for extra in pairs.extras for name in extra if name != key})
         hint = nearest(key, known) if known else "The pairs have no further keys."
@@ -113,7 +113,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
         shown = ", ".join(f"'{name:.40}' {n:,}" for name, n in list(pictures.items())[:_MOST_SHOWN])
         raise UsageError(
             f"--groups {key}: expected at least two groups of at least {FEWEST_PICTURES} images, found "
-            f"{len(kept)} among {len(rows):,} ({shown}); give more pairs"
+            f"{len(kept)} among {len(rows):,} ({shown}); give more pairs, or a key with fewer values"
         )
     if len(kept) > _MOST_GROUPS:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from frevl.data.names import has_value, value_name
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError, counted, rejects_sentence
-from frevl.evaluation.fairness.groups import groups_of
+from frevl.evaluation.fairness.groups import FEWEST_PICTURES, groups_of
 from frevl.evaluation.intervals import drawn_counts
 from frevl.files import read_text
 from frevl.provenance import provenance
@@ -83,12 +84,16 @@ def evaluate_queries(
     compared = groups_of(usable, groups, content_of_units(scorer.store, usable))
     images, of_image, mixed = _pool(usable, compared.of(len(usable)), groups, scorer)
     names = list(compared.rows)
-    empty = [name for at, name in enumerate(names) if not (of_image == at).any()]
-    if empty:
+    pictures = {name: int((of_image == at).sum()) for at, name in enumerate(names)}
+    few = {name: count for name, count in pictures.items() if count < FEWEST_PICTURES}
+    if len(names) - len(few) < 2:
+        shown = ", ".join(f"'{name:.40}' {count:,}" for name, count in few.items())
         raise UsageError(
-            f"--groups {groups}: no image of the group '{empty[0]:.60}' has that value in all its pairs; give a "
-            "key that describes images"
+            f"--groups {groups}: expected at least two groups of at least {FEWEST_PICTURES} images that have the same "
+            f"value in all their pairs, found fewer in {shown}; give a key that describes images"
         )
+    of_image = np.array([-1, *_places(names, few)], np.int64)[of_image + 1]
+    names = [name for name in names if name not in few]
     if k >= len(images):
         raise UsageError(
             f"-k {k}: the pool has {len(images):,} images, so the first {k:,} are all of them; use a smaller k"
@@ -104,6 +109,12 @@ def evaluate_queries(
     notes = [*read.notes, *compared.notes()]
     sentence = rejects_sentence([*read.rejected, *left_out])
     notes += [sentence] if sentence else []
+    if few:
+        shown = ", ".join(f"'{name:.40}' ({count:,})" for name, count in few.items())
+        notes.append(
+            f"Groups of '{groups}' of which fewer than {FEWEST_PICTURES} images have the same value in all their pairs "
+            f"are left out of the comparison: {shown}."
+        )
     if mixed:
         notes.append(f"Not in the pool: {counted(mixed, 'image')} with different values of '{groups}' in its pairs.")
     absent = int((top == 0).any(axis=1).sum())
@@ -217,6 +228,12 @@ def _bounds(values: list[float]) -> list[float] | None:
     if len(values) < 2:
         return None
     return [float(one) for one in np.quantile(values, [0.025, 0.975])]
+
+
+def _places(names: list[str], without: Collection[str]) -> list[int]:
+    """Return the place of every name among those that are kept, -1 for the others."""
+    places = {name: place for place, name in enumerate(name for name in names if name not in without)}
+    return [places.get(name, -1) for name in names]
 
 
 def _numbers(names: list[str]) -> NDArray[np.int64]:
