@@ -321,7 +321,8 @@ def test_weak_models_say_first_that_it_may_be_the_models(world, tmp_path):
     assert finding.table
     assert finding.claim.startswith(
         f"{len(finding.table)} of 400 labels are called wrong ({len(finding.table) / 4:.1f} %), and some of them may "
-        "be model errors (accuracy on unseen pairs: the text kernel model 73.5 % and the linear probe 73.5 %)."
+        "be model errors, while others are missed (accuracy on unseen pairs: the text kernel model 73.5 % and the "
+        "linear probe 73.5 %)."
     )
 
 

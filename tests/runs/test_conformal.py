@@ -32,20 +32,20 @@ def test_coverage_over_fresh_splits(each, level):
     for seed in range(40):
         probabilities, right, names = world(400, each, seed)
         held = names < 200
-        conformal = ConformalScores.fit(probabilities[held], right[held], names[held], seed=seed)
+        conformal = ConformalScores.fit(probabilities[held], right[held], names[held])
         found.append((conformal.sets(probabilities[~held], level) & right[~held]).any(axis=1).mean())
     assert abs(np.mean(found) - level) < 0.015
     assert np.mean(np.abs(np.array(found) - level) < 0.08) > 0.9
 
 
 def test_rows_instead_of_images_would_promise_too_much():
-    """What one draw per cluster is for: of nine images with five pairs each nobody can promise 95 %."""
+    """What weights by image are for: of nine images with five pairs each nobody can promise 95 %."""
     covered = []
     for seed in range(60):
         probabilities, right, names = world(109, 5, seed)
         held = names < 9
         by_image, by_row = (
-            ConformalScores.fit(probabilities[held], right[held], clusters, seed=seed)
+            ConformalScores.fit(probabilities[held], right[held], clusters)
             for clusters in (names[held], np.arange(held.sum()))
         )
         assert by_image.sets(probabilities, 0.95).all()
@@ -53,6 +53,29 @@ def test_rows_instead_of_images_would_promise_too_much():
         assert not by_row.note(0.95)
         covered.append((by_row.sets(probabilities[~held], 0.95) & right[~held]).any(axis=1).mean())
     assert np.mean(covered) < 0.93, "45 rows claim 95 % and do not have it"
+
+
+def test_every_image_counts_once_and_pairs_that_differ_steady_the_coverage():
+    """Images with one to nine pairs, whose answers do not depend on each other: by hand, and against one draw each."""
+    two = ConformalScores.fit(
+        np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2]]), np.array([[True, False]] * 3), np.array(["a", "a", "b"])
+    )
+    assert two.scores == pytest.approx([0.2, 0.2, 0.4])  # half an image has 0.1, a whole one 0.2, half of one 0.4
+    assert (two.count, two.threshold(0.3), two.threshold(0.34)) == (2, pytest.approx(0.2), pytest.approx(0.2))
+    assert two.threshold(2 / 3) == pytest.approx(0.4)
+    assert two.threshold(0.67) == np.inf
+    spread = {"all": [], "drawn": []}
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        names = np.repeat(np.arange(160), random.integers(1, 10, 160))
+        probabilities, right, _ = world(len(names), 1, seed)
+        held = names < 80
+        _, first = np.unique(names[held], return_index=True)
+        for name, rows in (("all", np.arange(held.sum())), ("drawn", first)):
+            conformal = ConformalScores.fit(probabilities[held][rows], right[held][rows], names[held][rows])
+            spread[name].append((conformal.sets(probabilities[~held], 0.8) & right[~held]).any(axis=1).mean())
+    assert abs(np.mean(spread["all"]) - 0.8) < 0.02
+    assert np.std(spread["all"]) < 0.7 * np.std(spread["drawn"])
 
 
 def test_the_smaller_kind_is_kept():

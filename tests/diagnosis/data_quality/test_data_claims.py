@@ -15,7 +15,7 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
         (
             185,
             (0.68, 0.66),
-            "185 of 1,000 labels are called wrong (18.5 %), and some of them may be model errors (accuracy on unseen ",
+            "185 of 1,000 labels are called wrong (18.5 %), and some of them may be model errors, while others are ",
         ),
         (330, (0.68, 0.66), "330 of 1,000 labels are called wrong"),  # all that they get wrong
         (40, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained on"),

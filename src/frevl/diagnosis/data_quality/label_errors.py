@@ -260,7 +260,8 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
         )
     return (
         f"{named:,} of {of:,} labels are called wrong ({100 * share:.1f} %{mostly}), and some of them may be model "
-        f"errors (accuracy on unseen pairs: {measured}).",
+        f"errors{', while others are missed' if min(accuracies.values()) < TRUSTED else ''} (accuracy on unseen pairs: "
+        f"{measured}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
     )
