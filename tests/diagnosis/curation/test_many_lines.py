@@ -1,6 +1,7 @@
 """Findings on many lines are arrays: the same results as from lists, and few bytes per line."""
 
 import json
+import os
 import tracemalloc
 
 import numpy as np
@@ -191,6 +192,28 @@ def test_many_texts_are_centred_in_blocks(monkeypatch):
         monkeypatch.setattr(large_arrays, "_MOST_IN_MEMORY", most)
         assert torch.allclose(centred(texts), whole, atol=1e-6)
     assert not torch.allclose(whole, torch.nn.functional.normalize(texts.float(), dim=1), atol=0.1)
+
+
+def test_probabilities_of_many_lines_and_classes_are_in_a_file_for_which_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(large_arrays, "_MOST_IN_MEMORY", 7 * 3 * 4)
+    assert not isinstance(large_arrays.blank((7, 3), np.float32).base, np.ndarray)
+    mapped = large_arrays.blank((8, 3), np.float32)
+    assert not mapped.any()
+    mapped[3, 2] = 0.5
+    assert (mapped.shape, mapped.dtype, mapped.sum()) == ((8, 3), np.float32, 0.5)
+    asked = []
+
+    def full(file, offset, length):
+        asked.append((offset, length))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        frevl.FrevlError, match=r"the probabilities of 8 items .* \(No space left on device\); free some"
+    ):
+        large_arrays.blank((8, 3), np.float32)
+    assert asked == [(0, 8 * 3 * 4)], "room is asked for at once: a page without it would end the process later"
 
 
 def exchanged_slowly(image, group, source, seed):

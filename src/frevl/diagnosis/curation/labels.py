@@ -30,6 +30,7 @@ from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of, deal_folds
 from frevl.errors import PairsError, counted
+from frevl.store.grouping.large_arrays import gathered
 
 __all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
 
@@ -37,6 +38,7 @@ GIVEN_AWAY = 0.9
 """Probability of the label given the text alone from which a line is flagged as blind ..."""
 
 _ODDS = 3.0  # ... if its odds are this many times those of the label in the file: a frequent label is no leak
+_ROWS_AT_ONCE = 16_384
 _NAMED = 5  # labels listed in a sentence
 
 # A network needs enough steps: with a diagnosis's 20 epochs in batches of 128, 92 % of the unseen clean lines of
@@ -67,7 +69,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
     unchecked = _unchecked(lines, given)
     judged, notes = _known_to_models(labels, classes, answers)
-    rows, labels, predicted = rows[judged], labels[judged], [one.probabilities[judged] for one in answers]
+    rows, labels, predicted = rows[judged], labels[judged], [_some(one.probabilities, judged) for one in answers]
     if len(set(labels.tolist())) < 2:
         return _silent(lines, "label", given, f"wrong labels cannot be found: {notes[0]}", cut)
     accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in predicted]
@@ -134,7 +136,7 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     cut = cut_short(len(answers.cut), _folds(lines))
     unchecked = _unchecked(lines, given)
     judged, notes = _known_to_models(labels, classes, [answers])
-    rows, labels, predicted = rows[judged], labels[judged], predicted[judged]
+    rows, labels, predicted = rows[judged], labels[judged], _some(predicted, judged)
     if not len(rows):
         return _silent(lines, "blind", None, f"what the text alone answers is unknown: {notes[0]}", cut)
     belief = np.full(len(lines), np.nan)
@@ -159,20 +161,30 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
 
 def _by_text(
     lines: Lines, labels: NDArray[np.int64], classes: Sequence[str], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], str, Answers]:
+) -> tuple[NDArray[np.floating], str, Answers]:
     """Return predictions from the text alone, by words or by embedding, whichever does better on held-out lines.
 
     The answers by embedding are returned too, as they show which classes were trained on.
     """
     texts = chosen(lines.pairs.texts, rows)
     fold_of = deal_folds(chosen(lines.pairs.clusters, rows), _folds(lines), lines.session.seed)
-    words = np.maximum(by_words(texts, labels, fold_of, len(classes)), 1e-9)
+    words = by_words(texts, labels, fold_of, len(classes))
+    np.maximum(words, 1e-9, out=words)
     embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
-    at = np.flatnonzero(embedded.knows[np.arange(len(rows)), labels])
+    at = np.flatnonzero(embedded.knows(labels))
     own = labels[at]
     if not len(at) or np.log(words[at, own]).mean() >= np.log(embedded.probabilities[at, own]).mean():
         return words, "its words", embedded
     return embedded.probabilities, "its embedding", embedded
+
+
+def _some(probabilities: NDArray[np.floating], kept: NDArray[np.bool_]) -> NDArray[np.floating]:
+    """Return the rows to keep: the array itself if these are all, otherwise a copy, in a file if it is large."""
+    if kept.all():
+        return probabilities
+    rows = np.flatnonzero(kept)
+    blocks = (probabilities[rows[start : start + _ROWS_AT_ONCE]] for start in range(0, len(rows), _ROWS_AT_ONCE))
+    return gathered(blocks, (len(rows), probabilities.shape[1]), np.float32)
 
 
 def _known_to_models(
@@ -182,8 +194,7 @@ def _known_to_models(
 
     A model that has never seen a class would flag all lines of that class.
     """
-    at = np.arange(len(labels))
-    judged = np.all([one.knows[at, labels] for one in answers], axis=0)
+    judged: NDArray[np.bool_] = np.all([one.knows(labels) for one in answers], axis=0)
     if judged.all():
         return judged, ()
     names = [classes[number] for number in np.unique(labels[~judged]).tolist()]

@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from frevl.data.packed.columns import chosen
 from frevl.errors import MissingExtraError
+from frevl.store.grouping.large_arrays import blank
 
 __all__ = ["by_words"]
 
 _MOST_WORDS = 50_000
+_MOST_WEIGHTS = 4_000_000  # words times classes; the optimiser holds some twenty times as many numbers
+_TEXTS_AT_ONCE = 16_384
 _PENALTY = 10.0  # inverse regularisation, as in scikit-learn
 _ITERATIONS = 300
 _PIECES = r"\w+|[^\w\s]"
@@ -27,7 +30,7 @@ _PIECES = r"\w+|[^\w\s]"
 
 def by_words(
     texts: Sequence[str], labels: NDArray[np.int64], fold_of: NDArray[np.int64], classes: int
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating]:
     """Return out-of-fold probabilities for every line, ``(n, classes)``.
 
     Args:
@@ -44,7 +47,8 @@ def by_words(
         linear = importlib.import_module("sklearn.linear_model")
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "diagnose") from error
-    predicted = np.zeros((len(texts), classes), np.float32)
+    predicted = blank((len(texts), classes), np.float32)
+    words = min(_MOST_WORDS, max(1, _MOST_WEIGHTS // classes))
     for fold in np.unique(fold_of).tolist():
         inside, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         present = np.unique(labels[inside])
@@ -52,7 +56,7 @@ def by_words(
             predicted[held[:, None], present] = 1.0
             continue
         counts: Any = counting.CountVectorizer(
-            ngram_range=(1, 2), token_pattern=_PIECES, binary=True, dtype=np.float64, max_features=_MOST_WORDS
+            ngram_range=(1, 2), token_pattern=_PIECES, binary=True, dtype=np.float64, max_features=words
         )
         try:
             seen = counts.fit_transform(chosen(texts, inside))
@@ -63,5 +67,7 @@ def by_words(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the solution need not be more exact
             model.fit(seen, labels[inside])
-        predicted[held[:, None], model.classes_] = model.predict_proba(counts.transform(chosen(texts, held)))
+        for start in range(0, len(held), _TEXTS_AT_ONCE):
+            some = held[start : start + _TEXTS_AT_ONCE]
+            predicted[some[:, None], model.classes_] = model.predict_proba(counts.transform(chosen(texts, some)))
     return predicted

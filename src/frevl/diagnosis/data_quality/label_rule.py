@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from frevl.diagnosis.data_quality.label_probability import judge_labels
 from frevl.diagnosis.data_quality.mixture import share_interval
+from frevl.store.grouping.large_arrays import blank
 
 __all__ = [
     "LEAST_SKILL",
@@ -37,6 +38,7 @@ LEAST_SKILL = 0.4
 """Required share of the way from always answering the most frequent label to perfect; less proves nothing."""
 
 _MOST_CELLS = 40_000_000  # probabilities in memory; more are processed in blocks
+_ROWS_AT_ONCE = 4_096
 _WEIGHTS = np.linspace(0, 1, 21)  # tried for the second of two models
 
 
@@ -130,7 +132,12 @@ def find_wrong_labels(
     """
     at = np.arange(len(labels))
     own = at if judged is None else judged
-    average = np.tensordot(model_weights(labels, probabilities), np.stack(probabilities), axes=1)
+    average = blank(probabilities[0].shape, np.float32)
+    weights = model_weights(labels, probabilities)
+    for start in range(0, len(average), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        for weight, one in zip(weights, probabilities, strict=True):
+            average[block] += weight * one[block]
     mixture = judge_labels(labels, average, groups, seed=seed, judged=judged)
     likelier = average.argmax(axis=1)
     wrong = np.flatnonzero((mixture.right < UNLIKELY) & (likelier[own] != labels[own]))

@@ -20,6 +20,7 @@ from frevl.diagnosis.model_comparison import most_passes, quick_products
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.splits import answers_of, constant, deal_folds, few_enough
 from frevl.runs.scorer import Scorer
+from frevl.store.grouping.large_arrays import blank
 from frevl.store.usable_pairs import names_of
 from frevl.training.examples import set_aside
 from frevl.training.run_folder import Checkpoint
@@ -42,14 +43,22 @@ class Answers:
     """The models' predictions for lines that they were not trained on.
 
     Attributes:
-        probabilities: ``(n, classes)`` calibrated, rows sum to 1; uniform if a model knows none of the classes.
-        knows: ``(n, classes)`` bool, whether the model answering the line was trained on the class.
+        probabilities: ``(n, classes)`` float32, calibrated, rows sum to 1; uniform if a model knows none of the
+            classes. Those of many lines and classes are in an unnamed file.
+        fold_of: ``(n,)`` int64, the fold of every line, and so the model that answers it.
+        learned: ``(folds, classes)`` bool, whether the model of a fold was trained on the class.
         cut: Indices of folds whose model was cut short by the time limit.
     """
 
-    probabilities: NDArray[np.float32]
-    knows: NDArray[np.bool_]
+    probabilities: NDArray[np.floating]
+    fold_of: NDArray[np.int64]
+    learned: NDArray[np.bool_]
     cut: frozenset[int]
+
+    def knows(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the model that answers each line was trained on its label, ``(n,)`` bool."""
+        known: NDArray[np.bool_] = self.learned[self.fold_of, labels]
+        return known
 
 
 def out_of_fold(
@@ -72,18 +81,20 @@ def out_of_fold(
     """
     folds = lines.folds or FOLDS
     work = _AnsweredFolds(lines, spec, classes, rows)
-    probabilities = np.zeros((len(rows), len(classes)), np.float32)
-    knows, cut = np.zeros(probabilities.shape, bool), set()
+    probabilities = blank((len(rows), len(classes)), np.float32)
+    learned, cut = np.zeros((folds, len(classes)), bool), set()
     limit = lines.session.time_limit
     for fold in each_fold(
         lines, spec.name, folds, work, partial(_AnsweredFolds, spec=spec, classes=classes, rows=rows),
         limit=None if limit is None else share * limit, least=_LEAST_SECONDS,
     ):  # fmt: skip
         held = np.flatnonzero(work.fold_of == fold.number)
-        probabilities[held], knows[held] = fold.tensors["said"].numpy(), fold.tensors["knows"].numpy()
+        answered = fold.tensors["said"].numpy()
+        np.maximum(answered, 1e-9, out=answered)
+        answered /= answered.sum(axis=1, keepdims=True)
+        probabilities[held], learned[fold.number] = answered, fold.tensors["knows"].numpy()
         cut |= {fold.number} if fold.cut else set()
-    probabilities = np.maximum(probabilities, 1e-9)
-    return Answers(probabilities / probabilities.sum(axis=1, keepdims=True), knows, frozenset(cut))
+    return Answers(probabilities, work.fold_of, learned, frozenset(cut))
 
 
 class _AnsweredFolds:
@@ -105,8 +116,8 @@ class _AnsweredFolds:
         trained_on = few_enough(self._known.select(others), seed=seed)
         held_out = self._known.select(held)
         predicted, cut = _answers(self._lines, self._spec, trained_on, held_out, self._classes, time_limit)
-        knows = np.repeat(_learned_classes(trained_on, self._classes, seed)[None], len(held), axis=0)
-        return {"said": torch.from_numpy(predicted), "knows": torch.from_numpy(knows)}, cut
+        knows = torch.from_numpy(_learned_classes(trained_on, self._classes, seed))
+        return {"said": torch.from_numpy(predicted), "knows": knows}, cut
 
 
 def _learned_classes(pairs: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
@@ -126,7 +137,7 @@ def _learned_classes(pairs: Pairs, classes: Sequence[str], seed: int) -> NDArray
 
 def _answers(
     lines: Lines, spec: ModelSpec, training: Pairs, held_out: Pairs, classes: Sequence[str], time_limit: float | None
-) -> tuple[NDArray[np.float32], bool]:
+) -> tuple[NDArray[np.floating], bool]:
     """Train one model and let it answer; also return whether the time limit cut its training short."""
     passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(training))}
     with TemporaryDirectory() as scratch, quick_products(wanted=len(training) > SMALL and spec.model != "linear"):
@@ -148,17 +159,15 @@ def _answers(
         )
         scorer = Scorer(run, lines.store, device=lines.session.device)
         shown = _seen(spec, held_out)
-        blocks = (slice(start, start + _PAIRS_AT_ONCE) for start in range(0, len(shown), _PAIRS_AT_ONCE))
-        parts = [
-            scorer.probabilities(scorer.score(list(zip(shown.images[block], shown.texts[block], strict=True))))
-            for block in blocks
-        ]
-    columns = {label: number for number, label in enumerate(run.labels)}
-    present = [number for number, name in enumerate(classes) if name in columns]
-    chosen = np.zeros((len(held_out), len(classes)), np.float32)
-    if parts:
-        chosen[:, present] = np.concatenate(parts)[:, [columns[classes[number]] for number in present]]
-    return chosen, (run.results.get("fit") or {}).get("stopped") == "time"
+        columns = {label: number for number, label in enumerate(run.labels)}
+        present = [number for number, name in enumerate(classes) if name in columns]
+        own = [columns[classes[number]] for number in present]
+        found = blank((len(shown), len(classes)), np.float32)
+        for start in range(0, len(shown), _PAIRS_AT_ONCE):
+            block = slice(start, start + _PAIRS_AT_ONCE)
+            scores = scorer.score(list(zip(shown.images[block], shown.texts[block], strict=True)))
+            found[block, present] = scorer.probabilities(scores)[:, own]
+    return found, (run.results.get("fit") or {}).get("stopped") == "time"
 
 
 def _seen(spec: ModelSpec, pairs: Pairs) -> Pairs:
