@@ -282,4 +282,6 @@ def _side_by_side(projections: nn.ModuleList, pooled: Tensor) -> Tensor:
 
 
 def _normalised(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:  # without a copy
+        return F.normalize(parts[0].float(), dim=1)
     return torch.cat([F.normalize(part.float(), dim=1) for part in parts], dim=1) / math.sqrt(len(parts))

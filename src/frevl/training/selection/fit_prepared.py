@@ -125,6 +125,8 @@ def fit_prepared(
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if not (data.dev_is_seen or selection is not None or model == "majority" or clusters is None):
         warnings += at_chance(scores, truth, clusters, data.labels)
+    if task == "matching" and clusters is not None and not data.dev_is_seen and model != "majority":
+        warnings += _judged_at_chance(scores, truth, clusters, data.train.truth)
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
@@ -166,6 +168,20 @@ def at_chance(
         return []
     hits = truth.hits(logits.argmax(dim=1)), truth.hits(torch.full((len(logits),), majority))
     chance = against_majority(hits[0].numpy(), hits[1].numpy(), clusters.numpy(), labels[majority])
+    return [chance.sentence] if chance.is_chance else []
+
+
+def _judged_at_chance(
+    scores: Tensor, truth: Answers | Tensor, clusters: Tensor, learned: Answers | Tensor
+) -> list[str]:
+    """Return the warning of `at_chance` for pairs that were judged right or wrong, instead of drawn texts."""
+    if not (isinstance(truth, Tensor) and isinstance(learned, Tensor)) or not bool((learned < 0.5).any()):
+        return []
+    right, most = truth > 0.5, bool(learned.mean() > 0.5)
+    if bool((right == right[:1]).all()):
+        return []
+    hits, always = ((scores.reshape(len(right)) > 0) == right).numpy(), (right == most).numpy()
+    chance = against_majority(hits, always, clusters.numpy(), "a match" if most else "no match")
     return [chance.sentence] if chance.is_chance else []
 
 
