@@ -106,7 +106,7 @@ def test_a_time_limit_too_short_for_any_comparison_still_gives_a_model(rows, cho
     assert fitted.score(x, y) > (y == "no").mean() + 0.1
     assert fitted.results_["warnings"][0] == (
         "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
-        f"{chosen} was fitted once; others may be better. Raise --time-limit."
+        f"{chosen} was fitted once; others may be better. Raise time_limit."
     )
     # It was judged next to the majority on pairs that it has not learned from, all the same.
     assert selection["majority"]["answer"] in ("yes", "no", "0", "1")
