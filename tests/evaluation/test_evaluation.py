@@ -10,6 +10,7 @@ from frevl.errors import Reject
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.metrics import macro_f1
 from frevl.runs.targets import prefixes_of
+from frevl.training.training import train
 
 
 def pairs_of(rows):
@@ -229,3 +230,13 @@ def test_no_answer_is_right_where_all_weights_are_zero():
     )
     assert result.metrics["accuracy"] == 50
     assert not any("not in training" in note for note in result.notes)
+
+
+def test_a_run_is_not_compared_with_itself(made, tmp_path, frevl):
+    train(made.store, made.train_file, run=tmp_path / "a", task="classification", model="majority")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    pairs = ("--store", made.store.path, "--pairs", made.test_file)
+    for other in ("a", "link"):
+        done = frevl("evaluate", *pairs, "--run", tmp_path / "a", "--versus", tmp_path / other)
+        assert done.code == 2
+        assert f"--versus {tmp_path / other}: expected another run to compare with, found that of --run" in done.err

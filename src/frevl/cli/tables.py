@@ -167,8 +167,8 @@ def run_sentence(run: Run) -> str:
     development = run.results["development"]
     done = (
         f"Trained {run.model} ({run.parameters:,} parameters) on {counted(run.results['train_pairs'], 'pair')} in "
-        f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
-        f"pairs. Saved in {run.path}"
+        f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on "
+        f"{counted(development['n'], 'development pair')}. Saved in {run.path}"
     )
     return _with_notes(done, run)
 

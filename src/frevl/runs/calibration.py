@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.errors import UsageError
+from frevl.errors import UsageError, counted
 from frevl.models.classification.linear_problem import minimise
 from frevl.runs.targets import Answers
 
@@ -126,8 +126,8 @@ def calibration_notes(pairs: int) -> list[str]:
     if pairs >= FEWEST_PAIRS:
         return []
     return [
-        f"Hardly calibrated: {pairs:,} development pairs can reveal only large errors of the probabilities; if "
-        f"these matter, give at least {FEWEST_PAIRS} with --dev."
+        f"Hardly calibrated: {counted(pairs, 'development pair')} can reveal only large errors of the probabilities; "
+        f"if these matter, give at least {FEWEST_PAIRS} with --dev."
     ]
 
 

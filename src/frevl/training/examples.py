@@ -13,7 +13,7 @@ from torch import Tensor
 
 from frevl.data.packed.columns import in_order, is_given, joined, one_column
 from frevl.data.pairs import Pairs, Side, split_by_image
-from frevl.errors import PairsError
+from frevl.errors import PairsError, counted
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers, encode_answers, label_vocabulary, match_truth
 from frevl.training.selection.spare_classes import MOST_SET_ASIDE, spare_clusters
@@ -298,7 +298,8 @@ def examples_of(
         unseen = int((~known.any(dim=1)).sum())
         if unseen:
             notes.append(
-                f"{unseen:,} development pairs have only classes that do not occur in training; they count as wrong."
+                f"{counted(unseen, 'development pair has', 'development pairs have')} only classes that do not occur "
+                "in training; they count as wrong."
             )
         notes += [] if dev_is_seen else _single_class(dev_pairs)
     return train, dev_examples, labels
@@ -344,10 +345,11 @@ def _single_class(dev: Pairs) -> list[str]:
     classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
     if len(classes) > 1:
         return []
+    several = f"All {len(dev):,} development pairs have the same target"
+    alike = several if len(dev) > 1 else "There is one development pair"
     return [
-        f"All {len(dev):,} development pairs have the same target ({classes.pop():.60}): the best epoch, the "
-        "calibration and the development metric are then meaningless; give development pairs of several classes "
-        "with --dev."
+        f"{alike} ({classes.pop():.60}): the best epoch, the calibration and the development metric are then "
+        "meaningless; give development pairs of several classes with --dev."
     ]
 
 

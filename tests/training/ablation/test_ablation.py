@@ -18,9 +18,9 @@ from frevl.evaluation.intervals import paired_difference
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction.extract import extract
-from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
+from frevl.training.ablation.report import ablation_markdown, ablation_table, draw_ablation, verdict
 from frevl.training.ablation.study import ablate
-from frevl.training.ablation.variants import VARIANTS, Variant, options_of
+from frevl.training.ablation.variants import NO_MORE_THAN_CHANCE, VARIANTS, Variant, notes_of, options_of
 from frevl.training.options import FusionOptions
 from frevl.training.training import train
 
@@ -244,6 +244,38 @@ def test_a_verdict_by_hand():
         "Measurable means that the interval excludes zero and the difference exceeds two standard errors over seeds."
     )
     assert "Only one seed: how much of a difference is due" in verdict(SimpleNamespace(rows=rows, seeds=[0]))
+
+
+def row_by_hand(name, *notes, chance):
+    result = SimpleNamespace(
+        notes=[*notes],
+        chance=SimpleNamespace(is_chance=chance),
+        seeds={"values": {name: [1]}, "deviation": {"accuracy": None}},
+        metrics={"accuracy": 50.0},
+        ci95={"accuracy": None},
+    )
+    runs = SimpleNamespace(path=name, parameters=1, train_seconds=[1.0])
+    return SimpleNamespace(variant=SimpleNamespace(name=name), result=result, runs=runs, difference=None)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_puts_the_comparison_in_doubt_comes_first(learned):
+    leak, other = "Leak: 1 of 2 different images were in training.", "4 images are nearly the same."
+    rows = [row_by_hand("full", other, leak, chance=not learned), row_by_hand("part", chance=True)]
+    notes = notes_of(rows)
+    chance = (
+        f"At chance, not measurably better than always giving the majority answer: {'' if learned else 'full, '}part."
+    )
+    assert notes == [*([] if learned else [NO_MORE_THAN_CHANCE]), leak, other, chance]
+    made = SimpleNamespace(
+        rows=rows, notes=notes, seeds=[3], model="tiny", task="classification", n=1, images=2, metric="accuracy"
+    )
+    for page in (ablation_table(made), ablation_markdown(made).removeprefix("# Ablation\n\n")):
+        parts = page.split("\n\n")
+        assert parts[: 2 - learned] == notes[: 2 - learned]
+        assert parts[2 - learned].startswith("tiny, classification: 1 test pair of 2 images, one seed (3); ")
+        assert page.count(leak) == 1
+        assert parts.index(other) > parts.index(leak) + 1  # below the table
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, monkeypatch):

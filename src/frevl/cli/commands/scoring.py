@@ -101,6 +101,10 @@ def evaluate(
         from frevl.diagnosis.report.page import check_page_libraries
 
         check_page_libraries()  # now, not after the evaluation
+    if versus is not None and versus.resolve() == run.resolve():
+        raise UsageError(
+            f"--versus {versus}: expected another run to compare with, found that of --run, from which it never differs"
+        )
     opened = Store.open(store)
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)

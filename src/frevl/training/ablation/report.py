@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frevl.errors import counted
 from frevl.terminal import table
+from frevl.training.ablation.variants import NO_MORE_THAN_CHANCE
 
 if TYPE_CHECKING:
     from frevl.training.ablation.variants import Ablation, AblationRow
@@ -26,7 +28,8 @@ _COLOURS = {
 def ablation_table(ablation: Ablation) -> str:
     """Return the plain-text table with its verdict and notes."""
     header, rows = _cells(ablation)
-    return "\n\n".join([_heading(ablation), table(header, rows), verdict(ablation), *ablation.notes])
+    doubts, notes = _doubts(ablation)
+    return "\n\n".join([*doubts, _heading(ablation), table(header, rows), verdict(ablation), *notes])
 
 
 def ablation_markdown(ablation: Ablation) -> str:
@@ -37,8 +40,15 @@ def ablation_markdown(ablation: Ablation) -> str:
         "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|",
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
     ]
-    parts = ["# Ablation", _heading(ablation), "\n".join(lines), verdict(ablation)]
-    return "\n\n".join([*parts, *ablation.notes, "![Intervals](ablation.svg)"]) + "\n"
+    doubts, notes = _doubts(ablation)
+    parts = ["# Ablation", *doubts, _heading(ablation), "\n".join(lines), verdict(ablation)]
+    return "\n\n".join([*parts, *notes, "![Intervals](ablation.svg)"]) + "\n"
+
+
+def _doubts(ablation: Ablation) -> tuple[list[str], list[str]]:
+    """Return the notes that put the whole comparison in doubt, which come first, and the others."""
+    grave = [note for note in ablation.notes if note.startswith("Leak: ") or note == NO_MORE_THAN_CHANCE]
+    return grave, [note for note in ablation.notes if note not in grave]
 
 
 def verdict(ablation: Ablation) -> str:
@@ -149,7 +159,9 @@ def _interval(bounds: Sequence[float] | None) -> str:
 
 def _heading(ablation: Ablation) -> str:
     seeds = ", ".join(map(str, ablation.seeds))
+    means = "one seed" if len(ablation.seeds) == 1 else f"means of {len(ablation.seeds)} seeds"
     return (
-        f"{ablation.model}, {ablation.task}: {ablation.n:,} test pairs of {ablation.images:,} images, means of "
-        f"{len(ablation.seeds)} seeds ({seeds}); intervals by bootstrap over images, differences paired by image"
+        f"{ablation.model}, {ablation.task}: {counted(ablation.n, 'test pair')} of "
+        f"{counted(ablation.images, 'image')}, {means} ({seeds}); intervals by bootstrap over images, "
+        "differences paired by image"
     )

@@ -118,6 +118,12 @@ def options_of(variant: Variant, model: str, full: FusionOptions) -> ModelOption
     return make_options(own, given)
 
 
+NO_MORE_THAN_CHANCE = (
+    "The full fusion is not measurably better than always giving the majority answer: what its parts contribute cannot "
+    "be told from these differences. Train it longer, on more pairs, or with other settings (--set)."
+)
+"""The first note of an ablation of a fusion that has learned nothing."""
+
 _OF_ONE_ROW = ("Means of ", "Chance: ")  # notes about one row, not about the comparison
 
 
@@ -214,9 +220,15 @@ def row_of(variant: Variant, runs: SeedRuns, result: SeedsResult, full: Ablation
 
 
 def notes_of(rows: Sequence[AblationRow]) -> list[str]:
-    """Return the notes of all results without repeats, and which rows are at chance or changed nothing."""
+    """Return the notes of all results without repeats, and which rows are at chance or changed nothing.
+
+    Those that put the whole comparison in doubt come first.
+    """
     notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
+    notes.sort(key=lambda note: not note.startswith("Leak: "))
     chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
+    if rows[0].variant.name in chance:
+        notes.insert(0, NO_MORE_THAN_CHANCE)
     if chance:
         notes.append(f"At chance, not measurably better than always giving the majority answer: {', '.join(chance)}.")
     full = rows[0]
