@@ -1,6 +1,8 @@
 """Words that messages share."""
 
-from frevl.errors import counted, nearest
+import pytest
+
+from frevl.errors import counted, in_bytes, nearest
 
 
 def test_one_is_singular_and_every_other_number_plural():
@@ -10,6 +12,17 @@ def test_one_is_singular_and_every_other_number_plural():
     assert counted(1, "query", "queries") == "1 query"
     assert counted(3, "query", "queries") == "3 queries"
     assert counted(1, "id is", "ids are") == "1 id is"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "0 bytes"), (1, "1 byte"), (994, "994 bytes"), (1000, "1 kB"), (40_000_000, "40 MB"), (994e6, "994 MB"),
+        (999_000_000, "1.0 GB"), (1_540_000_000, "1.5 GB"), (2.5e12, "2.5 TB"), (4e15, "4,000.0 TB"),
+    ],
+)  # fmt: skip
+def test_no_number_of_bytes_is_shown_as_nothing(number, said):
+    assert in_bytes(number) == said
 
 
 def test_a_name_in_another_case_is_the_nearest():

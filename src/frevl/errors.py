@@ -182,6 +182,17 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def in_bytes(number: float) -> str:
+    """Return a number of bytes in the unit that shows it: ``1.5 GB``, ``12 MB``, ``3 kB`` or ``1 byte``."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if number >= 0.995 * size:
+            return f"{number / size:,.1f} {unit}"
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if number >= 0.995 * size:
+            return f"{number / size:,.0f} {unit}"
+    return counted(int(number), "byte")
+
+
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 

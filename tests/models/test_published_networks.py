@@ -98,6 +98,21 @@ def test_folders_of_this_machine_stay_here(run, tmp_path):
     assert str(tmp_path.parent) not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "name", ["", "/", "a/", "/b", "a/b/c", "a b", "ü", "-a", "a.", "a--b", "a/b..c", "b.git", "x" * 97]
+)
+def test_a_name_that_the_hub_refuses_is_refused_before_anything_is_written(run, tmp_path, name, frevl):
+    said = frevl("publish", "--run", run, "--to", name, "--folder", tmp_path / "out")
+    assert (said.code, list(tmp_path.iterdir())) == (2, [])
+    assert "--to: expected the name of a repository, USER/NAME of letters, digits," in said.err
+
+
+@pytest.mark.parametrize("name", ["a", "gpt2", "some-body/My_run-1.2", "_/_", "x" * 96])
+def test_a_name_that_the_hub_takes_is_taken(run, tmp_path, name):
+    write_published_run(run, tmp_path / "out", name=name)
+    assert (tmp_path / "out" / "run.json").is_file()
+
+
 def test_the_card_says_what_was_measured(run, result):
     record, measured = json.loads((run / "run.json").read_text()), json.loads(result.read_text())
     card = model_card(record, name="somebody/squares", results=[measured])

@@ -212,7 +212,7 @@ def test_a_grid_for_which_the_disk_has_no_room_is_a_sentence(monkeypatch, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, former)
     assert str(raised.value) == (
-        f"{tmp_path}: the scores of 1,000 images with 1,000 texts need 0.0 GB there, which is not available "
+        f"{tmp_path}: the scores of 1,000 images with 1,000 texts need 4 MB there, which is not available "
         f"({os.strerror(27)}); free some space, set TMPDIR to another folder, or score fewer"
     )
     assert list(tmp_path.iterdir()) == []

@@ -118,7 +118,7 @@ def test_a_grid_file_without_room_is_refused_before_anything_is_scored(made, run
     scorer = Scorer.open(runs / "dual", store=made.store)
     monkeypatch.setattr(ScoreRows, "__iter__", None)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000}))
-    with pytest.raises(InputError, match=r"take 0.0 GB, and .* has 0.0 GB free; free some space, or score fewer"):
+    with pytest.raises(InputError, match=r"take 12 kB, and .* has 1 kB free; free some space, or score fewer"):
         score_grid(scorer, made.captions, tmp_path / "deeper" / "g.npz")
     monkeypatch.setattr("frevl.runs.score_files._MOST_NAMES", 1_000)
     with pytest.raises(InputError, match=r"as wide as the longest image, which has 7 characters, so they take"):

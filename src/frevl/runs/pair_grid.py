@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.errors import InputError
+from frevl.errors import InputError, in_bytes
 
 __all__ = [
     "PairScores",
@@ -150,7 +150,7 @@ def _empty_grid(images: int, texts: int) -> NDArray[np.float32]:
             return np.memmap(file, np.float32, "r+", shape=(images, texts))
     except OSError as error:
         raise InputError(
-            f"{folder}: the scores of {images:,} images with {texts:,} texts need {size / 1e9:,.1f} GB there, "
+            f"{folder}: the scores of {images:,} images with {texts:,} texts need {in_bytes(size)} there, "
             f"which is not available ({error.strerror or error}); free some space, set TMPDIR to another folder, "
             "or score fewer"
         ) from error

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.errors import FrevlError, InputError, Reject, UsageError
+from frevl.errors import FrevlError, InputError, Reject, UsageError, in_bytes
 from frevl.files import plain, replace_file
 from frevl.models.hub import weights_digest
 from frevl.runs.calibration import ConformalScores, check_level
@@ -274,15 +274,15 @@ def _check_room(out: Path, images: list[str], texts: list[str], grids: int) -> N
         longest = max(map(len, images if kind == "image" else texts))
         raise InputError(
             f"{out}: numpy stores all strings as wide as the longest {kind}, which has {longest:,} characters, so they "
-            f"take {size / 1e9:,.1f} GB; shorten it, or leave it out"
+            f"take {in_bytes(size)}; shorten it, or leave it out"
         )
     needed = 4 * len(images) * len(texts) * grids + sum(widest.values())
     there = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
-            f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {needed / 1e9:,.1f} GB, "
-            f"and {there} has {free / 1e9:,.1f} GB free; free some space, or score fewer (frevl evaluate does not "
+            f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {in_bytes(needed)}, "
+            f"and {there} has {in_bytes(free)} free; free some space, or score fewer (frevl evaluate does not "
             "need such a file)"
         )
 

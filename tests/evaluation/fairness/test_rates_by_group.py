@@ -174,7 +174,7 @@ def test_a_pool_is_ranked_some_queries_at_a_time(made, runs, monkeypatch, model)
     for one, other, row in zip(whole, again, scores, strict=True):  # in other blocks the last digit may differ
         np.testing.assert_allclose(row[one], row[other], atol=1e-4)
     monkeypatch.setattr("frevl.evaluation.fairness.queries._MOST_RANKS", 300)
-    with pytest.raises(UsageError, match="3 queries over a pool of 120 images need 0.0 GB of ranks"):
+    with pytest.raises(UsageError, match="3 queries over a pool of 120 images need 1 kB of ranks"):
         ranked_pool(scorer, images, queries, 5)
 
 

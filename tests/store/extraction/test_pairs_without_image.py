@@ -110,3 +110,12 @@ def test_shards_know_what_is_the_share_of_others(tmp_path, monkeypatch):
         )  # fmt: skip
         assert 0 < report.images < 9
         assert [one.id.rpartition(":")[2] for one in report.rejects] == ["10"]
+
+
+def test_pairs_of_texts_alone_leave_out_nothing_if_the_images_have_a_folder(made, tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "a red square"}\n{"text": "a blue one"}\n')
+    both = extract(tmp_path / "s", images=made.images, pairs=[file], encoder=["toy"])
+    assert (both.texts, both.notes) == (2, [])
+    alone = extract(tmp_path / "t", pairs=[file], encoder=["toy"])
+    assert [note.partition(":")[0] for note in alone.notes] == ["No pair has an image"]

@@ -31,6 +31,17 @@ def test_files_are_listed_in_a_fixed_order_without_hidden_ones(tmp_path):
     assert [id_ for id_, _ in listed(tmp_path)] == [".y.JPG", "a/1.png", "a/2.png", "a.jpg", "b.jpg", "notes.txt"]
 
 
+def test_hidden_folders_are_counted(tmp_path):
+    for name in (".a/1.jpg", ".a/.b/2.jpg", "c/.d/3.jpg", "c/4.jpg", ".DS_Store", "._5.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    choice = Choice()
+    assert [id_ for id_, _ in listed(tmp_path, choice=choice)] == ["c/4.jpg"]
+    assert choice.sentences() == [
+        "Skipped: 2 hidden folders (with a dot before the name); rename one to embed its images."
+    ]
+
+
 def test_folders_of_thumbnails_are_left_out_and_counted(tmp_path):
     for name in (
         "a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "__MACOSX/._a.jpg", "in/.thumbnails/x.png", "in/@eaDir/y.jpg",

@@ -25,7 +25,7 @@ from frevl.diagnosis.curation.lines import Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
 from frevl.diagnosis.curation.verdicts.judged_lines import JudgedLines
 from frevl.diagnosis.curation.verdicts.reasons import Reasons
-from frevl.errors import PairsError, Reject, RunError, UsageError, nearest, rejects_sentence
+from frevl.errors import PairsError, Reject, RunError, UsageError, in_bytes, nearest, rejects_sentence
 from frevl.machine import memory_limit
 from frevl.provenance import provenance
 from frevl.store.grouping.contents import content_numbers
@@ -305,13 +305,13 @@ def _check_room(lines: int, per_line: int, graph: int = 0) -> None:
     if lines * per_line <= most < needed:
         raise UsageError(
             f"near copies of so many images are found in a graph: with {lines:,} lines it needs over "
-            f"{needed / 1e9:,.1f} GB of memory, and this process may use {most / 1e9:,.1f} GB; choose other filters "
+            f"{in_bytes(needed)} of memory, and this process may use {in_bytes(most)}; choose other filters "
             "with --drop (all but duplicate), curate parts, or use more memory"
         )
     if needed > most:
         raise UsageError(
-            f"curate keeps its findings on every line in memory: {lines:,} lines need over {needed / 1e9:,.1f} GB, and "
-            f"this process may use {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / per_line):,} "
+            f"curate keeps its findings on every line in memory: {lines:,} lines need over {in_bytes(needed)}, and "
+            f"this process may use {in_bytes(most)}; curate parts of at most {int(most / 2 / per_line):,} "
             "lines, each with all lines of its images (copies in different parts are not found), or use more memory"
         )
 

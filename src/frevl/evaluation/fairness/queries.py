@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from frevl.data.names import has_value, value_name
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.errors import InputError, UsageError, counted, rejects_sentence
+from frevl.errors import InputError, UsageError, counted, in_bytes, rejects_sentence
 from frevl.evaluation.fairness.groups import FEWEST_PICTURES, groups_of
 from frevl.evaluation.intervals import drawn_counts
 from frevl.files import read_text
@@ -175,7 +175,7 @@ def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -
     if len(queries) * len(images) > _MOST_RANKS:
         raise UsageError(
             f"{len(queries):,} queries over a pool of {len(images):,} images need "
-            f"{4e-9 * len(queries) * len(images):,.1f} GB of ranks; expected at most {4e-9 * _MOST_RANKS:,.0f} GB: "
+            f"{in_bytes(4 * len(queries) * len(images))} of ranks; expected at most {4e-9 * _MOST_RANKS:,.0f} GB: "
             "give fewer queries, or fewer images"
         )
     between = None if scorer.has_first_stage and not scorer.rerank_depth else scorer.between(images, queries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from frevl.runs.run import Run
 from frevl.runs.sharing.model_card import model_card
 
 __all__ = ["push_run", "write_published_run"]
+
+_LONGEST_NAME = 96  # characters of USER/NAME
 
 
 def push_run(
@@ -77,11 +80,12 @@ def write_published_run(
         diagnosis: JSON file of ``frevl diagnose``, for the card.
 
     Raises:
-        UsageError: The folder is the run's own.
+        UsageError: The folder is the run's own, or the hub would refuse the name.
         InputError: A JSON file cannot be used.
         RunError: There is no run, or the folder cannot be written.
     """
     path, folder = Path(path), Path(folder)
+    _check_name(name)
     if path.resolve() == folder.resolve():
         raise UsageError(f"{folder}: expected a folder other than the run's own")
     if not (path / "run.json").is_file():
@@ -113,6 +117,18 @@ def _read(file: str | Path, command: str, keys: Sequence[str]) -> dict[str, Any]
     if lacking:
         raise InputError(f"{file}: expected the JSON of {command}, found no '{lacking[0]}' in it")
     return record
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that the hub refuses, by the rules of ``huggingface_hub.utils.validate_repo_id``."""
+    owner, slash, own = name.rpartition("/")
+    parts = [owner, own] if slash else [own]
+    sound = all(re.fullmatch(r"\w|\w[\w.-]*\w", part, re.ASCII) for part in parts)
+    if not sound or len(name) > _LONGEST_NAME or "--" in name or ".." in name or name.endswith(".git"):
+        raise UsageError(
+            f"--to: expected the name of a repository, USER/NAME of letters, digits, '-', '_' and '.' (not at either "
+            f"end, no '--', no '..', not '.git' at the end, at most {_LONGEST_NAME} characters), found '{name:.120}'"
+        )
 
 
 def _without_folders(value: Any) -> Any:

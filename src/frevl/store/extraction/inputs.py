@@ -13,7 +13,7 @@ from frevl.data.formats.arrow_rows import ArrowSource, open_arrow, pictures_of, 
 from frevl.data.in_memory import PLACE, table_of
 from frevl.data.names import as_list
 from frevl.data.packed.columns import joined
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.store.extraction.items import ExtractionReport
 from frevl.store.pictures.files import Choice, list_folder
@@ -103,7 +103,9 @@ class Inputs:
         for source in {id(one) if isinstance(one, Pairs) else one: one for one in self.pairs}.values():
             pairs = source if isinstance(source, Pairs) else read_pairs(source, columns=self.columns)
             report.rejects += pairs.rejected
-            report.notes += pairs.notes
+            alone = one_side_note(pairs) if self.images is not None and not mistaken_side(pairs) else []
+            # The images come from the folder, so pairs of texts alone leave out nothing.
+            report.notes += [note for note in pairs.notes if "text" not in pairs.sides or note not in alone]
             if "text" in pairs.sides:
                 texts.update(dict.fromkeys(joined([pairs.texts])[1]))  # in the order in which they first appear
             if "image" in pairs.sides:

@@ -40,6 +40,7 @@ _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", "
 _MADE_BY_PROGRAMS = frozenset(
     ("@eaDir", "@__thumb", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", ".Trashes", ".Trash")
 )
+_HIDDEN = "hidden folders"
 _FORK = "._"  # prefix of files in which macOS stores what does not fit into the neighbouring file
 
 
@@ -68,8 +69,8 @@ class Choice:
     Attributes:
         include: Only files that match one of these; empty takes all.
         exclude: No files that match one of these.
-        left_aside: Number of files and folders excluded by the patterns, by ``"files"`` and ``"folders"``, and of
-            folders of thumbnails and the like that were not entered, by their name.
+        left_aside: Number of files and folders excluded by the patterns, by ``"files"`` and ``"folders"``; of hidden
+            folders, by ``"hidden folders"``; and of folders of thumbnails and the like that were not entered, by name.
     """
 
     include: Sequence[str] = ()
@@ -86,6 +87,10 @@ class Choice:
             said.append(
                 f"Skipped: {folders_made} of thumbnails or deleted files ({', '.join(made)}); --include "
                 f"'{next(iter(made))}' includes them."
+            )
+        if hidden := self.left_aside[_HIDDEN]:
+            said.append(
+                f"Skipped: {_count(hidden, _HIDDEN)} (with a dot before the name); rename one to embed its images."
             )
         if self.left_aside["files"] or self.left_aside["folders"]:
             said.append(f"--include and --exclude left out {files} and {folders}.")
@@ -218,6 +223,7 @@ def _below(id_: str, path: str, names: list[str], choice: Choice) -> Iterator[tu
     for name, _, kind in (named.partition("\0") for named in names):
         hidden = name.startswith(".") and not (kind == "file" and name.lower().endswith(_PICTURE_SUFFIXES))
         if (hidden and name not in _MADE_BY_PROGRAMS) or name.startswith(_FORK):
+            choice.left_aside[_HIDDEN] += kind != "file"
             continue
         below = f"{id_}/{name}" if id_ else name
         if choice.takes(below, kind):

@@ -89,7 +89,9 @@ def _lock(path: Path, locks: contextlib.ExitStack) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise StoreError(f"{path}: another process is writing to this part; wait for it to finish") from error
+        raise StoreError(
+            f"{path}: another process is extracting or merging this part; wait for it to finish"
+        ) from error
     except OSError:  # a read-only folder: nobody can write to it from here
         return
     locks.callback(lock.release)
