@@ -230,7 +230,7 @@ def test_cases_are_real_test_pairs(both):
     [(0.05, "{} of 600 labels are likely wrong ("), (0.2, "{} of 600 labels are called wrong (")],
 )
 def test_planted_label_errors_are_named(world, tmp_path, share, start):
-    """At least 85 % of what is named was planted, and a good part of what was planted is named.
+    """At least 85 % of what is named was planted, and at least 75 % of what was planted is named.
 
     Where a fifth is wrong, both models are right on less than 90 %: then that is said first.
     """
@@ -246,7 +246,7 @@ def test_planted_label_errors_are_named(world, tmp_path, share, start):
     named = {row["place"] for row in finding.table}
     planted = {train.places[row] for row in wrong}
     assert len(named & planted) / len(named) >= 0.85
-    assert len(named & planted) / len(planted) >= (0.6 if share < 0.1 else 0.85)
+    assert len(named & planted) / len(planted) >= 0.75
     assert finding.value == pytest.approx(100 * len(named) / 600)
     assert finding.claim.startswith(start.format(len(named)))
     assert f"{len(named)} of 600 labels" in finding.claim

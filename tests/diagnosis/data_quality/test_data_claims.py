@@ -19,6 +19,7 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
         ),
         (330, (0.68, 0.66), "330 of 1,000 labels are called wrong"),  # all that they get wrong
         (40, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained on"),
+        (1, (0.95, 0.94), "1 of 1,000 labels is called wrong (0.1 %), and"),
         (20, (0.95, 0.94), "20 of 1,000 labels are called wrong"),  # less than half of what the second gets wrong
         (40, (0.95, 0.89), "40 of 1,000 labels are called wrong"),  # one of them is not right often enough
     ],

@@ -28,8 +28,8 @@ def test_the_largest_odds_are_wrong_rather_than_what_the_models_cannot_do():
         found = find_wrong_labels(labels, said, np.arange(600), seed=0).rows
         precisions.append((found < 60).mean())
         recalls.append((found < 60).sum() / 60)
-    assert np.mean(precisions) > 0.85  # counting contradictions named more of both: 0.73 and 0.73
-    assert np.mean(recalls) > 0.45
+    assert np.mean(precisions) > 0.78  # counting contradictions 0.73
+    assert np.mean(recalls) > 0.65
 
 
 def softmax(logits):

@@ -84,3 +84,17 @@ def test_no_line_in_the_tail_is_no_proof_that_there_are_none():
     found = fit_mixture(10 + random.random(500), random.standard_normal(1000), np.arange(500), np.arange(1000) // 2)
     assert found.wrong_share == 0.0
     assert found.ci95[1] >= 3 / 500 / 0.5
+
+
+def test_few_wrong_lines_are_flagged_although_the_share_may_be_read_too_low():
+    """10 of 300 lines are wrong: by the share as it is, some draws have none that is more likely wrong than right."""
+    found = {0.0: [], 1.0: []}
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        wrong, groups = np.arange(300) < 10, np.arange(300)
+        given, drawn = np.where(wrong, 0.0, 4.0) + random.standard_normal(300), random.standard_normal(600)
+        for added, hits in found.items():
+            fitted = fit_mixture(given, drawn, groups, np.arange(600) % 300, errors_added=added)
+            hits.append(((fitted.right < 0.5) & wrong).sum())
+            assert ((fitted.right < 0.5) & ~wrong).sum() <= 3
+    assert np.mean(found[1.0]) > 7 > 6 > np.mean(found[0.0])

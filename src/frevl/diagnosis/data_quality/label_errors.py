@@ -251,15 +251,16 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
         )
     if named == 0:
         return f"None of the {of:,} labels examined is likely wrong according to {names}.", "Nothing to do."
+    some = f"{named:,} of {of:,} labels {'is' if named == 1 else 'are'}"
     if stands_out(share, list(accuracies.values())):
         return (
-            f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
+            f"{some} likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
             "trained on these pairs, together favour another answer.",
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
     return (
-        f"{named:,} of {of:,} labels are called wrong ({100 * share:.1f} %{mostly}), and some of them may be model "
+        f"{some} called wrong ({100 * share:.1f} %{mostly}), and some of them may be model "
         f"errors{', while others are missed' if min(accuracies.values()) < TRUSTED else ''} (accuracy on unseen pairs: "
         f"{measured}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "

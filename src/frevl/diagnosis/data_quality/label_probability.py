@@ -16,6 +16,7 @@ from frevl.diagnosis.data_quality.mixture import Mixture, fit_mixture
 __all__ = ["draw_wrong_labels", "judge_labels", "odds_against"]
 
 _DRAWN = 2  # wrong labels per line
+_ERRORS_ADDED = 1.0  # to the share of wrong labels; without, 62 instead of 86 of 100 wrong ones among 3,000 were found
 _ROWS_AT_ONCE = 4_096
 _MOST_CLASSES = 3_000  # with more, the table of all pairs of classes is too large, and only frequencies count
 
@@ -45,7 +46,8 @@ def judge_labels(
         kept = np.isin(drawn, labels[own])
         rows, drawn = rows[kept], drawn[kept]
     given = _scores(probabilities, own, labels[own])
-    return fit_mixture(given, _scores(probabilities, rows, drawn), groups[own], groups[rows])
+    scores = _scores(probabilities, rows, drawn)
+    return fit_mixture(given, scores, groups[own], groups[rows], errors_added=_ERRORS_ADDED)
 
 
 def _scores(

@@ -71,6 +71,8 @@ def fit_mixture(
     groups: NDArray[np.int64],
     drawn_groups: NDArray[np.int64],
     learned: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None,
+    *,
+    errors_added: float = 0.0,
 ) -> Mixture:
     """Separate right lines from wrong ones.
 
@@ -82,10 +84,15 @@ def fit_mixture(
         learned: ``(k,)`` scores and groups of wrong lines whose text the model has learned elsewhere, or None. A wrong
             text comes from an image of which the model mostly knows other texts, so it scores between these and the
             drawn ones: they bound the share from above.
+        errors_added: Standard errors added to every estimate of the share before the smallest is taken for the
+            probabilities. If the estimate is below half of the true share, no line is more likely wrong than right, and
+            with few lines it often is. The share that is returned is without these.
     """
     ratio = _ratio(given, drawn)
-    share, error = _wrong_share(given, drawn, groups, drawn_groups)
-    right = 1 - np.clip(share * ratio, 0.0, 1.0)
+    estimates = _estimates(given, drawn, groups, drawn_groups)
+    share, error = _wrong_share(estimates)
+    assumed = min([1.0, *(one + errors_added * of_one for one, of_one in estimates)]) if errors_added else share
+    right = 1 - np.clip(assumed * ratio, 0.0, 1.0)
     # An isotonic fit is stepwise constant; this keeps better-scoring lines ahead.
     middle, width = float(drawn.mean()), max(float(drawn.std()), 1e-9)
     smooth = 1 / (1 + np.exp(-np.clip((given - middle) / width, -30, 30)))
@@ -93,7 +100,7 @@ def fit_mixture(
     even = odds / (1 + odds)
     most = 0.0
     if learned is not None and len(learned[0]):
-        bound, of_bound = _wrong_share(given, learned[0], groups, learned[1])
+        bound, of_bound = _wrong_share(_estimates(given, learned[0], groups, learned[1]))
         most = bound + _REACH * of_bound
     right, even = (1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth
     return Mixture(right, even, share, error, most)
@@ -134,11 +141,11 @@ def _isotonic(
     return table[:, 2] / table[:, 0], table[:, 1] / table[:, 0]
 
 
-def _wrong_share(
+def _estimates(
     given: NDArray[np.float64], drawn: NDArray[np.float64], groups: NDArray[np.int64], drawn_groups: NDArray[np.int64]
-) -> tuple[float, float]:
-    """Return the share of wrong lines and its standard error."""
-    best = (1.0, 0.0, np.inf)
+) -> list[tuple[float, float]]:
+    """Return the share of wrong lines and its standard error, as read at each quantile of the tail."""
+    found = []
     tail = _TAIL[min(0.5, _FEWEST / len(given)) <= _TAIL]
     for bound in np.quantile(drawn, tail).tolist():
         below, error = _mean(given <= bound, groups)
@@ -146,11 +153,17 @@ def _wrong_share(
         if usual == 0:
             continue
         share = below / usual
-        of_share = float(np.hypot(error / usual, share * usual_error / usual))
-        # Each share is a noisy upper bound of the true one: take that with the lowest upper confidence limit.
-        if share + _SURE * of_share < best[2]:
-            best = (share, of_share, share + _SURE * of_share)
-    return min(1.0, best[0]), best[1]
+        found.append((share, float(np.hypot(error / usual, share * usual_error / usual))))
+    return found
+
+
+def _wrong_share(estimates: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the share of wrong lines and its standard error.
+
+    Each estimate is a noisy upper bound of the true share: take that with the lowest upper confidence limit.
+    """
+    share, error = min(estimates, key=lambda one: one[0] + _SURE * one[1], default=(1.0, 0.0))
+    return min(1.0, share), error
 
 
 def _mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, float]:
