@@ -9,9 +9,11 @@ import pytest
 import frevl
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation import word_classifier
+from frevl.diagnosis.curation.curate import _contradictions
 from frevl.diagnosis.curation.folds import answers
 from frevl.diagnosis.curation.word_classifier import by_words
-from frevl.diagnosis.splits import deal_folds
+from frevl.diagnosis.data_quality.label_errors import conflict_finding
+from frevl.diagnosis.splits import Splits, deal_folds
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.training.examples import set_aside
@@ -102,6 +104,17 @@ def test_labels_that_no_model_can_judge_are_counted_and_contradictions_named(pla
     other = [*lines[5:], {**lines[5], "target": "moss" if lines[5]["target"] == "fern" else "fern"}]
     told = frevl.curate(store, write(tmp_path / "contradiction.jsonl", other), drop=["text"])
     assert f"Contradiction: 2 of {len(other):,} pairs have the same image and text" in told.sentence()
+
+
+def test_texts_that_differ_in_case_or_punctuation_contradict_each_other_as_in_a_diagnosis(planted):
+    store, pairs = planted[0], Pairs(
+        ["1.jpg", "1.jpg", "2.jpg"], ["Which plant is it?", "which plant is it", "which plant is it"],
+        ["fern", "moss", "reed"], [{}] * 3, ["a:1", "a:2", "a:3"],
+    )  # fmt: skip
+    (note,) = _contradictions(pairs, store)
+    assert note.startswith("Contradiction: 2 of 3 pairs")
+    same = Splits(store, "classification", pairs, pairs.select([]), pairs.select([]), None, 0)
+    assert conflict_finding(same).claim.startswith("2 of 3 pairs contradict another pair")
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from frevl.diagnosis.curation.lines import Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
 from frevl.diagnosis.curation.verdicts.judged_lines import JudgedLines
 from frevl.diagnosis.curation.verdicts.reasons import Reasons
+from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.errors import PairsError, Reject, RunError, UsageError, in_bytes, nearest, rejects_sentence
 from frevl.machine import memory_limit
 from frevl.provenance import provenance
@@ -269,11 +270,18 @@ def curate(
 
 
 def _contradictions(pairs: Pairs, store: Store) -> list[str]:
-    """Return a note on contradicting pairs, however few; copies of an image count as one image."""
+    """Return a note on contradicting pairs, however few.
+
+    As in `frevl.diagnosis.data_quality.label_errors.conflict_finding`, copies of an image count as one image, and texts
+    that differ only in case or punctuation as one text.
+    """
     (units,), names = joined([pairs.images])
     contents = content_numbers(store, names, [pairs])
     one_each = chosen(names, np.unique(contents, return_index=True)[1])
-    return contradiction_note(replace(pairs, images=Coded.of(contents[units], one_each)), least=0.0)
+    (written,), texts = joined([pairs.texts])
+    (alike,), normal = joined([[normal_text(text) for text in texts]])
+    same = replace(pairs, images=Coded.of(contents[units], one_each), texts=Coded.of(alike[written], normal))
+    return contradiction_note(same, least=0.0)
 
 
 def _vanished(groups: int) -> list[str]:
