@@ -99,6 +99,18 @@ def test_several_values_and_arguments_come_from_a_file(made, tmp_path, frevl):
     assert (done.code, "120 images" in done.out) == (0, True)
 
 
+def test_an_argument_that_takes_several_values_comes_from_a_file(made, tmp_path, frevl):
+    parts = [str(tmp_path / f"p{number}") for number in (1, 2)]
+    for number, part in enumerate(parts, start=1):
+        given = ("--images", made.images, "--encoder", "toy", "--shard", f"{number}/2", "--store", part)
+        assert frevl("extract", *given).code == 0
+    done = frevl("store", "merge", "--config", written(tmp_path, f"parts = {parts}\ninto = '{tmp_path / 'all'}'"))
+    assert (done.code, "Merged 120 images" in done.out) == (0, True)
+    # What is typed wins as a whole, as with options that may be repeated.
+    one = written(tmp_path, f"parts = {parts}\ninto = '{tmp_path / 'all'}'", "o.toml")
+    assert "1 of 2 shards are missing" in frevl("store", "merge", parts[0], "--config", one).err
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [

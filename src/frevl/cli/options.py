@@ -115,7 +115,8 @@ def _settings(path: Path, table: Any) -> dict[str, str]:
 
 def _checked(path: Path, key: str, value: Any, parameter: Any) -> Any:
     """Return a value as the command line would pass it on; ranges are checked there."""
-    switch, several = bool(getattr(parameter, "is_flag", False)), bool(getattr(parameter, "multiple", False))
+    switch = bool(getattr(parameter, "is_flag", False))
+    several = bool(getattr(parameter, "multiple", False)) or parameter.nargs == -1  # the latter are arguments
     if isinstance(value, dict) and "=" in str(parameter.metavar):
         value = [f"{name}={one}" for name, one in value.items()]  # the form that --columns takes
     if isinstance(value, list) and not several:
@@ -144,7 +145,6 @@ _WORDS = (  # how Typer writes a line of help, and how we show it
     (re.compile(r"(?<=[\[ ])x>=([\d.]+)(?=\]$)"), r"at least \1"),
     (re.compile(r"(?<=[\[ ])([\d.]+)<=x<=([\d.]+)(?=\]$)"), r"\1 to \2"),
 )
-
 
 _ALONE = {"--ray": "local"}
 """Meaning of an option given without its value, which Typer cannot express."""

@@ -54,9 +54,10 @@ class Store:
         if not is_remote(path) and not (path / "towers.lance").is_dir():
             check_not_lost(path, "towers", read_commit(path, "towers"))
             found = "a file" if path.is_file() else "none in that folder" if path.is_dir() else "no such folder"
+            other = "OTHER" if path.is_file() else path  # a store cannot be made where a file is
             raise StoreError(
                 f"{path}: expected a store (a folder with 'towers.lance'), found {found}; make one with: "
-                f"frevl extract --images DIR --pairs FILE --encoder packaged --store {path}"
+                f"frevl extract --images DIR --pairs FILE --encoder packaged --store {other}"
             )
         store = cls(path)
         if store._at.versions["towers"] is None and is_remote(path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -165,7 +166,10 @@ def test_parts_that_are_not_all_and_whole_are_refused(tmp_path, data, parts, dra
     shutil.copytree(made[0], tmp_path / "copy")
     refused(StoreError, "the shard 1/3 is given twice", [*made, tmp_path / "copy"], into)
     refused(UsageError, "Nothing to merge", [], into)
-    refused(StoreError, "no such folder", [*made[:2], tmp_path / "nowhere"], into)
+    nowhere = "nowhere: expected a part (a folder written by frevl extract --shard i/n), found no such folder; check "
+    refused(StoreError, re.escape(nowhere), [*made[:2], tmp_path / "nowhere"], into)
+    (tmp_path / "file").touch()
+    refused(StoreError, "file: expected a part .*, found a file; ", [*made[:2], tmp_path / "file"], into)
     whole = tmp_path / "whole"
     extract(whole, **data)
     refused(StoreError, "expected a part, .* found a complete store", [*made[:2], whole], into)

@@ -71,6 +71,11 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
     with contextlib.ExitStack() as locks:
         parts = []
         for path in places.values():
+            if not is_remote(path) and not path.is_dir():
+                raise StoreError(
+                    f"{path}: expected a part (a folder written by frevl extract --shard i/n), found "
+                    f"{'a file' if path.exists() else 'no such folder'}; check the path, or extract that shard"
+                )
             store = Store.open(path)
             _lock(path, locks)
             parts.append(OpenPart(path, _record(path), store.towers, Snapshot(path, ALL_TABLES)))

@@ -168,6 +168,8 @@ def test_a_filter_holds_for_a_search(looked):
 def test_searches_that_cannot_be_are_refused_in_words(looked):
     refused(find(looked), 422, "invalid", "one of 'text', 'image' and 'upload', found 0")
     refused(find(looked, image="3.png", text="a"), 422, "invalid", "found 2")
+    long = "Field 'text': text should have at most 2,000 characters, found 2,001."
+    refused(find(looked, text="a" * 2001), 422, "invalid", long)
     refused(find(looked, image="away.png"), 404, "unknown_image", "no image 'away.png'")
     refused(find(looked, upload="x"), 404, "unknown_upload", "not in the request")
     refused(find(looked, upload="x", uploads={"x": based(b"no picture")}), 422, "bad_image", "cannot be read")

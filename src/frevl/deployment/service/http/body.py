@@ -141,6 +141,10 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
         more = f" ({len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})" if len(problems) > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "too_long" and isinstance((whole := error.errors()[0])["input"], str):
+            message = (
+                f"text should have at most {whole['ctx']['max_length']:,} characters, found {len(whole['input']):,}"
+            )
         if first["type"] == "string_type" and error.errors()[0]["input"] is None:
             message = "null is not allowed here; omit the field, or give a text"
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
