@@ -193,8 +193,8 @@ def fits(given: argparse.Namespace) -> list[dict]:
             if count:
                 few = replace(candidate, settings={**candidate.settings, "landmarks": count})
                 calls[f"{method} by landmarks"] = lambda one=few, f=features, y=labels: one.fit(
-                    f, y, given.classes, names=0.0
-                )
+                    f._replace(standard=f.standard.clone()), y, given.classes, names=0.0
+                )  # of new features, because fits of the same ones share most of the work
             if candidate.most is None or rows <= candidate.most:
                 calls[method] = lambda one=candidate, f=features, y=labels: one.fit(f, y, given.classes, names=0.0)
         seconds = timed(calls, 1 if rows > 20_000 else given.rounds)
