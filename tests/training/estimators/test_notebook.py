@@ -59,7 +59,7 @@ def test_messages_speak_of_rows_and_of_the_labels_given():
     said = FusionClassifier(image_dim=DIM, model="linear").fit(X, labels).results_
     assert "always answering 'other'" in said["warnings"][0]
     few = FusionClassifier(image_dim=DIM, model="kernel").fit(X[:3], ["no", "yes", "yes"]).results_["notes"]
-    assert any("the same target ('yes')" in note and "fit on rows of more groups." in note for note in few)
+    assert any("('yes'): the best epoch" in note and "fit on rows of more groups." in note for note in few)
     assert not any("--" in note for note in [*said["notes"], *few])
     with pytest.raises(ValueError, match="^expected at least two different images .*; fit on rows of more groups$"):
         FusionClassifier(image_dim=DIM).fit(np.ones_like(X), y)

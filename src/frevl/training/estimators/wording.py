@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 __all__ = ["contradiction", "in_terms_of_arrays", "without_weight"]
 
-_TARGET = re.compile(r'the same target \("(\d+)"\)')
+_TARGET = re.compile(r'\("(\d+)"\)(?=: the best epoch)')
 _REMEDY = re.compile(r"give [^;.]*?with --dev(?! file)")
 _METHOD = re.compile(r"--(method|model) (\w+)")
 _FLAG = re.compile(r"--([a-z][a-z-]*)")
@@ -25,7 +25,7 @@ def in_terms_of_arrays(sentence: str, classes: NDArray[Any] | Sequence[Any] = ()
         classes: The labels, in the order of ``classes_``.
     """
     said = sentence.removeprefix(": ")
-    said = _TARGET.sub(lambda found: f"the same target ('{classes[int(found[1])]}')", said)
+    said = _TARGET.sub(lambda found: f"('{classes[int(found[1])]}')", said)
     said = _REMEDY.sub("fit on rows of more groups", said)
     said = _METHOD.sub(r"\1='\2'", said)
     return _FLAG.sub(lambda found: found[1].replace("-", "_"), said)
