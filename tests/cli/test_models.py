@@ -9,7 +9,7 @@ import pytest
 
 import frevl.training.options
 from frevl.cli.main import app
-from frevl.cli.model_list import MODELS
+from frevl.cli.model_list import MODELS, models_table
 from frevl.cli.options import ORDER, settings_of
 from frevl.errors import UsageError
 from frevl.runs.run import Run
@@ -152,7 +152,8 @@ def test_no_option_has_the_name_of_an_argument():
     assert not names & set(inspect.signature(train).parameters)
 
 
-def test_models_are_listed_as_they_can_be_trained(frevl, tmp_path):
+def test_models_are_listed_as_they_can_be_trained(frevl, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # wide enough for every sentence
     assert set(MODELS) == set(OPTIONS) == {*TRAINED, "auto"}
     done = frevl("models", "--json", tmp_path / "m.json")
     assert done.code == 0
@@ -219,3 +220,12 @@ def test_the_version_and_the_order_of_the_commands(frevl):
 
     assert frevl("--version").out == f"frevl {__version__}\n"
     assert list(ORDER) == typer.main.get_command(app).list_commands(None)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_tables_keep_to_the_width_of_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    whole = models_table().splitlines()
+    assert max(map(len, whole)) <= columns
+    text = " ".join(" ".join(whole).split())
+    assert "a network with one hidden layer that" in text

@@ -47,12 +47,12 @@ _NARROWEST, _WIDEST = 60, 120  # columns
 
 
 def models_table() -> str:
-    """Return the table of all models."""
+    """Return the table of all models, wrapped to the terminal's width."""
     rows = [
         [name, tasks, str(len(fields(options_for(name)))), sentence]
         for name, (tasks, sentence) in _all_models().items()
     ]
-    return table(["model", "task", "options", "what it is"], rows, left={0, 1, 3})
+    return _wrapped(["model", "task", "options", "what it is"], rows, left={0, 1, 3})
 
 
 def models_records() -> list[dict[str, Any]]:
@@ -97,13 +97,19 @@ def _options_table(kind: type[ModelOptions]) -> str:
         return "This model has no options."
     header = ["option", "default", "values", "meaning"]
     rows = [[one.name, _shown(one.default), values_of(kind, one.name), one.metadata["help"]] for one in fields(kind)]
-    taken = sum(max(len(row[column]) for row in [header, *rows]) + 2 for column in range(3))
+    return _wrapped(header, rows, left={0, 2, 3})
+
+
+def _wrapped(header: list[str], rows: list[list[str]], *, left: set[int]) -> str:
+    """Return a table whose last column is wrapped to the terminal's width."""
+    *before, last = range(len(header))
+    taken = sum(max(len(row[column]) for row in [header, *rows]) + 2 for column in before)
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
     lines = []
-    for *cells, meaning in rows:
-        first, *more = textwrap.wrap(meaning, max(width - taken, 20))
-        lines += [[*cells, first], *(["", "", "", line] for line in more)]
-    return table(header, lines, left={0, 2, 3})
+    for row in rows:
+        first, *more = textwrap.wrap(row[last], max(width - taken, 20))
+        lines += [[*row[:last], first], *([*[""] * last, line] for line in more)]
+    return table(header, lines, left=left)
 
 
 def _record(name: str, tasks: str, sentence: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def list_known(json: JsonOption = None) -> None:
         ]
         for one in KNOWN
     ]
-    say(table(header, rows))
+    say(table(header, rows, left={0, 3, 6, 7}))
     say("images, texts: embedding width. one space: images and texts are comparable by cosine (--model cosine).")
     say("Also hf:VISION+TEXT, hf:MODEL@REVISION, hf:FOLDER and openclip:ARCHITECTURE/WEIGHTS; see docs/encoders.md.")
     write(json, {"encoders": [vars(one) for one in KNOWN]})
