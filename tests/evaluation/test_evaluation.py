@@ -176,7 +176,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     wrong = evaluate(GivenScorer({("0", "a"): 1.0, ("1", "b"): -1.0}, "matching"),
                      pairs_of([("0", "a", "false", {}), ("1", "b", "false", {})]))  # fmt: skip
     assert wrong.metrics["accuracy"] == 50
-    assert "All 2 pairs are wrong pairs: a run that always says no would get them all right." in wrong.notes
+    assert "All 2 pairs are wrong pairs: always saying no would get them all right." in wrong.notes
 
 
 def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():

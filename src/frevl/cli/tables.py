@@ -77,10 +77,10 @@ def demo_table(report: DemoReport) -> str:
 def result_table(result: Result) -> str:
     """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
-    # Notes on what makes the figures too optimistic come first.
-    leaks = [note for note in result.notes if note.startswith("Leak: ")]
+    # Notes on what makes the figures too optimistic, or on figures that show nothing, come first.
+    first = [note for note in result.notes if note.startswith(("Leak: ", "Chance: "))]
     parts = [
-        *leaks,
+        *first,
         f"{counted(result.n, 'pair')}, task {result.task}",
         table(["metric", "value", "95 % interval"], rows),
     ]
@@ -101,7 +101,7 @@ def result_table(result: Result) -> str:
             f"Difference from {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
             f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
         )
-    return "\n\n".join([*parts, *(note for note in result.notes if note not in leaks)])
+    return "\n\n".join([*parts, *(note for note in result.notes if note not in first)])
 
 
 def _fairness(key: str, found: dict[str, Any]) -> list[str]:

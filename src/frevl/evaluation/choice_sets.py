@@ -7,6 +7,7 @@ set that lost a row when an image was rejected is easier than the others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from frevl.data.pairs import Pairs
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import choice_hits, group_hits
 
-__all__ = ["choice_set_scores"]
+__all__ = ["choice_chance", "choice_set_scores"]
 
 _TEXTS = "one image with two or more texts, exactly one of them right"
+_RANDOM = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # how often random scores win
 _CROSSED = "two images with two texts (numbered by 'picture' and 'caption'), each text right for one of the images"
 
 
@@ -34,8 +36,9 @@ def choice_set_scores(
         pairs: Pairs with the key ``group``; sets of two images are numbered by ``caption`` and ``picture``.
 
     Returns:
-        ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``, and a note if some groups are no
-        complete sets. Both are empty if there are no sets; there is only the note if most groups are none.
+        ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``, each with what random scores would
+        reach, and a note if some groups are no complete sets. Both are empty if there are no sets; there is only the
+        note if most groups are none.
     """
     if not all(has_value(extra.get("group")) for extra in pairs.extras):
         return {}, []
@@ -58,13 +61,31 @@ def choice_set_scores(
     owners = [min(clusters[row] for row in rows) for rows in sets]
     if crossed:
         blocks = scores[np.array(sets)].reshape(-1, 2, 2)
-        measured = {f"{name}_score": Measure(owners, hits) for name, hits in group_hits(blocks).items()}
+        measured = {
+            f"{name}_score": Measure(owners, hits, random=np.full(len(sets), _RANDOM[name]))
+            for name, hits in group_hits(blocks).items()
+        }
     else:
         filled = np.full((len(sets), max(map(len, sets))), -np.inf)
         for number, rows in enumerate(sets):
             filled[number, : len(rows)] = scores[rows]
-        measured = {"choice_accuracy": Measure(owners, choice_hits(filled))}
+        random = np.array([1 / len(rows) for rows in sets])
+        measured = {"choice_accuracy": Measure(owners, choice_hits(filled), random=random)}
     return measured, notes if len(sets) < len(groups) else []
+
+
+def choice_chance(measured: Mapping[str, Measure]) -> list[str]:
+    """Return a sentence for every score of choice sets that is not measurably better than that of random scores."""
+    found = []
+    for name, measure in measured.items():
+        gap = measure.at_chance()
+        if gap is not None and measure.values is not None and measure.random is not None:
+            bounds = "" if np.isnan(gap.low) else f" [{100 * gap.low:.2f}, {100 * gap.high:.2f}]"
+            found.append(
+                f"Chance: {name} of {100 * measure.values.mean():.2f} % is not measurably better than that of random "
+                f"scores ({100 * measure.random.mean():.2f} %): {100 * gap.value:+.2f} points{bounds}."
+            )
+    return found
 
 
 def _choices(rows: list[int], truth: NDArray[np.bool_], pairs: Pairs) -> list[int]:

@@ -14,7 +14,7 @@ from frevl.data.label_doubts import contradiction_note, unseen_note
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, counted, rejects_sentence
-from frevl.evaluation.choice_sets import choice_set_scores
+from frevl.evaluation.choice_sets import choice_chance, choice_set_scores
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
@@ -26,6 +26,7 @@ from frevl.evaluation.measures import (
     evaluate_sets,
     few_each_note,
     macro_f1_measure,
+    match_chance,
     single_answer,
 )
 from frevl.evaluation.metrics import brier, correct
@@ -273,17 +274,15 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
     hashes = scorer.store.content_hashes([pairs.images[i] for i in right])
     images = {hashes.get(pairs.images[i], pairs.images[i]) for i in right}
     if len(images) > 1:
-        measured, note = evaluate_retrieval(scorer, pairs.select(right))
+        measured, said = evaluate_retrieval(scorer, pairs.select(right))
         first = measured["i2t_r1"]
         hits, clusters = np.zeros(0) if first.values is None else first.values, list(first.clusters)
-        notes.append(note)
+        notes += said
     else:
         notes.append("No retrieval metrics: fewer than two images have right texts.")
     if not truth.all():
         if not truth.any():
-            notes.append(
-                f"All {len(truth):,} pairs are wrong pairs: a run that always says no would get them all right."
-            )
+            notes.append(f"All {len(truth):,} pairs are wrong pairs: always saying no would get them all right.")
         logits, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
@@ -291,7 +290,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         measured |= calibration_measures(pairs.clusters, confidence, decided)
         choices, said = choice_set_scores(logits, truth, pairs)
         measured |= choices
-        notes += said
+        notes += [*said, *choice_chance(choices)] if choices else [*said, *match_chance(logits, truth, pairs.clusters)]
         prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True))) if choices else None
         if prior is not None:  # accuracy from the texts alone
             measured["prior_accuracy"] = next(iter(choice_set_scores(prior[:, 0], truth, pairs)[0].values()))

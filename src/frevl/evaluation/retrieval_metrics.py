@@ -220,7 +220,7 @@ def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 _RANKS = (1, 5, 10)
 
 
-def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], str]:
+def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], list[str]]:
     """Rank all texts for every image, and all images for every text.
 
     A query is a hit if any of its right items is found, as in the CLIP papers. Ties count against the right item. A
@@ -235,8 +235,8 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
         pairs: Right pairs with at least two images.
 
     Returns:
-        ``i2t_r1`` ... ``t2i_r10`` as shares, ``i2t_median_rank`` and ``t2i_median_rank`` counted from 1, and a sentence
-        on the number of items and the reranking depth.
+        ``i2t_r1`` ... ``t2i_r10`` as shares, ``i2t_median_rank`` and ``t2i_median_rank`` counted from 1, and sentences:
+        on the number of items and the reranking depth, and on a ranking no better than a random one.
     """
     pairs, copies = one_item_each(pairs, scorer.store)
     images, texts = list(dict.fromkeys(pairs.images)), list(dict.fromkeys(pairs.texts))
@@ -260,13 +260,15 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
         scores = scored_rows(len(images), len(texts), scorer.between(images, texts)).kept()
     first = retrieval_ranks(scores, of_image, of_text)
     if not scorer.rerank_depth:
-        return _measures(first, of_images, of_texts), f"{note}."
+        said = _no_better_than_random(first, of_image, of_text, of_images, of_texts)
+        return _measures(first, of_images, of_texts), [f"{note}.", *said]
     depth = scorer.rerank_depth
     between = scorer.between(images, texts)
     ranks = reranked(scores, of_image, of_text, depth=depth, score=between, before=first)
     measured = _measures(ranks, of_images, of_texts)
     measured |= {f"first_{name}": measure for name, measure in _measures(first, of_images, of_texts).items()}
-    return measured, f"{note}; the first stage's best {depth} were reranked."
+    said = _no_better_than_random(ranks, of_image, of_text, of_images, of_texts)
+    return measured, [f"{note}; the first stage's best {depth} were reranked.", *said]
 
 
 def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[str, Measure]:
@@ -275,6 +277,28 @@ def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[s
         f"{side}_r{k}": Measure(owners, (places < k).astype(float)) for side, places, owners in sides for k in _RANKS
     }
     return found | {f"{side}_median_rank": _median(places, owners) for side, places, owners in sides}
+
+
+def _no_better_than_random(
+    ranks: Ranks, of_image: list[set[int]], of_text: list[set[int]], of_images: list[str], of_texts: list[str]
+) -> list[str]:
+    """Return a sentence if the best right item of a query is ahead of no more wrong ones than in random order."""
+    ahead, random = [], []
+    for places, found, others in ((ranks.i2t, of_image, len(of_text)), (ranks.t2i, of_text, len(of_image))):
+        right = np.array([len(items) for items in found])
+        wrong = others - right
+        # With nothing wrong to be ahead of, a query shows nothing. The best of r in random order: r / (r + 1).
+        ahead.append(np.where(wrong > 0, 1 - places / np.maximum(wrong, 1), right / (right + 1)))
+        random.append(right / (right + 1))
+    measure = Measure([*of_images, *of_texts], np.concatenate(ahead), random=np.concatenate(random))
+    gap = measure.at_chance()
+    if gap is None or measure.values is None or measure.random is None:
+        return []
+    shown = "" if np.isnan(gap.low) else f": {100 * gap.value:+.2f} points [{100 * gap.low:.2f}, {100 * gap.high:.2f}]"
+    return [
+        f"Chance: right items are ahead of {100 * measure.values.mean():.2f} % of the wrong ones on average, which is "
+        f"not measurably better than in random order ({100 * measure.random.mean():.2f} %){shown}."
+    ]
 
 
 def _median(places: np.ndarray, owners: list[str]) -> Measure:

@@ -115,8 +115,10 @@ def evaluate_seeds(
     values = {name: [result.metrics[name] for result in results] for name in names}
     deviations = {name: deviation(values[name]) for name in names}
     numbers = [result.provenance["seed"] for result in results]
-    own = [result.chance.sentence for result in results if result.chance is not None]
-    notes = list(dict.fromkeys(note for result in results for note in result.notes if note not in own))
+    own = [[note for note in result.notes if note.startswith("Chance: ")] for result in results]
+    notes = list(dict.fromkeys(note for result in results for note in result.notes if not note.startswith("Chance: ")))
+    if first.chance is None and any(own):
+        notes += own[0] if len(own) == 1 else [_seeds_at_chance(sum(map(bool, own)), len(own), next(filter(None, own)))]
     # The majority answer comes from the training pairs and is the same for all seeds.
     chance = first.chance and against_majority(hits, first.chance.earned, first.clusters, first.chance.answer)
     if chance is not None and chance.is_chance:
@@ -156,6 +158,13 @@ def evaluate_seeds(
             "p": paired_test(hits, other_hits, first.clusters),
         }
     return done
+
+
+def _seeds_at_chance(seeds: int, of: int, said: list[str]) -> str:
+    """Return the sentences of the first seed at chance, after the number of such seeds."""
+    return f"Chance: {seeds} of {of} seeds are not measurably better than random scores; the first: " + " ".join(
+        one.removeprefix("Chance: ") for one in said
+    )
 
 
 def deviation(values: Sequence[float]) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.evaluation.intervals import against_majority
+from frevl.evaluation.measures import match_chance
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import ConformalScores, calibrated, calibration_notes, fit_calibration
 from frevl.runs.posterior import Posterior, fit_posterior
@@ -123,10 +124,14 @@ def fit_prepared(
             calibration = {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
-    if not (data.dev_is_seen or selection is not None or model == "majority" or clusters is None):
-        warnings += at_chance(scores, truth, clusters, data.labels)
-    if task == "matching" and clusters is not None and not data.dev_is_seen and model != "majority":
-        warnings += _judged_at_chance(scores, truth, clusters, data.train.truth)
+    if not (data.dev_is_seen or model == "majority" or clusters is None):
+        if isinstance(truth, Tensor):
+            right = truth.numpy() > 0.5
+            warnings += _judged_at_chance(scores, truth, clusters, data.train.truth) or match_chance(
+                scores.flatten().numpy(), right, clusters.numpy()
+            )
+        elif selection is None:
+            warnings += at_chance(scores, truth, clusters, data.labels)
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
@@ -154,8 +159,8 @@ def at_chance(
 ) -> list[str]:
     """Return a warning if a classifier is not measurably better than always giving the most frequent answer.
 
-    ``auto`` compares its candidates with that answer itself, and a matching run is judged by ranks. Pairs of a single
-    class show nothing about a model, as another note says.
+    ``auto`` compares its candidates with that answer itself; for matching, see `match_chance`. Pairs of a single class
+    show nothing about a model, as another note says.
 
     Args:
         logits: ``(n, classes)`` of held-out pairs.
