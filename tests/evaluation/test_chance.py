@@ -9,8 +9,9 @@ import torch
 
 from frevl.cli.tables import result_table, run_sentence
 from frevl.errors import UsageError
+from frevl.evaluation.chance import against_majority
 from frevl.evaluation.evaluation import evaluate
-from frevl.evaluation.intervals import against_majority, bootstrap_interval, paired_difference
+from frevl.evaluation.intervals import bootstrap_interval, paired_difference
 from frevl.evaluation.measures import Measure, mean_measure
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.runs.run import Run

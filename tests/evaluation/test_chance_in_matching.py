@@ -9,9 +9,9 @@ from sklearn.metrics import roc_auc_score
 
 from frevl.cli.tables import result_table, run_sentence
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.evaluation.choice_sets import choice_chance, choice_set_scores
+from frevl.evaluation.benchmarks.choice_sets import choice_chance, choice_set_scores
+from frevl.evaluation.chance import match_chance
 from frevl.evaluation.evaluation import evaluate
-from frevl.evaluation.measures import match_chance
 from frevl.evaluation.retrieval_metrics import Ranks, _no_better_than_random
 from frevl.evaluation.seeds import evaluate_seeds
 from frevl.runs.scorer import Scorer

@@ -13,7 +13,7 @@ import pytest
 
 from frevl.errors import FrevlError, UsageError
 from frevl.evaluation import metrics
-from frevl.evaluation.wups import wordnet_similarity, wups, wups_available
+from frevl.evaluation.benchmarks.wups import wordnet_similarity, wups, wups_available
 
 # --------------------------------------------------------------------------------------- labels
 

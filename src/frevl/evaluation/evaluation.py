@@ -14,10 +14,12 @@ from frevl.data.label_doubts import contradiction_note, unseen_note
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, counted, rejects_sentence
-from frevl.evaluation.choice_sets import choice_chance, choice_set_scores
+from frevl.evaluation.benchmarks.choice_sets import choice_chance, choice_set_scores
+from frevl.evaluation.benchmarks.wups import wups, wups_available
+from frevl.evaluation.chance import Chance, against_majority, match_chance
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
-from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
+from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import (
     Measure,
     accepted_answers,
@@ -26,13 +28,11 @@ from frevl.evaluation.measures import (
     evaluate_sets,
     few_each_note,
     macro_f1_measure,
-    match_chance,
     single_answer,
 )
 from frevl.evaluation.metrics import brier, correct
 from frevl.evaluation.retrieval_metrics import evaluate_retrieval
 from frevl.evaluation.slices import Rows, slice_rows, slice_table
-from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
 from frevl.runs.calibration import check_level
 from frevl.runs.scorer import Scorer

@@ -35,7 +35,6 @@ __all__ = [
     "few_each_note",
     "macro_f1_measure",
     "macro_f1_of",
-    "match_chance",
     "mean_measure",
     "single_answer",
 ]
@@ -43,7 +42,6 @@ __all__ = [
 Statistic = Callable[[NDArray[np.int64]], float]
 Gaps = tuple[NDArray[np.int64], NDArray[np.float64]]
 
-_Z = 1.96  # standard errors of a 95 % interval
 _FEWEST_EACH = 5  # with two rows per class, macro-F1 was 7 points below that of many rows
 _MOST_FACTOR = 8.0  # of the observed gaps: beyond it, they were so small by chance that they say nothing
 
@@ -129,37 +127,6 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
         resamples=first.resamples,
         biased=first.biased,
     )
-
-
-def match_chance(scores: ArrayLike, right: ArrayLike, clusters: Sequence[Hashable] | NDArray[Any]) -> list[str]:
-    """Return a sentence if right pairs do not measurably score higher than wrong ones, otherwise nothing.
-
-    The share of comparisons in which they do is the area under the ROC curve; its standard error over clusters is that
-    of Obuchowski 1997 ("Nonparametric analysis of clustered ROC curve data").
-
-    Args:
-        scores: ``(n,)`` scores of pairs.
-        right: ``(n,)`` bool, whether the text describes the image; nothing is said if all or none do.
-        clusters: ``(n,)`` images, or another key that groups the pairs.
-    """
-    values, is_right = np.asarray(scores, np.float64), np.asarray(right, bool)
-    if is_right.all() or not is_right.any():
-        return []
-    ahead = np.empty(len(values))
-    for own, sign in ((is_right, 1), (~is_right, -1)):
-        others = np.sort(sign * values[~own])
-        below = np.searchsorted(others, sign * values[own]) + np.searchsorted(others, sign * values[own], side="right")
-        ahead[own] = below / (2 * len(others))  # a tie counts half
-    share = float(ahead[is_right].mean())
-    influence = (ahead - share) / np.where(is_right, is_right.sum(), (~is_right).sum())
-    error = float(np.linalg.norm(np.bincount(numbered_clusters(clusters, len(values)), influence)))
-    low, high = share - _Z * error, share + _Z * error
-    if low > 0.5:
-        return []
-    return [
-        f"Chance: right pairs score higher than wrong ones in {100 * share:.2f} % "
-        f"[{100 * max(low, 0):.2f}, {100 * min(high, 1):.2f}] of comparisons, which is not measurably more than half."
-    ]
 
 
 def calibration_measures(clusters: Sequence[str], confidence: ArrayLike, hits: ArrayLike) -> dict[str, Measure]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
+from frevl.evaluation.chance import against_majority
 from frevl.evaluation.evaluation import Result, evaluate, leak_of_other
-from frevl.evaluation.intervals import against_majority, paired_difference, paired_test
+from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
 from frevl.files import read_record

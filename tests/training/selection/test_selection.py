@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frevl.estimators import FusionClassifier
-from frevl.evaluation.intervals import against_majority
+from frevl.evaluation.chance import against_majority
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from frevl.evaluation.intervals import Chance
+from frevl.evaluation.chance import Chance
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from frevl.evaluation.intervals import Chance, against_majority
+from frevl.evaluation.chance import Chance, against_majority
 from frevl.training.examples import Examples
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.held_out import CandidateScores, hits_of

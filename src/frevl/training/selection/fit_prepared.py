@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from frevl.errors import UsageError
-from frevl.evaluation.intervals import against_majority
-from frevl.evaluation.measures import match_chance
+from frevl.evaluation.chance import against_majority, match_chance
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import ConformalScores, calibrated, calibration_notes, fit_calibration
 from frevl.runs.posterior import Posterior, fit_posterior

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from frevl.evaluation.intervals import Chance, against_majority
+from frevl.evaluation.chance import Chance, against_majority
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers

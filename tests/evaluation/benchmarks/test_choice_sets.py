@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
-from frevl.evaluation.choice_sets import choice_set_scores
+from frevl.evaluation.benchmarks.choice_sets import choice_set_scores
 
 
 def scored(rows):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from frevl.evaluation.wups import wups
+from frevl.evaluation.benchmarks.wups import wups
 
 # A chain of nine ideas, n1 above n2 and so on; chair and table below the ninth; dog, of two senses, below n1 and n3.
 PARENTS = {f"n{i}": [f"n{i - 1}"] for i in range(2, 10)} | {"n1": []}
@@ -65,7 +65,7 @@ def test_similarity_and_wups_from_wordnet_files_by_hand(tmp_path):
     found = in_a_fresh_process(
         """
 import json
-from frevl.evaluation.wups import wordnet_similarity, wups, wups_available
+from frevl.evaluation.benchmarks.wups import wordnet_similarity, wups, wups_available
 similarity = wordnet_similarity()
 pairs = [("chair", "table"), ("chair", "n9"), ("chair", "n1"), ("dog", "n3"), ("dog", "chair"), ("chair", "nowhere")]
 answers = [["table"], ["chair"], ["n9"], ["n1"], ["n5", "chair"], ["nowhere"]]
@@ -88,7 +88,7 @@ def test_without_the_files_wups_is_said_to_be_absent(tmp_path):
         """
 import json
 from frevl.errors import FrevlError
-from frevl.evaluation.wups import wordnet_similarity, wups_available
+from frevl.evaluation.benchmarks.wups import wordnet_similarity, wups_available
 try:
     wordnet_similarity()
     said = ""
