@@ -165,6 +165,7 @@ def test_pairs_of_a_published_set_are_written_as_a_pairs_file(tmp_path):
     assert json.loads((tmp_path / "pairs.json").read_text())["rows"] == 9673
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

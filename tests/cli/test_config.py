@@ -34,6 +34,7 @@ def same(a, b):
     return all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", sorted(commands()))
 def test_every_command_takes_a_file_and_refuses_a_key_that_it_does_not_know(words, tmp_path, frevl):
     done = frevl(*words.split(), "--config", written(tmp_path, 'jsn = "x.json"\n'))
@@ -236,6 +237,7 @@ def test_a_folder_of_seeds_holds_the_file_too(made, tmp_path, frevl):
     assert (done.code, "give another path with --run" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_columns_of_a_table_stand_in_the_file(made, tmp_path, frevl):
     rows = [made.train.row(number) for number in range(len(made.train))]
     lines = [f'{row["image"]}\t"{row["text"]}"\t{row["target"]}\n' for row in rows]

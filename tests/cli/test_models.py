@@ -90,6 +90,7 @@ def test_wrong_options_exit_with_2_and_say_what_is_right(made, tmp_path, frevl, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_options_reach_the_run(made, tmp_path, frevl):
     more = ["--set", "epochs=1", "--set", "layers=0", "--set", "dropout=0.25", "--set", "mixup_share=0"]
     done = frevl(*training(made, tmp_path / "run", *more))

@@ -90,6 +90,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "flag", "value"),
     [
@@ -169,6 +170,7 @@ def world(folder, made):
     (folder / "official" / "test.jsonl").write_text('{"image": "0.png", "captions": ["a dog"]}\n')
 
 
+@pytest.mark.slow
 def test_a_result_may_be_written_again_beside_what_is_read(made, run, tmp_path, monkeypatch, frevl):
     monkeypatch.chdir(tmp_path)
     world(tmp_path, made)

@@ -100,6 +100,7 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_every_command_finds_the_images_under_another_spelling(world, tmp_path, spelling):
     other = [{**row, "image": SPELLINGS[spelling](row["image"])} for row in world]
@@ -140,6 +141,7 @@ def test_a_folder_before_the_ids_counts_only_if_the_files_say_so(world, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_search_by_the_id_of_an_image(made, world, tmp_path):
     captions = [{"image": row["image"], "text": f"{row['text']} {i}"} for i, row in enumerate(world)]
     write(tmp_path / "c.jsonl", captions)

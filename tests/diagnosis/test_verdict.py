@@ -179,6 +179,7 @@ def test_the_fusion_wins():
     assert said["detail"][1] == f"The fusion (kernel) beats the linear probe: +30.0 points, {linear}."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("right", "exchanged", "kind", "words", "recommended"),
     [

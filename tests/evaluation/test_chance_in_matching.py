@@ -32,6 +32,7 @@ def test_scores_by_hand():
     assert match_chance([1.0, 2.0], [True, True], ["a", "b"]) == match_chance([1.0], [False], ["a"]) == []
 
 
+@pytest.mark.slow
 def test_the_share_is_the_area_under_the_curve_and_its_interval_that_of_drawn_clusters():
     draw = np.random.default_rng(3)
     clusters = np.repeat(np.arange(120), 4)

@@ -59,6 +59,7 @@ def names_of(image):
     return [image, f"copy_{image}", f"again/{image}", f"zz_{image}", f"0{image}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["dual", "linear", "reranked"])
 @pytest.mark.parametrize("pairs", ["captions", "judged"])
 def test_every_metric_and_interval_of_retrieval_is_that_without_copies(twins, run, pairs):

@@ -243,6 +243,7 @@ def test_statistics_on_numbers_equal_those_on_labels() -> None:
         assert score(rows) == coded(rows) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.05])
 @pytest.mark.parametrize("copies", [1, 3])
 def test_the_calibration_error_without_what_chance_adds(shift, copies):

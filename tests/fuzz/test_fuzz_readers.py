@@ -98,6 +98,7 @@ def score(made, path):
     scorer.score([(made.store.image_ids[0], made.store.texts[0])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_run_json(made, run_files, folder, name):
     record = json.loads(run_files[name, "run.json"])
@@ -113,6 +114,7 @@ def test_run_json(made, run_files, folder, name):
         (folder / name / "run.json").write_bytes(run_files[name, "run.json"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("file", ["weights.safetensors", "seen.safetensors"])
 def test_weights_of_a_run(made, run_files, folder, name, file):

@@ -98,6 +98,7 @@ def test_folders_of_this_machine_stay_here(run, tmp_path):
     assert str(tmp_path.parent) not in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["", "/", "a/", "/b", "a/b/c", "a b", "ü", "-a", "a.", "a--b", "a/b..c", "b.git", "x" * 97]
 )

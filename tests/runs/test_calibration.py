@@ -48,6 +48,7 @@ def test_few_right_pairs_do_not_prove_certainty():
     assert 0.75 < said.min() <= said.max() < 19 / 20 + 0.002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [None, 2, 3, 6])
 def test_twenty_pairs_do_not_spoil_a_network_that_is_calibrated(classes):
     """60 networks whose probabilities are right, each calibrated on 20 pairs; the ECE is measured on 2,000 new ones."""

@@ -73,6 +73,7 @@ def pairs_of(name, made, named):
     return list(zip(part.images, part.texts, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*WITH, *WITHOUT])
 def test_a_network_that_scores_elsewhere_stays_where_it_is(name, runs, made, named):
     # One that is its own scoring form, or shares parts with it, was moved in part, and its doubt was called damaged.
@@ -86,6 +87,7 @@ def test_a_network_that_scores_elsewhere_stays_where_it_is(name, runs, made, nam
         assert scorer.doubt(pairs_of(name, made, named)[:3]).shape == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH)
 def test_who_has_it(name, runs, made, named):
     scorer, pairs = opened(runs, name, made, named), pairs_of(name, made, named)

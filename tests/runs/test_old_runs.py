@@ -53,6 +53,7 @@ def found_by(scorer, pairs):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_gives_the_same_scores(run):
     record = RUNS[run]

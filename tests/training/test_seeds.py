@@ -91,6 +91,7 @@ def test_the_deviation_has_n_minus_one_below():
     assert deviation([3.0]) is None
 
 
+@pytest.mark.slow
 def test_a_seed_among_several_is_the_run_that_it_would_be_alone(made, three, tmp_path):
     alone = train(made.store, made.train_file, run=tmp_path / "alone", seed=6, **SMALL)
     here, there = (load_file(path / "weights.safetensors") for path in (tmp_path / "alone", three.path / "seed6"))
@@ -106,6 +107,7 @@ def test_a_seed_among_several_is_the_run_that_it_would_be_alone(made, three, tmp
     assert first == other
 
 
+@pytest.mark.slow
 def test_the_result_is_the_mean_of_the_single_results(made, three):
     single = [evaluate(Scorer.open(three.path / name, store=made.store), made.test) for name in three.runs]
     linear = evaluate(Scorer.open(three.path.parent / "linear", store=made.store), made.test)

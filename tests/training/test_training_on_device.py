@@ -147,6 +147,7 @@ def test_no_loss_waits_for_the_device(name, kind):
     assert losses.means == dict.fromkeys(terms, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "match"])
 def test_no_step_waits_for_the_card(kind, monkeypatch):
     # The engine of gradients needs a real driver; everything else of a step runs.

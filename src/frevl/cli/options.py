@@ -1,8 +1,8 @@
 """Shared by all commands: the app, ``--config``, flags of several commands, and writing of results.
 
-A flag that was not typed is not passed on: defaults live in the signature of the called function.
-``--config FILE.toml`` holds the options of a command; the command line takes precedence. Its keys are the long names of
-flags (``time-limit = 600``) or the names of arguments; its table ``set`` holds the options of the model.
+A flag that was not typed is not passed on: the called function has the default. ``--config FILE.toml`` holds options;
+the command line takes precedence. Its keys are the long names of flags (``time-limit = 600``) or the names of
+arguments; its table ``set`` holds options of the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from frevl.errors import FrevlError, InputError, UsageError, nearest
-from frevl.files import read_text
 
 __all__ = [
     "OUTPUT",
@@ -89,7 +88,9 @@ def key_of(parameter: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import tomllib  # imported here, because every start of the command line imports this file
+    import tomllib  # here, because every start of the command line imports this file
+
+    from frevl.files import read_text
 
     try:
         return tomllib.loads(read_text(path))
@@ -185,8 +186,7 @@ class _Command(TyperCommand):
 
 def _plain_help(record: Callable[[Any], tuple[str, str] | None], context: Any) -> tuple[str, str] | None:
     """Return the flag and text of a help line, with types and ranges in words."""
-    line = record(context)
-    if line is None:
+    if (line := record(context)) is None:
         return None
     flag, text = line
     for pattern, words in _WORDS:
@@ -356,8 +356,8 @@ def settings_of(given: list[str] | None) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     words: dict[str, Any] = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
+    if (word := text.lower()) in words:
+        return words[word]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)

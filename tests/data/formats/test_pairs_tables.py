@@ -24,6 +24,7 @@ def reasons(pairs):
     return [reject.reason for reject in pairs.rejected]
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(row=st.dictionaries(st.sampled_from(["image", "text", "target", "extra"]), st.text(max_size=6), min_size=4))
 def test_csv_and_jsonl_say_the_same(tmp_path_factory, row):

@@ -59,6 +59,7 @@ def write(path, lines, end="\n"):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [PLAIN, LABELLED, SLICED], ids=["plain", "labelled", "sliced"])
 def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, base):
     for number, strange in enumerate([*STRANGE, *ONE_SIDED]):

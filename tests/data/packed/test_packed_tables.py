@@ -45,6 +45,7 @@ def write(path, lines, end="\n"):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("at_once", [40, 1 << 20])
 def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, head, at_once, monkeypatch):
@@ -59,6 +60,7 @@ def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, head, a
     assert len(list(tmp_path.glob(".*.pairs.arrow"))) == len(STRANGE), "none was read row by row"
 
 
+@pytest.mark.slow
 def test_any_mixture_is_read_as_row_by_row(tmp_path, monkeypatch):
     random.seed(1)
     for number in range(60):
@@ -75,6 +77,7 @@ def test_any_mixture_is_read_as_row_by_row(tmp_path, monkeypatch):
         assert said(path) == by_rows(path), path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

@@ -27,6 +27,7 @@ def scorer(made, runs_with_rerank):
     return Scorer.open(runs_with_rerank / "rerank", store=made.store)
 
 
+@pytest.mark.slow
 def test_it_says_what_it_is(served, scorer):
     (model,) = served.http.get("/v1/models").json()["models"]
     assert (model["name"], model["task"], model["searches"]) == ("rerank", "matching", True)

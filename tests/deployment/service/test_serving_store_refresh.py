@@ -43,6 +43,7 @@ def score(client, *ids):
     return client.http.post("/v1/score", json={"model": "ask", "pairs": pairs})
 
 
+@pytest.mark.slow
 def test_ids_that_are_added_while_it_serves_are_known_and_nothing_else_changes(world, monkeypatch):
     world, runs = world
     monkeypatch.setattr(renewal, "_SECONDS", 0.0)
@@ -97,6 +98,7 @@ def test_it_looks_at_most_every_two_seconds(world, monkeypatch):
     assert looks == [world.store.path]
 
 
+@pytest.mark.slow
 def test_what_is_removed_while_it_serves_is_soon_unknown(world, monkeypatch):
     world, runs = world
     monkeypatch.setattr(renewal, "_SECONDS", 0.0)
@@ -126,6 +128,7 @@ def test_what_is_removed_while_it_serves_is_soon_unknown(world, monkeypatch):
         assert (found["hits"], found["searched"]) == ([], 0)
 
 
+@pytest.mark.slow
 def test_a_large_store_that_another_process_compacts_is_served_on(world, monkeypatch):
     """Ids of a large store are looked up in its files, which a compaction deletes."""
     world, runs = world

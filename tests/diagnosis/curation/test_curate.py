@@ -224,6 +224,7 @@ def test_a_fold_without_right_lines_scores_nothing(captioned, tmp_path, monkeypa
     assert told.kept == len(rows)
 
 
+@pytest.mark.slow
 def test_a_fold_that_was_cut_short_is_told_first_and_learnt_again_where_there_is_more_time(
     captioned, tmp_path, monkeypatch
 ):

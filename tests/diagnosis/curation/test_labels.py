@@ -65,6 +65,7 @@ def precision_and_recall(found, name, key):
     return (flagged & truth).sum() / flagged.sum(), (flagged & truth).sum() / truth.sum()
 
 
+@pytest.mark.slow
 def test_exchanged_labels_are_found_and_the_right_one_is_named(planted, found):
     precision, recall = precision_and_recall(found, "label", "wrong")
     assert precision >= 0.9
@@ -84,6 +85,7 @@ def test_texts_that_give_their_label_away_are_found(found):
     assert "The text alone (its words) answers" in found.sentence()
 
 
+@pytest.mark.slow
 def test_clean_labels_are_left_alone(planted, tmp_path):
     store, _, rows = planted
     clean = write(tmp_path / "clean.jsonl", [row for row in rows if not row["wrong"]])
@@ -92,6 +94,7 @@ def test_clean_labels_are_left_alone(planted, tmp_path):
     assert told.sentence().startswith("Kept"), "nothing is flagged, so no flag can be a model error"
 
 
+@pytest.mark.slow
 def test_labels_that_no_model_can_judge_are_counted_and_contradictions_named(planted, tmp_path):
     store, _, rows = planted
     lines = [dict(row) for row in rows if not row["wrong"]]
@@ -158,6 +161,7 @@ def test_labels_that_have_nothing_to_do_with_the_pictures(planted, tmp_path):
     assert told.kept == 300
 
 
+@pytest.mark.slow
 def test_images_alone(one_side):
     told = frevl.curate(one_side.store, one_side.train_file, drop=["label", "blind"])
     assert told.filters["label"]["flagged"] <= 1
@@ -175,7 +179,7 @@ def test_words_by_hand():
 
 
 def test_the_more_classes_the_fewer_words_are_weighed(monkeypatch):
-    """The optimiser holds twenty numbers per word and class: a thousand classes of 50,000 words took 8 GB."""
+    """The optimiser holds twenty numbers per word and class: a thousand classes of 50,000 words would take 8 GB."""
     texts, labels, folds = ["red cat", "red dog"] * 6, np.array([0, 1] * 6), np.array([0, 0, 1, 1] * 3)
     enough = by_words(texts, labels, folds, 2)
     monkeypatch.setattr(word_classifier, "_MOST_WEIGHTS", 2 * 1)
@@ -183,6 +187,7 @@ def test_the_more_classes_the_fewer_words_are_weighed(monkeypatch):
     assert enough[np.arange(12), labels].min() > 0.8
 
 
+@pytest.mark.slow
 def test_a_class_that_the_models_have_not_learnt_is_not_judged(planted, tmp_path):
     """All lines of one label are one group, so in one fold: what judges them has never seen the label."""
     store, _, rows = planted

@@ -98,6 +98,7 @@ def test_a_large_file_gives_the_same_results_as_a_list(captioned, mixed, labelle
     assert len(record["rejects"]) == len(small.rejected) > 3
 
 
+@pytest.mark.slow
 def test_twenty_thousand_more_lines_take_few_bytes_each(captioned, tmp_path, monkeypatch):
     """A line was 1,670 bytes of Python objects; new texts would add their letters."""
     monkeypatch.setattr(pairs_module, "_LARGE", 0)

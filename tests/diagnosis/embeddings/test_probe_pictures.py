@@ -123,6 +123,7 @@ def test_same_is_two_pieces_of_one_shape(number):
     assert (shape_of(first) == shape_of(second)) == (answer == "yes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1, 7, 13])
 def test_reading_can_be_read(number):
     """Of all words in all sizes, the right one is most like the image."""

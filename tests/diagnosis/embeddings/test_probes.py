@@ -108,6 +108,7 @@ def probed(cache):
     return probe_encoder("toy", sizes=SMALL, cache=cache)
 
 
+@pytest.mark.slow
 def test_every_way_and_skill_is_measured(probed):
     assert list(probed.hits) == list(WAYS)
     for way in WAYS:

@@ -159,6 +159,7 @@ def test_a_planted_temperature_is_found_before_and_after(temperature, word):
     assert f"before the temperature, {word}" in mended.claim
 
 
+@pytest.mark.slow
 def test_calibrated_answers_are_seldom_accused():
     random = np.random.default_rng(1)
     accused = 0

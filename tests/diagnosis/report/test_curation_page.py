@@ -14,6 +14,7 @@ def found(captioned):
     return frevl.curate(captioned.store, captioned.exchanged, drop=["match"], below=0.2)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_kept_and_shows_the_worst_lines_first(found, captioned, tmp_path):
     write_curation_page(found, tmp_path / "new" / "report.html")
     page = (tmp_path / "new" / "report.html").read_text()

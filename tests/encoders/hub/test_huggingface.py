@@ -95,6 +95,7 @@ def test_pooled_embeddings_are_those_of_the_library(pretrained, own, name):
     assert (texts[0] @ texts[3]) < 0.999
 
 
+@pytest.mark.slow
 def test_dinov2_gives_its_class_token_and_has_no_text_tower(pretrained, own):
     expected, encoder = own("dinov2"), load_encoder(f"hf:{pretrained / 'dinov2'}#torch")
     assert encoder.text is None
@@ -214,6 +215,7 @@ def test_vision_of_one_model_and_text_of_another(pretrained):
         load_encoder(f"hf:{pretrained / 'bert'}+{pretrained / 'clip'}#torch")
 
 
+@pytest.mark.slow
 def test_joint_models_name_their_common_space_and_scale(pretrained):
     clip, siglip = (load_encoder(f"hf:{pretrained / name}#torch") for name in ("clip", "siglip"))
     parameters = {name: transformers.AutoModel.from_pretrained(pretrained / name) for name in ("clip", "siglip")}

@@ -55,6 +55,7 @@ def shorter_texts(folder):
     change(folder, "tokenizer_config.json", model_max_length=9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attack", "image_fields", "text_fields"),
     [

@@ -94,6 +94,7 @@ def test_the_activation_of_clip_is_folded_into_the_weights_around_it(pretrained)
     assert fold_quick_gelu(other) is other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "modality"),
     [

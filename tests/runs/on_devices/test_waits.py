@@ -30,6 +30,7 @@ def fusion():
     return Fusion(image_dim=16, text_dim=24, outputs=3, width=32, layers=2, heads=2, ffn_width=64, head_width=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("there", [True, False])
 def test_scores_are_copied_back_once(tokens, there, fusion, monkeypatch):
@@ -54,6 +55,7 @@ def test_more_scores_than_are_kept_on_a_card_are_copied_in_parts(fusion, monkeyp
     assert (logits.shape, waits.back - before) == ((PAIRS, 3), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_a_grid_stays_on_the_card(tokens, fusion):
     with card() as waits, torch.inference_mode():

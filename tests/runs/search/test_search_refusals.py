@@ -36,6 +36,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_queries_get_one_sentence(made, dual, frevl, case):
     arguments, code, words = BAD[case]

@@ -215,6 +215,7 @@ def test_parts_are_filled_and_rows_keep_their_numbers(world, draw, tmp_path, mon
     assert len(list(after.folder.glob("*.npy"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["state", "cut", "lost", "swapped"])
 def test_damaged_vectors_are_computed_again(world, damage):
     scorer, store, run = world

@@ -48,6 +48,7 @@ def small_commits(monkeypatch):
     monkeypatch.setattr(vectors, "_COMMIT_BYTES", 7 * 7 * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small_fragments", [64, 3])
 def test_a_further_encoder_is_what_it_is_with_a_look_at_all_ids(tmp_path, monkeypatch, small_fragments):
     monkeypatch.setattr(table_writer, "_SMALL_FRAGMENTS", small_fragments)  # 3: parts are merged while they are filled

@@ -61,6 +61,7 @@ BAD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
     monkeypatch.chdir(tmp_path)

@@ -155,6 +155,7 @@ MEANWHILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 @pytest.mark.parametrize("content", ["b", "B"])
 def test_a_merge_combines_with_what_is_there_by_then(two, monkeypatch, meanwhile, content):

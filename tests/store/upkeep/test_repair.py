@@ -37,6 +37,7 @@ def vectors(path):
     return dict(zip(store.image_ids, store.read_images(store.image_ids).tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("folders", ["_versions", "_*"])
 def test_a_table_without_manifests_comes_back_whole(imported, record, folders):

@@ -361,6 +361,7 @@ def test_the_matcher_begins_at_the_cosine_of_a_common_space():
     assert fitted.predict(wrong).mean() < 0.1
 
 
+@pytest.mark.slow
 def test_neither_store_nor_pictures_are_loaded():
     code = """
 import importlib.abc, sys

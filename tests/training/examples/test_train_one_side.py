@@ -26,6 +26,7 @@ def trained(world, run, model, **more):
     return train(world.store, world.train_file, run=run, task="classification", model=model, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["majority", "linear", "kernel", "mlp", "side"])
 def test_every_model_of_one_side_trains_evaluates_and_scores(one_side, tmp_path, model):
     run = trained(one_side, tmp_path / "run", one_side.side if model == "side" else model)

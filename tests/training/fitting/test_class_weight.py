@@ -73,6 +73,7 @@ def rare(tmp_path_factory):
     return Store.open(path), pairs.select(range(N // 2)), pairs.select(range(N // 2, N))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "options"),
     [

@@ -109,6 +109,7 @@ def world(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_auto_takes_it_and_the_run_evaluates_scores_and_comes_back(world, tmp_path):
     run = train(
         world / "store", world / "train.jsonl", run=tmp_path / "run", task="matching", model="auto",

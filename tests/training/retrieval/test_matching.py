@@ -106,6 +106,7 @@ def test_a_new_reranker_adds_nothing_to_the_first_stage():
     assert fresh.fusion(torch.randn(7, 5), torch.randn(7, 3)).abs().max() == 0
 
 
+@pytest.mark.slow
 def test_the_same_pair_has_the_same_score_on_every_road(made, reranked_run):
     scorer = Scorer.open(reranked_run, store=made.store, batch_size=7)
     images, texts = made.store.image_ids[:11], [*made.store.texts[:5], "a text that is not in the store"]

@@ -78,6 +78,7 @@ def test_the_same_request_twice_writes_once(http):
     assert [label(http, "0.png", "cat", id="once").json()["written"] for _ in range(2)] == [1, 0]
 
 
+@pytest.mark.slow
 def test_an_id_of_something_else_is_refused_and_a_cut_batch_is_completed(http, serving):
     asked = {"by": "ada", "id": "mine", "labels": [{"image": f"{number}.png", "label": "cat"} for number in range(4)]}
     assert http.post("/explore/label", json=asked).json()["written"] == 4
@@ -141,6 +142,7 @@ def test_a_class_that_looks_like_a_list_is_exported_as_json_lines_only(http):
     refused(http.get("/explore/labels/export?format=csv"), 422, "invalid", "'[1]' would be read as several answers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_what_is_exported_is_a_pairs_file_and_can_be_imported_again(http, serving, tmp_path, form):
     names = HOSTILE + NESTED * (form == "jsonl")
@@ -309,6 +311,7 @@ def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(loca
             assert http.post("/explore/label", json=body, headers=headers).json()["written"] == 1
 
 
+@pytest.mark.slow
 def test_with_keys_or_where_others_reach_it_any_host_is_answered(local, http):
     with local(["k" * 16]) as keyed:
         assert keyed.get("/explore/labels", headers={"Host": "labels.example"}).status_code == 200

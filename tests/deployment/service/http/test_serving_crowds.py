@@ -214,6 +214,7 @@ def test_an_answer_in_pieces_that_nobody_reads_is_cut_off(crowded, size):
     finish(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("close", ["", "connection: close"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_gets_its_answer(crowded, close, chunked):

@@ -57,6 +57,7 @@ def found(album):
     return frevl.curate(album / "store", album / "pairs.jsonl", drop=["image"], images=album / "images")
 
 
+@pytest.mark.slow
 def test_every_fault_is_named_and_no_other_picture(found):
     for line in found.lines:
         fault = line["image"].rsplit(" ", 1)[0] if " " in line["image"] else None

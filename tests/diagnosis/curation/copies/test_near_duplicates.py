@@ -187,6 +187,7 @@ def shirt(seed):
     return canvas
 
 
+@pytest.mark.slow
 def test_where_ordinary_pictures_agree_as_much_as_copies_the_pixels_decide_nothing():
     vectors = sphere(40, 0)
     links, readable, enough = confirmed_links(vectors, {row: grey(shirt(row)) for row in range(40)}.get)
@@ -217,6 +218,7 @@ def album(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_lines_of_copies_are_dropped_with_the_name_of_what_is_kept(album):
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=album / "images")
     verdicts = {}

@@ -148,6 +148,7 @@ def core(world):
     )
 
 
+@pytest.mark.slow
 def test_the_core_is_written_in_file_order_with_whole_images(world, core):
     folder, _ = world
     test = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]

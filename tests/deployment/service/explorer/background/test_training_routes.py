@@ -178,6 +178,7 @@ def test_a_training_outlives_a_service_that_was_killed_and_is_found_again(place,
             until(second, "one", "cancelled")
 
 
+@pytest.mark.slow
 def test_a_training_is_continued_from_another_folder_and_where_the_store_was_moved(place, instead, monkeypatch):
     instead("print('At', __import__('os').getcwd() + '/store/runs', flush=True); " + _SLOW)
     monkeypatch.chdir(place.store.parent)

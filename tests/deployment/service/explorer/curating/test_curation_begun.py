@@ -75,6 +75,7 @@ def test_labels_that_were_corrected_after_the_stop_are_judged(world):
         assert judged(world, "labels-2") == {"0.png": "dog", "1.png": "cat"}
 
 
+@pytest.mark.slow
 def test_what_outlives_a_service_that_was_killed_is_found_and_stopped(world, made):
     with opened(world, pairs=made.captions_file) as first:
         begin(first, "pairs")
@@ -110,6 +111,7 @@ def test_what_was_started_by_a_service_that_was_killed_in_that_moment_is_found(w
     assert begun[0].wait(10) == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_service_that_ends_leaves_what_another_has_begun(world, made):
     with opened(world, pairs=made.captions_file) as first:
         begin(first, "pairs")
@@ -155,6 +157,7 @@ def test_seconds_are_right_where_nobody_asked_meanwhile(world, made):
             assert at.http.get("/explore/curations").json()["job"]["seconds"] >= 0.3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_begun_says_what_is_missing(world, made):
     with opened(world, None) as at:
         label(at, "0.png", "cat")

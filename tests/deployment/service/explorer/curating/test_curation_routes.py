@@ -127,6 +127,7 @@ def test_a_group_of_many_copies_is_decided_as_one(world, tmp_path):
         assert at.http.get("/explore/curation").json()["decided"] == 0
 
 
+@pytest.mark.slow
 def test_texts_alone_and_names_of_all_kinds(world, tmp_path):
     name = "bücher/mit blank <b>&?#.png"
     texts = [judged("", "same", target="a", copies=2), judged("", "Same ", ["duplicate"], target="a", copies=2,
@@ -266,6 +267,7 @@ def test_the_same_request_again_is_written_once(world, result):
         assert len(written) == 2  # what the file is, and the decision
 
 
+@pytest.mark.slow
 def test_where_nothing_is_written_decisions_are_refused(world, result):
     with opened(world, result, writable=False) as at:
         refused = decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")
@@ -284,6 +286,7 @@ def test_another_site_decides_nothing(world, result):
         assert kept(at.http) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decision", "code", "words"),
     [
@@ -311,6 +314,7 @@ def test_no_curation_is_said(world):
         assert at.http.get("/explore/curation", params={"of": "<b>"}).status_code == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

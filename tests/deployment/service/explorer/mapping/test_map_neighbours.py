@@ -128,6 +128,7 @@ def test_a_page_of_another_site_starts_no_computation(mapped, library):
     assert mapped.explorer.neighbours._key == ""
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_and_after_a_while_tried_again(mapped, library, monkeypatch):
     right = library.read_text()
     library.write_text("raise ValueError('no memory')")

@@ -79,6 +79,7 @@ def test_a_damaged_map_is_computed_again(mapped):
     assert points_of(mapped)[0] == record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 10, 100, 400, -1, "bytes"])
 def test_a_map_that_was_cut_off_is_computed_again(mapped, cut):
     record, _ = points_of(mapped)

@@ -207,6 +207,7 @@ def test_why_names_the_nearest_captions_and_says_what_it_cannot_weigh(clip):
     refused(clip.http.post("/explore/why", json={"image": "none"}), 404, "unknown_image", "'none'")
 
 
+@pytest.mark.slow
 def test_a_matching_run_says_why_by_its_scores(made, runs, tmp_path):
     place = copied(made, tmp_path)
     store = Store.open(place.store)

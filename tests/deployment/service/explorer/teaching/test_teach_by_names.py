@@ -70,6 +70,7 @@ def test_a_name_that_the_store_does_not_know_is_said_and_labels_alone_are_learne
         assert any("'<b>unknown</b>' is not among its texts" in note for note in state["notes"])
 
 
+@pytest.mark.slow
 def test_many_classes_are_taught_by_labels_alone(store):
     with explored(store, fit=teach) as here:
         define(here, *(f"class {number}" for number in range(10_000)))
