@@ -243,6 +243,7 @@ def test_the_page_of_labels_needs_the_folder_that_was_named(frevl, tmp_path):
     assert "none: no such folder; expected the folder of the images for --html" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
 def test_a_damaged_store_is_one_sentence_for_every_command(tmp_path, draw, frevl, damage):
     draw(tmp_path / "images", range(3))

@@ -153,6 +153,7 @@ def test_store_info_and_verify(made_twice, tmp_path):
     assert "sound" in verified.output
 
 
+@pytest.mark.slow
 def test_pairs_of_a_published_set_are_written_as_a_pairs_file(tmp_path):
     done = run(
         "pairs", "easy-vqa", "--split", "test", "--out", tmp_path / "test.jsonl", "--json", tmp_path / "pairs.json"

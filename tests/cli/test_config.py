@@ -112,6 +112,7 @@ def test_an_argument_that_takes_several_values_comes_from_a_file(made, tmp_path,
     assert "1 of 2 shards are missing" in frevl("store", "merge", parts[0], "--config", one).err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [

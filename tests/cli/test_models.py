@@ -56,6 +56,7 @@ def test_what_is_no_setting_is_refused(given):
         settings_of(["dropout=0.1", "dropout=0.2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from frevl.cli.main import app
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
 def test_types_and_ranges_are_words(command):
     text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())

@@ -24,6 +24,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, 12])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_matching_trains_on_a_handful_of_images(made, tmp_path, count, seed):

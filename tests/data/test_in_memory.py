@@ -147,6 +147,7 @@ def world(made, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_frame_goes_all_the_way(made, world, tmp_path):
     expected = frevl.evaluate(world.scorer, read_pairs(world.rows))
     for pairs in (world.frame, world.rows, (row for row in world.rows), pa.Table.from_pylist(world.rows)):

@@ -142,6 +142,7 @@ def test_files_that_are_cut_anywhere(kind: str, part: float) -> None:
     never_another_exception(WHOLE[kind][: int(part * len(WHOLE[kind]))])
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(WHOLE)), st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=9))
 @settings(max_examples=300, deadline=None)
 def test_files_with_changed_bytes(kind: str, changes: list[tuple[int, int]]) -> None:

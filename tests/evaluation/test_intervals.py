@@ -202,6 +202,7 @@ def test_an_interval_in_percent_is_unknown_where_there_is_one_cluster() -> None:
     assert bootstrap_interval([0.0, 1.0], ["a", "a"]).percent() is None
 
 
+@pytest.mark.slow
 def test_many_clusters_are_drawn_in_random_groups_with_the_same_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     clusters = random.integers(0, 20_000, 30_000)

@@ -187,6 +187,7 @@ def run_exported(path):
     metadata_of(path)
 
 
+@pytest.mark.slow
 @fuzzed(250)
 @given(broken(exported()))
 def test_exported_networks(folder, content):

@@ -173,6 +173,7 @@ def test_estimators(named):
         EmbeddingClassifier().fit(X[:6], np.arange(6)).predict_set(X)
 
 
+@pytest.mark.slow
 def test_soft_targets_have_no_sets(made, tmp_path):
     pairs = [{**made.train.row(row), "target": {made.train.targets[row]: 0.7}} for row in range(len(made.train))]
     run = package.train(made.store, pairs, run=tmp_path / "run", task="classification", model="linear")

@@ -111,6 +111,7 @@ def test_entries_of_another_kind_are_refused(copied, name):
     assert counted > 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

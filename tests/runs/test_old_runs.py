@@ -72,6 +72,7 @@ def test_every_kind_of_network_is_among_the_old_runs():
     assert {record["network"] for record in RUNS.values()} == set(NETWORKS) - later
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_that_is_saved_again_is_the_same_run(run, tmp_path):
     old = Run.load(OLD / run)

@@ -157,6 +157,7 @@ def test_blocks_of_a_grid_have_its_scores_to_the_last_digit(monkeypatch):
         np.testing.assert_array_equal(found.t2i, rank_of_best_match([np.ascontiguousarray(grid.T)], of_text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny", "dual"])
 def test_an_evaluation_in_blocks_equals_that_of_the_grid(made_twice, tmp_path, monkeypatch, model):
     options = {"layers": 1, "epochs": 1} if model == "tiny" else {"epochs": 1}

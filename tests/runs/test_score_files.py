@@ -29,6 +29,7 @@ def runs(made, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_grid_holds_every_pair_once(made, runs, tmp_path, frevl):
     some = made.captions_file.read_text().splitlines()[:6]
     (tmp_path / "p.jsonl").write_text("\n".join([*some, "no JSON"]))

@@ -49,6 +49,7 @@ def pairs_of(pairs):
     return list(zip(pairs.images, pairs.texts, strict=True))
 
 
+@pytest.mark.slow
 def test_batch_size_and_order_never_change_a_score(made, answering):
     pairs = pairs_of(made.test)
     whole = Scorer.open(answering, store=made.store).score(pairs)
@@ -77,6 +78,7 @@ def test_tokens_score_the_same_alone_and_beside_longer_texts(made_tokens, tmp_pa
     np.testing.assert_allclose(scorer.score([(image, short), (image, long)])[:1], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_grid_equals_the_pairs(made, matching):
     scorer = Scorer.open(matching, store=made.store)
     images, texts = made.store.image_ids[:7], list(dict.fromkeys(made.captions.texts))[:5]

@@ -216,6 +216,7 @@ def test_the_document_names_every_column(made_twice):
         assert f"`{field}`" in text, field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["hf://datasets/a/b", "file:///srv/s", "http://me:secret@x/y"])
 def test_a_store_elsewhere_is_refused_and_makes_no_folder(tmp_path, monkeypatch, frevl, draw, address):
     monkeypatch.chdir(tmp_path)

@@ -154,6 +154,26 @@ def test_time_ends_it_after_one_step_at_least():
     assert math.isfinite(report.metric)
 
 
+def test_what_the_time_limit_leaves_out_counts_neither_as_trained_nor_in_the_mean(monkeypatch, tmp_path):
+    """The mean loss of a cut epoch was divided by all of its steps, and its pairs counted as trained on."""
+    clock = iter(range(1000))
+    monkeypatch.setattr("frevl.training.loop.time.monotonic", lambda: float(next(clock)))
+    network = nn.Linear(1, 1)
+
+    def loss_of(*_):
+        loss = network.weight.square().sum() * 0 + 2.5
+        return loss, {"task": loss}
+
+    report = gradient_descent(
+        network, loss_of, 30, **settings(time_limit=4.0, epochs=1), log_file=tmp_path / "log.jsonl"
+    )
+    assert (report.epochs, report.stopped) == (1, "time")
+    assert 0 < report.passes < 1
+    assert report.passes * 10 == round(report.passes * 10), "of ten steps"
+    assert json.loads((tmp_path / "log.jsonl").read_text())["losses"] == {"task": 2.5}
+    assert descend(network, lambda *_: network.weight.square().sum(), 30, epochs=3).passes == 3
+
+
 def test_a_time_limit_that_suffices_changes_nothing(monkeypatch):
     weights = []
     for pace in (0.0, 0.1, 0.4):  # seconds a look at the clock
@@ -201,6 +221,7 @@ class Halved(nn.Module):
         return self.layers(x - self.shift)[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_in", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("measured", [False, True])
 def test_an_interrupted_descent_ends_with_the_identical_result(tmp_path, killed_in, measured):

@@ -73,6 +73,7 @@ def test_mixup_repeats_with_the_generator_and_leaves_the_global_one_alone() -> N
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "variance"), [(0.2, 1 / 5.6), (1.0, 1 / 12)])
 def test_mixup_shares_are_beta_distributed(alpha: float, variance: float) -> None:
     generator, draws = seeded(), 4000

@@ -48,6 +48,7 @@ def test_mapped_items_are_those_of_the_store(made_twice, task, request):
             assert torch.equal(a[1], b[1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_fits")
 def test_a_training_from_a_file_leaves_nothing_behind(made, tmp_path):
     runs = [

@@ -82,6 +82,7 @@ def trained(kind, name, **options):
     return {name: value.clone() for name, value in network.state_dict().items()}, report.metric
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fusion", "linear"])
 @pytest.mark.parametrize("kind", ["class", "match"])
 def test_replayed_steps_train_the_same_network(name, kind, request):

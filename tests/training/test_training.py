@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from frevl.cli.tables import run_sentence
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import PairsError, RunError, TrainingError, UsageError
 from frevl.runs.calibration import calibration_notes
@@ -183,6 +184,15 @@ def test_the_fusion_learns_a_conjunction_that_one_modality_cannot_tell(made, tmp
     assert max(accuracy["majority"], accuracy["text"], accuracy["image"]) < 75
 
 
+def test_a_training_that_has_not_seen_all_pairs_says_so_first(made, tmp_path):
+    run = quick(made, tmp_path / "run", epochs=1, batch_size=2, time_limit=1e-9)
+    assert run.results["fit"]["passes"] < 0.1
+    (said,) = [one for one in run.results["warnings"] if one.startswith("The time limit ended the training when ")]
+    assert "% of the training pairs had been seen; raise it" in said
+    assert run_sentence(run).splitlines()[: len(run.results["warnings"])] == run.results["warnings"]
+
+
+@pytest.mark.slow
 def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path):
     run = quick(made, tmp_path / "run", epochs=100_000, patience=100_000, time_limit=1.5)
     assert run.results["fit"]["stopped"] in ("time", "perfect")
@@ -293,6 +303,7 @@ def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_soft_and_several_targets_train_and_count(made, tmp_path):
     rows = [made.train.row(i) for i in range(len(made.train))]
     several = write(tmp_path / "several.jsonl", [{**r, "target": [r["target"], "other"]} for r in rows])

@@ -47,6 +47,7 @@ def train(tmp_path, name, loss_of=None, kind="class"):
     return network, [json.loads(line)["losses"] for line in log.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "match"])
 @pytest.mark.parametrize("every", [4, 50])
 def test_losses_that_are_looked_at_late_are_the_same(kind, every, tmp_path, monkeypatch):

@@ -33,7 +33,8 @@ class FitReport:
     """The report of a training.
 
     Attributes:
-        epochs: Number of epochs trained.
+        epochs: Number of epochs trained; the time limit may have ended the last one early.
+        passes: How often the examples were trained on: ``epochs``, less what is missing of the last one.
         best_epoch: The epoch (from 1) whose weights were kept.
         metric: Development metric of that epoch in [0, 1]; the last loss if there is no metric.
         seconds: Time spent in the loop, not counting interruptions.
@@ -45,6 +46,7 @@ class FitReport:
     metric: float
     seconds: float
     stopped: str
+    passes: float = 0.0
 
 
 def gradient_descent(
@@ -136,6 +138,7 @@ def gradient_descent(
             metric = losses.last if on_epoch is None else on_epoch()
             metric, seconds = team.agreed((metric, time.monotonic() - started))
             state.end_epoch(network, metric, seconds, keep_last=on_epoch is None or keep_last)
+            state.passes = None if state.passes is None else state.passes + losses.seen / steps
             if out_of_time:
                 state.stopped = "time"
             elif on_epoch is not None and metric == 1.0:
@@ -152,7 +155,8 @@ def gradient_descent(
             _append_line(log_file, json.dumps(entry))
             state.save(checkpoint, network, optimiser)
     network.to("cpu").eval()
-    return FitReport(state.epoch, state.best_epoch, state.best_metric, state.seconds, state.stopped)
+    passes = float(state.epoch) if state.passes is None else state.passes
+    return FitReport(state.epoch, state.best_epoch, state.best_metric, state.seconds, state.stopped, passes)
 
 
 @dataclass
@@ -165,6 +169,7 @@ class _State:
     best_metric: float = -1.0
     seconds: float = 0.0
     stopped: str = ""
+    passes: float | None = 0.0  # None if an earlier version saved the training
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, network: nn.Module, metric: float, seconds: float, *, keep_last: bool) -> None:
@@ -206,7 +211,7 @@ class _State:
                 number, _, moment = name.partition(".")
                 moments.setdefault(int(number), {})[moment] = value
             optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-            return cls(**record, best_weights=_part(tensors, "best."))
+            return cls(**{"passes": None, **record}, best_weights=_part(tensors, "best."))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise checkpoint.damaged(error) from error
 

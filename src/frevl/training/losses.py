@@ -343,7 +343,8 @@ class SeenLosses:
         steps: Number of steps per epoch.
         every: Number of steps between checks.
         last: The last loss checked.
-        means: Mean of every term over the epoch.
+        seen: Number of steps looked at.
+        sums: Sum of every term over these steps.
     """
 
     where: str
@@ -352,7 +353,8 @@ class SeenLosses:
     steps: int
     every: int
     last: float = 0.0
-    means: dict[str, float] = field(default_factory=dict)
+    seen: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
     _unseen: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def add(self, batch: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
@@ -360,10 +362,15 @@ class SeenLosses:
 
         Raises the same errors as `look`.
         """
-        self.means = self.means or dict.fromkeys(terms, 0.0)
+        self.sums = self.sums or dict.fromkeys(terms, 0.0)
         self._unseen.append((batch, torch.stack([part.detach().float() for part in (loss, *terms.values())])))
         if len(self._unseen) >= self.every:
             self.look()
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of every term over the steps looked at, which the time limit may have made fewer than an epoch has."""
+        return {name: value / max(1, self.seen) for name, value in self.sums.items()}
 
     def look(self) -> None:
         """Check all unchecked losses.
@@ -375,11 +382,12 @@ class SeenLosses:
         for (batch, _), (value, *parts) in zip(self._unseen, seen, strict=True):
             self.last = value
             if not math.isfinite(self.last):
-                named = ", ".join(f"{name} {part:.4g}" for name, part in zip(self.means, parts, strict=True))
+                named = ", ".join(f"{name} {part:.4g}" for name, part in zip(self.sums, parts, strict=True))
                 raise TrainingError(
                     f"{self.title}: expected a finite loss, found {self.last} in {self.where}, batch {batch + 1} "
                     f"of {self.steps}{named and f' ({named})'}; {self.remedy}"
                 )
-            for name, part in zip(self.means, parts, strict=True):
-                self.means[name] += part / self.steps
+            self.seen += 1
+            for name, part in zip(self.sums, parts, strict=True):
+                self.sums[name] += part
         self._unseen.clear()

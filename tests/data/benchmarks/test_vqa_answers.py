@@ -179,6 +179,7 @@ def test_normalisation_equals_the_second_implementation(text: str) -> None:
     assert normalise_answer(text) == slow_words(slow_punctuation(trimmed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", sorted({*OFFICIAL_CONTRACTIONS, *OFFICIAL_CONTRACTIONS.values(), "none", *OFFICIAL_NUMBERS})
 )

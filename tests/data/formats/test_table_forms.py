@@ -348,6 +348,7 @@ def test_json_with_other_keys_names_the_remedy(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_command_that_reads_pairs_takes_their_columns(made, tmp_path, frevl):
     rows = [made.train.row(i) for i in range(60)]
     other = [{"file": row["image"], "words": row["text"], "mark": row["target"], "asked": row["asked"]} for row in rows]

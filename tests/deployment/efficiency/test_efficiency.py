@@ -160,6 +160,7 @@ def test_a_joint_encoder_is_compared_with_all_ways(monkeypatch):
     assert faster.details["percent_less_flops"] == saved(30.0, 10.0)
 
 
+@pytest.mark.slow
 def test_the_joint_encoders_have_their_published_sizes(monkeypatch):
     blip, vilt = [], []
 

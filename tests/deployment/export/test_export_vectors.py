@@ -38,6 +38,7 @@ def table(path):
     return pq.read_table(path) if path.suffix == ".parquet" else lance.dataset(str(path)).to_table()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["db/images.lance", "images.parquet"])
 def test_every_living_item_with_the_vector_that_it_is_found_by(store, dual, tmp_path, frevl, monkeypatch, name):
     monkeypatch.setattr("frevl.deployment.export.vectors._ROWS_AT_ONCE", 50)

@@ -149,6 +149,7 @@ def test_embeddings_are_those_of_the_store(made, served):
     assert answer["uploads"]["same"] == answer["images"][0]
 
 
+@pytest.mark.slow
 def test_embeddings_of_tokens_are_pooled_as_the_store_pools_them(made_tokens, tmp_path):
     from frevl.training.training import train
 

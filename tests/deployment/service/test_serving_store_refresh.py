@@ -83,6 +83,7 @@ def test_ids_that_are_added_while_it_serves_are_known_and_nothing_else_changes(w
         assert found["searched"] == 25  # all but itself
 
 
+@pytest.mark.slow
 def test_it_looks_at_most_every_two_seconds(world, monkeypatch):
     world, runs = world
     assert renewal._SECONDS == 2
@@ -147,6 +148,7 @@ def test_a_large_store_that_another_process_compacts_is_served_on(world, monkeyp
         assert client.http.get("/v1/models").json()["images"] == len(others) + 1
 
 
+@pytest.mark.slow
 def test_an_image_that_is_removed_between_the_check_and_the_score_is_unknown(world, monkeypatch):
     world, runs = world
     monkeypatch.setattr(renewal, "_SECONDS", 0.0)
@@ -166,6 +168,7 @@ def test_an_image_that_is_removed_between_the_check_and_the_score_is_unknown(wor
         refused(score(client, gone), 404, "unknown_image", f"The store has no image '{gone}'")
 
 
+@pytest.mark.slow
 def test_a_newest_version_that_cannot_be_served_leaves_the_old_one(world, monkeypatch, caplog):
     world, runs = world
     monkeypatch.setattr(renewal, "_SECONDS", 0.0)
@@ -185,6 +188,7 @@ def test_a_newest_version_that_cannot_be_served_leaves_the_old_one(world, monkey
         assert score(client, world.store.image_ids[0]).json() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_joins_just_after_the_store_has_changed_reads_the_new_one(world):
     world, runs = world
 

@@ -22,6 +22,7 @@ def found(captioned, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_exchanged_captions_are_found(captioned, found):
     wrong = np.array([row["exchanged"] for row in captioned.rows])
     right = np.array([line["curate"]["match"] for line in found.lines])
@@ -52,6 +53,7 @@ def test_every_line_stands_in_one_file_in_its_order_with_all_that_was_found(capt
     assert found.record()["filters"]["match"]["dropped"] == len(dropped)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_with_the_folds_that_are_done(captioned, found, tmp_path, monkeypatch):
     from frevl.diagnosis.curation import match
 
@@ -106,6 +108,7 @@ def test_one_text_for_all_scores_nothing(captioned, tmp_path):
     assert told.sentence().startswith("Matches were not checked: all lines have the same text")
 
 
+@pytest.mark.slow
 def test_only_the_keys_that_are_asked_for_are_compared(captioned, tmp_path):
     rows = [{**row, "site": n % 2, "camera": n % 3, "same": 1} for n, row in enumerate(captioned.rows)]
     (tmp_path / "keys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -197,6 +200,7 @@ def test_sides_and_targets_that_are_missing(captioned, one_side):
         frevl.curate(one_side.store, one_side.train_file, drop=["match"])
 
 
+@pytest.mark.slow
 def test_the_command(captioned, frevl, tmp_path):
     said = frevl(
         "curate", "--store", captioned.store.path, "--pairs", captioned.exchanged, "--out", tmp_path / "kept.jsonl",

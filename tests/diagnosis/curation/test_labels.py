@@ -239,6 +239,7 @@ def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tm
     assert "What the text alone answers is unknown: too little remains without a fold" in said
 
 
+@pytest.mark.slow
 def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher: the folds are trained here all the same
     monkeypatch.setattr("frevl.diagnosis.curation.folds.answers._LEAST_SECONDS", 1e-9)

@@ -92,6 +92,7 @@ def changed(text, kind, draw):
     return " ".join(words)
 
 
+@pytest.mark.slow
 def test_planted_near_copies_are_found_with_stated_precision(tmp_path):
     """60 near copies among 240 test texts: 90 % of what word order, one word and one dropped word changed are found."""
     draw = random.Random(3)

@@ -118,6 +118,7 @@ def test_every_model_has_its_price(splits, tmp_path):
     assert f"{models[0].scorer.run.parameters:,}" in finding.claim
 
 
+@pytest.mark.slow
 def test_a_single_encoder_that_beats_the_recommended_model_belongs_into_the_verdict(splits, tmp_path):
     """The recommended model on all encoders is made always wrong, then always right."""
     spec = next(spec for spec in MODEL_SPECS if spec.name == "linear")

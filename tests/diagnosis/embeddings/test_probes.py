@@ -259,6 +259,7 @@ def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
     assert [one["name"] for one in skills.plot["series"]] == ["tiny, pooled", "guessing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "said"), [(80, "hold more fine detail"), (40, "worse"), (60, "add nothing")])
 def test_tokens_are_compared_on_the_same_pictures(tokens, said, monkeypatch, tmp_path):
     one = judged(90, 60, **{"tiny, tokens": hits_of(90, tokens)})

@@ -46,6 +46,7 @@ def test_doubts_are_the_headline(captioned, tmp_path):
     assert "Kept 60 of 60 lines." in page
 
 
+@pytest.mark.slow
 def test_markup_in_texts_stays_text(found, tmp_path):
     line = {**found.lines[0], "text": "<script>alert(1)</script>"}
     line["curate"] = {**line["curate"], "why": ["match"], "kept": False, "match": 0.0}

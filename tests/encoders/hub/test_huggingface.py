@@ -113,6 +113,7 @@ def test_bert_gives_the_mean_of_its_tokens(pretrained, own):
     assert np.abs(encoder.embed_texts(TEXTS) - unit(means)).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "bert"])
 def test_tokens_are_the_last_hidden_state(pretrained, own, name):
     expected, encoder = own(name, tokens=True), load_encoder(f"hf:{pretrained / name}#torch", tokens="4x4")
@@ -136,6 +137,7 @@ def test_tokens_are_the_last_hidden_state(pretrained, own, name):
             assert np.abs(found.items[i] - words / np.linalg.norm(words.mean(0))).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "dinov2", "bert"])
 def test_chosen_layers_stand_side_by_side(pretrained, own, name):
     states = own(name, tokens=True, output_hidden_states=True)
@@ -165,6 +167,7 @@ def test_layers_of_tokens(pretrained):
     assert np.allclose(np.linalg.norm(encoder.embed_texts(TEXTS), axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip2"])
 def test_an_embedding_does_not_depend_on_its_batch(pretrained, name):
     encoder = load_encoder(f"hf:{pretrained / name}#torch")
@@ -177,6 +180,7 @@ def test_an_embedding_does_not_depend_on_its_batch(pretrained, name):
     assert np.abs(np.concatenate([encoder.embed_texts([text]) for text in texts]) - at_once).max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2", "chinese_clip", "dinov2"])
 def test_pictures_go_through_the_models_own_processor(pretrained, own, name):
     tower = load_encoder(f"hf:{pretrained / name}#torch").image

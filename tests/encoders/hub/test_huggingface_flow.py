@@ -44,6 +44,7 @@ def test_extract_train_score(pretrained, made, frevl, tmp_path):
     assert scorer.predict([(rows[0]["image"], "is the square purple?")])[0].label in ("yes", "no")
 
 
+@pytest.mark.slow
 def test_cosine_of_a_joint_model_needs_no_training(pretrained, made, tmp_path):
     name, store = f"hf:{pretrained / 'siglip'}#torch", tmp_path / "store"
     package.extract(store, images=made.images, pairs=[made.captions_file], encoder=[name], dtype="float32")

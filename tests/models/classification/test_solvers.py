@@ -132,6 +132,7 @@ def test_probe_ends_near_the_least_loss_and_nearer_than_scikit_learn_does(count,
     assert found <= max(judged(1e-4), least * 1.0005)
 
 
+@pytest.mark.slow
 def test_probe_of_many_examples_ends_sooner_and_still_nearer_than_scikit_learn_does():
     random = np.random.default_rng(0)
     labels = np.arange(8_192) % 10

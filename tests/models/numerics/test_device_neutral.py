@@ -42,6 +42,7 @@ def test_every_kind_of_network_is_here():
     assert {network.key for network in made()} == set(NETWORKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", made(), ids=lambda network: network.key)
 @pytest.mark.parametrize("tokens", [False, True], ids=["pooled", "tokens"])
 def test_a_network_works_on_the_device_that_it_is_moved_to(network, tokens):

@@ -86,6 +86,7 @@ class Largest(TorchDispatchMode):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", STRATEGIES)
 def test_no_matrix_of_all_items(by):
     items = F.normalize(torch.randn(12_000, 16), dim=1)

@@ -47,6 +47,7 @@ def test_scores_are_copied_back_once(tokens, there, fusion, monkeypatch):
     assert seen == [(1, 4 if there else 0)] * 2
 
 
+@pytest.mark.slow
 def test_more_scores_than_are_kept_on_a_card_are_copied_in_parts(fusion, monkeypatch):
     monkeypatch.setattr(batches, "_MOST_THERE", 3 * 7)
     with card() as waits:

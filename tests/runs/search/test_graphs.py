@@ -80,6 +80,7 @@ def test_neighbours_that_8_bits_cannot_tell_apart_are_found(tmp_path):
     assert report.recall >= 0.95
 
 
+@pytest.mark.slow
 def test_every_row_of_a_small_graph_is_found_however_many_threads_have_made_it(tmp_path):
     """Threads that add the first rows of a graph at once leave some of them without a link that leads there."""
     for attempt in range(20):

@@ -50,6 +50,7 @@ def test_an_index_of_which_the_nearest_were_removed_still_finds_enough(tmp_path)
     assert len(left.intersection(hit.id for hit in found.hits)) >= 4
 
 
+@pytest.mark.slow
 def test_an_index_finds_what_exact_search_finds(world):
     scorer = world[0]
     report, notes = index_store(scorer)

@@ -45,6 +45,7 @@ def test_imported_embeddings_of_a_common_space_are_searched(tmp_path, frevl, mon
     )
 
 
+@pytest.mark.slow
 def test_new_texts_are_found_where_only_the_images_were_imported(made, tmp_path, frevl):
     ids, texts = made.store.image_ids, made.store.texts
     for of, vectors, names, encoder, dtype in (

@@ -32,6 +32,7 @@ def by_scoring_all(scorer, pairs):
 # ---- the ranking
 
 
+@pytest.mark.slow
 def test_a_text_finds_the_images_that_score_best(world, made):
     scorer, _, _ = world
     ids = scorer.store.image_ids

@@ -146,6 +146,7 @@ def test_a_changed_file_empties_the_towers_of_other_encoders(tmp_path, images, d
     assert content(tmp_path / "fresh") == content(tmp_path / "s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["pooled", "4x4"])
 def test_two_encoders_at_once_or_one_after_the_other_give_the_same(tmp_path, images, pairs, embedded, tokens):
     settings = {"images": images, "pairs": [pairs], "tokens": tokens, "commit_rows": 3}

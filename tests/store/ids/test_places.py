@@ -88,6 +88,7 @@ def test_what_was_changed_moved_or_is_unknown_is_looked_for_among_all(tmp_path):
     assert places.find(pa.array(left[5:9])) is not None
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_between_two_files_loses_its_batch_alone(tmp_path, monkeypatch):
     store, _ = made(tmp_path / "one")
     before = content(store)["texts"]

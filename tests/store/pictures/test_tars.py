@@ -134,6 +134,7 @@ def offsets(path):
         return [member.offset for member in tar]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "left", "reason"),
     [

@@ -104,6 +104,7 @@ def size(request, monkeypatch):
     monkeypatch.setattr(rows_of_ids, "_AT_ONCE", 5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("size")
 def test_a_merge_again_changes_nothing(tmp_path, parts):
     made = parts(2)

@@ -58,6 +58,7 @@ def test_by_ids(store):
     assert remove(store, ids=["kitchen/0-3.png"]).removed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["txt", "json", "jsonl", "csv.parquet"])
 def test_by_a_file_of_ids(store, tmp_path, kind):
     ids = [f"kitchen/1-{n}.png" for n in range(40)]

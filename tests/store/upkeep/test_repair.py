@@ -89,6 +89,7 @@ def test_without_towers_and_their_record_nothing_is_guessed(imported):
     assert len(list((imported / "images.lance" / "data").iterdir())) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "cut"])
 def test_a_lost_file_costs_its_rows_and_comes_back_with_it(imported, tmp_path, how):
     whole = vectors(imported)

@@ -67,6 +67,7 @@ def test_silent_damage_is_found_by_the_checksums(sound, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_any_damage_to_a_data_file_is_found_or_harmless(sound, tmp_path):
     """Flip bits anywhere: reading gives a StoreError or an answer, never another exception or a crash."""
     rng = np.random.default_rng(11)

@@ -47,6 +47,7 @@ def test_one_example_a_class_is_not_chance_and_no_class_is_lost(named, tmp_path)
     assert alone.results["development"] == {"n": 0, "accuracy": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["names", "means", "cache", "gaussian", "kernel", "probe"])
 def test_every_method_can_be_asked_for(method, named, tmp_path):
     run = frevl.classify(named.store, named.classes, run=tmp_path / "run", examples=named.examples, method=method)
@@ -156,6 +157,7 @@ def test_in_the_space_of_a_trained_run(made, tmp_path):
         frevl.classify(made.store, ["red", "green"], run=tmp_path / "other", space=run.path)
 
 
+@pytest.mark.slow
 def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, tmp_path):
     """A dual is right about the images that it was trained on: compared on these, names alone always win."""
     images = list(dict.fromkeys(made.captions.images))

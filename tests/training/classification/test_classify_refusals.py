@@ -73,6 +73,7 @@ def test_names_without_a_space_are_left_out_beside_examples(one_side, tmp_path):
     assert run.results["development"]["accuracy"] > 90
 
 
+@pytest.mark.slow
 def test_a_class_in_another_case_is_named_where_its_examples_are_missed(named, one_side, tmp_path):
     shouted = tmp_path / "shouted.jsonl"
     shouted.write_text(named.examples.read_text().replace('"ash"', '"ASH"'))

@@ -93,6 +93,7 @@ def test_arrays_that_cannot_be_written_to_are_read():
         assert (fitted.predict(closed) == fitted.predict(X)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     [np.array(["2020-01-01", "2020-02-01", "2021-01-01"], "datetime64[D]"), np.array([3, 1, 2], np.int8),

@@ -70,6 +70,7 @@ def test_auto_compares_what_fits_one_side(one_side, tmp_path):
     assert single == {"majority", one_side.side, "linear", "kernel"}
 
 
+@pytest.mark.slow
 def test_what_needs_both_sides_is_refused(one_side, tmp_path):
     side, other = one_side.side, one_side.other
     fitting = f"majority, {side}, linear, kernel, mlp, auto"

@@ -85,6 +85,7 @@ def captions(made, tmp_path_factory):
     return train(made.store, made.captions, run=folder / "run", task="matching", options={"epochs": 3, **QUICK})
 
 
+@pytest.mark.slow
 def test_a_task_begins_where_captions_ended(made, captions, tmp_path):
     options = {"epochs": 1, "learning_rate": 1e-9, "final_learning_rate": 0, "standardise": True, **QUICK}
     arguments = {"task": "classification", "options": options}

@@ -97,6 +97,7 @@ def test_what_does_not_fit_is_fitted_in_blocks_and_says_the_same(request):
     assert max(size for size in sizes if size != N) <= 41
 
 
+@pytest.mark.slow
 def test_a_time_limit_that_suffices_for_blocks_leaves_no_pair_out(tiny_memory):
     free, limited = fitted("classes", LinearOptions()), fitted("classes", LinearOptions(), limit=3000)
     assert limited.notes == free.notes == []

@@ -51,6 +51,7 @@ def test_a_network_with_absorbed_statistics_says_of_plain_embeddings_what_it_sai
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_loud_useless_dimension_does_not_drown_the_others_and_the_run_takes_plain_embeddings(made, tmp_path):
     small = {"layers": 0, "epochs": 3, "batch_size": 32, "mixup_share": 0}
     runs = {

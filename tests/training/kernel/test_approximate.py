@@ -63,6 +63,7 @@ def test_where_all_pairs_are_landmarks_it_is_the_exact_solution(what, class_weig
     assert fit.metric == pytest.approx(solved.metric, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fewer_landmarks_answer_nearly_as_well_and_the_run_says_so():
     given, others = examples(count=800), examples(count=400, seed=4)
     network, fit = fit_kernel_approximately(given, 2, KernelOptions(landmarks=150))

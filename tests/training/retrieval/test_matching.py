@@ -259,6 +259,7 @@ def test_wide_image_towers_are_left_out_with_a_note(made_twice, tmp_path, monkey
     assert np.isfinite(scorer.score([(made_twice.store.image_ids[0], "a new text")])).all()
 
 
+@pytest.mark.slow
 def test_auto_on_too_few_images_to_rerank_takes_what_is_left(made, tmp_path):
     few = made.captions.select(
         [i for i, image in enumerate(made.captions.images) if image in ("0.png", "1.png", "2.png")]

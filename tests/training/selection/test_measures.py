@@ -44,6 +44,7 @@ def test_a_class_that_training_never_saw_is_never_right():
     assert earned("macro_f1", same[:0], truth.select(torch.zeros(0, dtype=torch.long))).tolist() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["macro_f1", "balanced_accuracy"])
 def test_errors_are_those_of_a_bootstrap_over_clusters(by):
     random = np.random.default_rng(4)

@@ -89,7 +89,8 @@ def fit_two_tower_ensemble(
         )  # fmt: skip
         networks.append(network)
     whole = narrow_vectors(TwoTower.of(networks), images, texts, pairs, options.stored_width)
-    return whole, replace(reports[-1], seconds=clock.seconds() - started)
+    passes = min(one.passes for one in reports)
+    return whole, replace(reports[-1], seconds=clock.seconds() - started, passes=passes)
 
 
 def narrow_vectors(network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, width: int) -> TwoTower:

@@ -278,6 +278,7 @@ def local(serving):
 ROUTES = ("/explore/", "/explore/overview", "/explore/labels", "/explore/images", "/explore/map", "/explore/teach")
 
 
+@pytest.mark.slow
 def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(local):
     body = {"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]}
     with local() as http:
@@ -330,6 +331,7 @@ def test_keys_are_asked_for(serving):
         refused(label(http, "0.png", "cat"), 401, "no_key", "needs an API key")
 
 
+@pytest.mark.slow
 def test_ten_thousand_classes(http):
     names = [f"class {number}" for number in range(10_000)]
     for start in range(0, len(names), 1000):

@@ -118,6 +118,7 @@ def test_a_picture_that_changed_gets_a_new_thumbnail(made, tmp_path):
         assert after != before
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_shown_get_a_sentence(made, tmp_path):
     place = copied(made, tmp_path)
     (place.images / "0.png").unlink()
@@ -206,6 +207,7 @@ def test_an_encoder_of_one_space_searches_by_texts_of_the_store(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_served_run_searches_by_texts_that_an_imported_encoder_cannot_read(made, runs, tmp_path):
     place = copied(made, tmp_path)
     store = Store.open(place.store)
@@ -251,6 +253,7 @@ def test_copies_are_one_hit(made, tmp_path):
         assert looked.http.get("/explore/overview").json()["copies"] == 2
 
 
+@pytest.mark.slow
 def test_a_store_that_grows_and_shrinks_under_the_page(made, tmp_path, monkeypatch):
     monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
     place = copied(made, tmp_path)

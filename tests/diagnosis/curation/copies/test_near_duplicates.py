@@ -92,6 +92,7 @@ def grey(image):
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_agree_and_other_pictures_do_not(kind):
     edges = [edges_of(grey(picture(seed))) for seed in range(7)]
@@ -102,6 +103,7 @@ def test_copies_agree_and_other_pictures_do_not(kind):
     assert agreement(edges[0], copies[0]) == agreement(copies[0], edges[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [Image.Image.copy, ImageOps.mirror, ImageOps.invert, lambda image: image.rotate(180)]
 )

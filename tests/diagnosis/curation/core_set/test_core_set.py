@@ -157,6 +157,7 @@ def test_the_core_is_written_in_file_order_with_whole_images(world, core):
     assert 0.15 * len(test) < len(kept) <= 0.2 * len(test)
 
 
+@pytest.mark.slow
 def test_the_record_holds_every_run_and_pair_with_intervals(world, core):
     folder, runs = world
     record = core.record()
@@ -174,6 +175,7 @@ def test_the_record_holds_every_run_and_pair_with_intervals(world, core):
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_test_images_that_stand_in_the_training_pairs_are_not_chosen(world, tmp_path):
     folder, runs = world
     rows = (folder / "test.jsonl").read_text().splitlines(keepends=True)
@@ -187,6 +189,7 @@ def test_test_images_that_stand_in_the_training_pairs_are_not_chosen(world, tmp_
         core_set(folder / "store", folder / "test.jsonl", runs, pairs=folder / "test.jsonl")
 
 
+@pytest.mark.slow
 def test_equal_runs_count_once_and_fewer_than_four_are_refused(world):
     folder, runs = world
     core = core_set(folder / "store", folder / "test.jsonl", [*runs, runs[0]])
@@ -203,6 +206,7 @@ def test_a_share_that_means_nothing_is_refused(world, keep):
         core_set(folder / "store", folder / "test.jsonl", runs, keep=keep)
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_core_and_refuses_what_does_nothing_beside_it(world, tmp_path):
     folder, runs = world
     call = ["curate", "--store", folder / "store", "--test", folder / "test.jsonl", "--pairs", folder / "train.jsonl",

@@ -83,6 +83,7 @@ def removal(seed, bias=0.0, whole=False, images=200, each=5):
     return drawn >= chance, columns, clusters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_group_that_loses_more_is_named_and_chance_is_not(whole):
     fair = [shares_kept(*removal(seed, whole=whole), seed=seed) for seed in range(20)]

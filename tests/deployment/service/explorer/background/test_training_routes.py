@@ -166,6 +166,7 @@ def test_a_killed_training_says_so(here, instead):
     )
 
 
+@pytest.mark.slow
 def test_a_training_outlives_a_service_that_was_killed_and_is_found_again(place, instead):
     instead(_SLOW)
     with explored(place.store) as first:

@@ -91,6 +91,7 @@ def test_what_outlives_a_service_that_was_killed_is_found_and_stopped(world, mad
         assert begin(second, "pairs").json()["job"]["name"] == "captions"
 
 
+@pytest.mark.slow
 def test_what_was_started_by_a_service_that_was_killed_in_that_moment_is_found(world, made, monkeypatch):
     begun = []
     run = background.subprocess.Popen
@@ -168,6 +169,7 @@ def test_what_cannot_be_begun_says_what_is_missing(world, made):
         refused(begin(at), 422, "invalid", "label images first")
 
 
+@pytest.mark.slow
 def test_a_file_whose_name_is_not_utf_8_can_be_judged_and_asked_for(world, made, tmp_path):
     pairs = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
     shutil.copy(made.captions_file, pairs)

@@ -50,6 +50,7 @@ print(pathlib.Path(given["--pairs"]).read_text().count("\\n"), "lines", given.ge
 """
 
 
+@pytest.mark.slow
 def test_a_pairs_file_and_labels_are_judged_from_the_page(made, tmp_path):
     world = copied(made, tmp_path)
     source = write_result(tmp_path / "source")
@@ -74,6 +75,7 @@ def test_a_pairs_file_and_labels_are_judged_from_the_page(made, tmp_path):
         assert at.http.get("/explore/curation", params={"of": "captions"}).json()["kept"] == 5
 
 
+@pytest.mark.slow
 def test_one_that_fails_or_is_stopped_says_so(made, tmp_path):
     world = copied(made, tmp_path)
     fails = stand_in(tmp_path, "import sys; print('Error: no <b>disk</b>'); sys.exit(1)")

@@ -180,6 +180,7 @@ def test_the_result_comes_in_the_order_of_the_file_that_was_judged(world, tmp_pa
         assert kept_lines[1]["curate"]["decided"] == {"match": "keep"}
 
 
+@pytest.mark.slow
 def test_who_loses_lines_is_told_after_all_decisions(world, result):
     asked = []
 
@@ -223,6 +224,7 @@ def test_a_label_is_corrected(world, tmp_path):
         assert "No other label is likelier" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_two_people_lose_nothing_and_a_tie_leaves_what_curate_said(world, result):
     with opened(world, result) as ada, opened(world, result) as bob:
         wrong = lines(ada.http)[0]["line"]
@@ -236,6 +238,7 @@ def test_two_people_lose_nothing_and_a_tie_leaves_what_curate_said(world, result
         assert kept(ada.http) == 5
 
 
+@pytest.mark.slow
 def test_decisions_outlive_the_process_and_a_torn_line(world, result):
     with opened(world, result) as at:
         decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")

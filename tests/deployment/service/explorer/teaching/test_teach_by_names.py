@@ -41,6 +41,7 @@ def right(here):
     return np.mean([one["guess"]["label"] == one["id"].partition("-")[0] for one in found])
 
 
+@pytest.mark.slow
 def test_two_names_are_enough_to_guess_and_labels_are_learned_on_top(store):
     with explored(store, fit=teach) as here:
         assert "Name at least two classes" in settled(here)["problem"]

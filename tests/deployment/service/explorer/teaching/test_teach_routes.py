@@ -100,6 +100,7 @@ def test_doubt_begins_with_the_smallest_margin_and_next_is_of_other_pictures_tha
     assert not set(following) & set(ids)
 
 
+@pytest.mark.slow
 def test_a_wrong_label_is_the_first_of_the_contradicted(taught):
     ids = teach_colours(taught, 60)
     other = next(colour for colour in COLOURS if colour != colour_of(taught.place, ids[7]))
@@ -109,6 +110,7 @@ def test_a_wrong_label_is_the_first_of_the_contradicted(taught):
     assert ids[7] in [one["id"] for one in listed(taught, order="wrong")][:3]
 
 
+@pytest.mark.slow
 def test_undo_and_a_renamed_class_are_learned_too(taught):
     teach_colours(taught, 30)
     settled(taught)
@@ -120,6 +122,7 @@ def test_undo_and_a_renamed_class_are_learned_too(taught):
     assert settled(taught)["ready"] is False
 
 
+@pytest.mark.slow
 def test_a_store_that_grows_is_learned_again(taught, monkeypatch):
     monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
     teach_colours(taught, 30)
@@ -158,6 +161,7 @@ def test_a_fit_that_fails_is_said_in_words_and_the_labels_stay(place, monkeypatc
         assert taught.http.get("/explore/labels").json()["images"] == 2
 
 
+@pytest.mark.slow
 def test_probabilities_of_many_classes_are_computed_when_asked_for(taught, monkeypatch):
     first = teach_colours(taught, 60)[0]
     settled(taught)
@@ -170,6 +174,7 @@ def test_probabilities_of_many_classes_are_computed_when_asked_for(taught, monke
     assert [one["id"] for one in listed(taught, order="class", of="blue")] == [one["id"] for one in before]
 
 
+@pytest.mark.slow
 def test_an_order_is_that_of_the_newest_fit_though_objects_get_the_number_of_one_that_is_gone(taught, monkeypatch):
     monkeypatch.setattr(browse_handlers, "id", lambda _: 1, raising=False)
     numbers = set()
@@ -184,6 +189,7 @@ def test_an_order_is_that_of_the_newest_fit_though_objects_get_the_number_of_one
     assert len(numbers) == 2
 
 
+@pytest.mark.slow
 def test_the_next_are_chosen_among_those_that_the_filters_leave(taught, monkeypatch):
     monkeypatch.setattr("frevl.deployment.service.explorer.teaching.lesson._NEXT", 5)
     ids = teach_colours(taught, 40)
@@ -200,6 +206,7 @@ def test_the_next_are_chosen_among_those_that_the_filters_leave(taught, monkeypa
     assert listed(taught, order="next", shown="labelled", by="ada", where=f"id = '{ids[0]}'") == []
 
 
+@pytest.mark.slow
 def test_a_quick_fit_after_the_store_has_changed_takes_over_no_rows_of_the_old_one(place, monkeypatch):
     monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
     fails = []
