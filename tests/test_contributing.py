@@ -30,6 +30,7 @@ def save_images(folder, count=30):
     return colours
 
 
+@pytest.mark.slow
 def test_the_encoder_of_the_page_works(tmp_path, frevl, monkeypatch):
     tower, registered = code_of("add-an-encoder.md")
     module = types.ModuleType("frevl.encoders.histogram")

@@ -184,6 +184,7 @@ def test_no_readable_image(tmp_path, frevl):
     assert [reject.id for reject in Store.open(tmp_path / "s").rejects()] == ["a.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -140,6 +140,7 @@ def test_json_that_cannot_be_written_is_a_known_failure(made, tmp_path):
     assert "the JSON cannot be written" in done.stderr
 
 
+@pytest.mark.slow
 def test_store_info_and_verify(made_twice, tmp_path):
     runner = CliRunner()
     shown = runner.invoke(app, ["store", "info", str(made_twice.store.path), "--json", str(tmp_path / "info.json")])

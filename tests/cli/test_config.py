@@ -100,6 +100,7 @@ def test_several_values_and_arguments_come_from_a_file(made, tmp_path, frevl):
     assert (done.code, "120 images" in done.out) == (0, True)
 
 
+@pytest.mark.slow
 def test_an_argument_that_takes_several_values_comes_from_a_file(made, tmp_path, frevl):
     parts = [str(tmp_path / f"p{number}") for number in (1, 2)]
     for number, part in enumerate(parts, start=1):
@@ -267,6 +268,7 @@ VALUES = st.one_of(TEXT, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.flo
 ENTRIES = st.dictionaries(TEXT, st.one_of(VALUES, st.lists(VALUES, max_size=3)), max_size=5)
 
 
+@pytest.mark.slow
 @given(ENTRIES, st.dictionaries(TEXT, ENTRIES, max_size=2))
 def test_what_is_written_is_read_back(entries, tables):
     record = {**entries, **tables}

@@ -113,6 +113,7 @@ def test_an_object_of_another_model_is_refused(made, tmp_path):
     assert make_options("dual", TwoTowerOptions(members=2)).members == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_option_has_help_a_range_and_a_default_inside_it(kind):
     for one in fields(kind):
@@ -188,6 +189,7 @@ def test_a_model_that_is_not_there(frevl):
     assert (done.code, "There is no model 'tini'. Did you mean 'tiny'?" in done.err) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_new_option_is_one_line(made, tmp_path, frevl, monkeypatch):
     """A field of the dataclass is listed, checked, accepted and remembered with no other change."""
 

@@ -63,6 +63,7 @@ def test_values_that_no_training_can_work_with(made, tmp_path, option, value, me
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_refused(made, tmp_path, monkeypatch):
     real = Checkpoint.save
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 import frevl
 from frevl.data.label_doubts import contradiction_note, look_alike_note, unseen_note
 from frevl.data.pairs import read_pairs
@@ -43,6 +45,7 @@ def test_pairs_that_contradict_each_other(tmp_path):
     assert contradiction_note(read_pairs(few[2:]), least=0) == []
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_say_so(tmp_path):
     from PIL import Image
 

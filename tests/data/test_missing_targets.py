@@ -104,6 +104,7 @@ def labelled(made, tmp_path_factory):
     return csv_of(tmp_path_factory.mktemp("labelled") / "m.csv", rows)
 
 
+@pytest.mark.slow
 def test_matching_trains_and_is_evaluated_on_labelled_pairs_alone(made, labelled, tmp_path):
     whole, left_out = with_targets(read_pairs(labelled))
     assert (len(whole), len(left_out)) == (240, 120)

@@ -124,6 +124,7 @@ def test_every_command_finds_the_images_under_another_spelling(world, tmp_path, 
     train("S", "q.jsonl", run=f"R {spelling}", task="classification", model="majority")
 
 
+@pytest.mark.slow
 def test_a_folder_before_the_ids_counts_only_if_the_files_say_so(world, tmp_path):
     """Pairs of another folder with the same names are not those of the store."""
     shutil.copytree(tmp_path / "images", tmp_path / "val")

@@ -195,6 +195,7 @@ def test_any_json_is_a_pair_or_a_reject(tmp_path_factory, rows):
     conserved(file, len(rows) + 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     lines=st.lists(

@@ -129,6 +129,7 @@ def test_random_bytes(content: bytes) -> None:
     never_another_exception(content)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(MAGIC), st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_random_bytes_behind_a_true_beginning(magic: bytes, rest: bytes) -> None:

@@ -55,6 +55,7 @@ def minilm():
     return load_encoder("packaged").text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", UNREAD)
 def test_the_packaged_tower_does_not_read_other_scripts(minilm, language):
     assert minilm.unread([UNREAD[language]])[0] > 0.9

@@ -44,6 +44,7 @@ def world(tmp_path_factory):
     return world, pairs.select(range(360)), pairs.select(range(360, 720))
 
 
+@pytest.mark.slow
 def test_a_run_that_ignores_the_words_always_agrees(world, tmp_path):
     planted, train, test = world
     run = frevl.train(planted.store, train, run=tmp_path / "run", task="classification", model="image")

@@ -101,6 +101,7 @@ def test_seeds_group_once_and_the_same(twins):
     assert mean.difference["difference"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_key_and_switches_it_off(twins, frevl):
     rows = [json.loads(line) for line in twins.files["questions"].read_text().splitlines()]
     keyed = twins.folder / "keyed.jsonl"
@@ -125,6 +126,7 @@ def test_texts_that_differ_in_blanks_or_composition_are_one_text():
     assert copies == 3
 
 
+@pytest.mark.slow
 def test_copies_of_one_picture_alone_are_no_retrieval(twins, made):
     scorer = Scorer.open(twins.folder / "linear", store=twins.store)
     rows = [row for row in json_rows(twins.copied["judged"]) if row["image"] in names_of(made.test.images[0])]
@@ -141,6 +143,7 @@ def json_rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_search_shows_one_hit_for_a_content(twins, made, frevl):
     first = made.test.images[0]
     arguments = [

@@ -289,6 +289,7 @@ def test_always_right_and_always_sure_has_no_calibration_error():
         assert measures.calibration_interval(gaps, range(9), debiased=debiased) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_an_interval_of_the_macro_f1_of_many_classes_holds_its_value_and_more_often_the_truth():
     """50 classes of 10 rows, of which 70 % are right: draws miss rows of every class, so their F1 is smaller."""
     random = np.random.default_rng(0)

@@ -132,6 +132,7 @@ def test_weights_of_a_run(made, run_files, folder, name, file):
         (folder / name / file).write_bytes(whole)
 
 
+@pytest.mark.slow
 def test_posterior_of_a_run(made, run_files, folder):
     whole = run_files["linear", "posterior.safetensors"]
     header = int.from_bytes(whole[:8], "little") + 8

@@ -57,6 +57,7 @@ def reference_logits(fusion: Fusion, image: Tensor, text: Tensor, image_mask: Te
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("cross_attention", [True, False])
 def test_equals_a_network_made_of_torchs_attention(case: str, cross_attention: bool) -> None:

@@ -72,6 +72,7 @@ def test_a_network_is_read_from_a_run(run, made):
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_is_published_as_a_whole(run, result, made, tmp_path, frevl):
     said = frevl("publish", "--run", run, "--to", "somebody/squares", "--folder", tmp_path / "out", "--result", result)
     assert (said.code, said.err) == (0, "")

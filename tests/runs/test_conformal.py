@@ -111,6 +111,7 @@ def classified(named, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_score_and_evaluate(named, classified, frevl, tmp_path):
     call = ("--store", named.store.path, "--run", classified, "--pairs", named.test)
     done = frevl("score", *call, "--sets", 0.9, "--out", tmp_path / "scores.jsonl")
@@ -139,6 +140,7 @@ def test_matching_says_true_false_or_cannot_tell(made, frevl, tmp_path):
         assert row["matches"] in (None, row["probability"] > 0.5)
 
 
+@pytest.mark.slow
 def test_pairs_to_measure_on_and_what_is_refused(named, frevl, tmp_path):
     run = package.classify(named.store, named.classes, run=tmp_path / "run")  # nothing was held out
     call = ("--store", named.store.path, "--run", run.path, "--pairs", named.test)
@@ -182,6 +184,7 @@ def test_soft_targets_have_no_sets(made, tmp_path):
         package.evaluate(package.Scorer.open(run.path, store=made.store), made.test, sets=0.9)
 
 
+@pytest.mark.slow
 def test_pairs_that_are_no_fair_measure_say_so_first(named, classified, frevl, tmp_path):
     call = ("--store", named.store.path, "--run", classified, "--pairs", named.test, "--sets", 0.9)
     done = frevl("evaluate", *call, "--calibrate", named.examples)

@@ -137,6 +137,7 @@ def test_what_was_learned_from_is_doubted_less(runs, made, named):
     assert (own[:, None] < others).mean() > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH)
 def test_scores_stay_as_they_are(name, runs, made, named, tmp_path):
     scorer, file = opened(runs, name, made, named), as_file(tmp_path / "p.jsonl", name, made, named)

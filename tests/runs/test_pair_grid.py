@@ -57,6 +57,7 @@ def test_matches_by_hand():
     assert of_text == [{0}, {0, 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "across", "block"), [(1, 23, 7), (4, 5, 2_000), (3, 1, 7), (100, 100, 16_777_216)])
 @pytest.mark.parametrize("depth", [1, 5, 11, 40])
 def test_ranks_equal_the_slow_twins(monkeypatch, step, across, block, depth):

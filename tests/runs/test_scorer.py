@@ -63,6 +63,7 @@ def test_batch_size_and_order_never_change_a_score(made, answering):
     np.testing.assert_allclose(shuffled, whole[order], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tokens_score_the_same_alone_and_beside_longer_texts(made_tokens, tmp_path):
     train(
         made_tokens.store,
@@ -139,6 +140,7 @@ def test_a_task_is_not_used_for_the_other(made, matching, answering):
         Scorer.open(answering, store=made.store).grid(["a"], ["b"])
 
 
+@pytest.mark.slow
 def test_a_run_refuses_a_store_with_another_fingerprint(made, made_tokens, answering, tmp_path):
     with pytest.raises(
         FingerprintError, match="the tower 'toy-image' differs .*'tokens' is 'pooled' there and '4x4' here"
@@ -280,6 +282,7 @@ def test_unseen_classes_are_wrong_and_said_and_leaks_are_found(made, answering):
     assert any(f"Leak: {count} of {count} different images were in training" in note for note in leaked.notes)
 
 
+@pytest.mark.slow
 def test_a_difference_between_two_runs_is_paired(made, answering, tmp_path):
     train(made.store, made.train_file, run=tmp_path / "majority", task="classification", model="majority")
     scorer, other = (Scorer.open(run, store=made.store) for run in (answering, tmp_path / "majority"))

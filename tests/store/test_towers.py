@@ -16,6 +16,7 @@ from frevl.store.writer import StoreWriter
 from handmade import IDENTITY, made_of, pooled, tower
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "there", "here"),
     [

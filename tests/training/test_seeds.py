@@ -142,6 +142,7 @@ def count_trainings(monkeypatch, stop_at=None):
     return trained
 
 
+@pytest.mark.slow
 def test_finished_seeds_are_used_again_and_more_may_follow(made, tmp_path, monkeypatch):
     arguments = {"run": tmp_path / "run", "task": "classification", "model": "linear"}
     count_trainings(monkeypatch, stop_at=2)
@@ -203,6 +204,7 @@ def test_damage_is_said(made, tmp_path):
         evaluate_seeds([], made.test)
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_and_judges_several_seeds(made, three, tmp_path, frevl):
     said = frevl("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification",
                  "--model", "linear", "--seeds", 2, "--run", tmp_path / "run", "--quiet",
@@ -222,6 +224,7 @@ def test_the_command_line_trains_and_judges_several_seeds(made, three, tmp_path,
     assert {"run", "store_fingerprint", "seed", "versions", "command", "hardware"} <= set(result["provenance"])
 
 
+@pytest.mark.slow
 def test_warnings_of_the_runs_come_first_and_name_their_seeds(made, tmp_path, frevl):
     rows = [json.loads(line) for line in made.train_file.read_text().splitlines()]
     random = np.random.default_rng(0).permutation([row["target"] for row in rows]).tolist()

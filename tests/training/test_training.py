@@ -120,6 +120,7 @@ def test_an_interrupted_run_refuses_other_settings(made, tmp_path, monkeypatch):
         quick(made, tmp_path / "run", seed=1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_whatever_way_its_files_are_named(made, tmp_path, monkeypatch):
     former = quick(made, tmp_path / "former", epochs=1, layers=0).path
     arguments = {"pairs": made.train_file, "dev": made.test_file, "initialise_from": former, "epochs": 2, "layers": 0}
@@ -143,6 +144,7 @@ def test_an_interrupted_run_goes_on_whatever_way_its_files_are_named(made, tmp_p
     assert [json.loads(line)["epoch"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_training_that_failed_before_its_first_state_leaves_the_settings_free(made, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -316,6 +318,7 @@ def test_soft_and_several_targets_train_and_count(made, tmp_path):
     assert "maybe" in run.labels
 
 
+@pytest.mark.slow
 def test_rare_answers_can_be_left_out(made, tmp_path):
     rows = [made.train.row(i) for i in range(len(made.train))]
     rows[0]["target"] = "unheard-of"

@@ -136,6 +136,7 @@ def on_meta(kind):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["class", "match"])
 @pytest.mark.parametrize("name", ["fusion", "linear", "towers"])
 def test_no_loss_waits_for_the_device(name, kind):

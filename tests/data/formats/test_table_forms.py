@@ -253,6 +253,7 @@ def picture_table(**columns):
 HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "ids", "pictures"),
     [

@@ -116,6 +116,7 @@ TABLES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "feather"])
 def test_arrow_tables_are_read_as_row_by_row(tmp_path, name, ending):

@@ -199,6 +199,7 @@ def test_the_joint_encoders_have_their_published_sizes(monkeypatch):
     assert (large.vision_config.patch_size, large.text_config.hidden_size) == (14, 768)
 
 
+@pytest.mark.slow
 def test_stages_are_timed_with_an_encoder_and_a_store():
     records, seconds = stage_records("toy", items=2, rows=19, rounds=1)
     assert {record.part for record in records} == {"stages"}

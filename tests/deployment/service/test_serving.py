@@ -25,6 +25,7 @@ def picture(made, name):
     return (made.images / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_scores_of_matching_are_those_of_the_scorer(made, served):
     pairs = [(image, text) for image in ("0.png", "7.png") for text in ("a red square", "never seen before")]
     body = {"model": "match", "pairs": [{"image": image, "text": text} for image, text in pairs]}
@@ -367,6 +368,7 @@ def test_every_example_of_the_document_is_answered(made, served):
     assert count >= 9
 
 
+@pytest.mark.slow
 def test_the_report_is_shown(made, runs, tmp_path):
     (tmp_path / "report.html").write_text("<p>The verdict</p>")
     with client_of(made, runs, names=["ask"], report=tmp_path / "report.html") as client:

@@ -38,6 +38,7 @@ def client(tmp_path_factory):
         yield client
 
 
+@pytest.mark.slow
 def test_items_of_the_store_are_scored_searched_and_embedded(client):
     pairs = [{"image": "3.jpg", "text": f"caption {i}"} for i in range(23)]
     said = client.http.post("/v1/score", json={"pairs": pairs}).json()["scores"]

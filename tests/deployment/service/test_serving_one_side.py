@@ -48,6 +48,7 @@ def test_images_alone_by_id_and_sent_along(client, made):
     assert said[0]["answer"] == expected.label
 
 
+@pytest.mark.slow
 def test_a_picture_of_no_class_is_unknown_over_http_too(made, tmp_path):
     colours = dict(zip(made.captions.images, (text.split()[1] for text in made.captions.texts), strict=True))
     rows = [{"image": image, "target": colour} for image, colour in colours.items()]
@@ -106,6 +107,7 @@ def test_a_side_that_a_model_does_not_read_cannot_be_embedded(client):
     assert (embedded["text_dim"], len(embedded["images"][0])) == (0, embedded["image_dim"])
 
 
+@pytest.mark.slow
 def test_a_store_of_one_side_is_served(one_side, tmp_path):
     arguments = {"task": "classification", "model": "linear", "run": tmp_path / "run"}
     train(one_side.store, one_side.train_file, dev=one_side.dev_file, **arguments)

@@ -28,6 +28,7 @@ QUESTIONS = [{"image": f"{n}.png", "text": f"is the square {colour}?"} for n in 
 CAPTIONS = [{"image": f"{n}.png", "text": f"a {colour} square"} for n in range(5) for colour in ("red", "blue")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("route", ["score", "answer"])
 def test_sets_of_classes_are_those_of_the_file(served, route, tmp_path):
     said = ask(served, route, "ask", QUESTIONS, sets=0.6).json()

@@ -83,6 +83,7 @@ def test_a_killed_call_goes_on_with_the_folds_that_are_done(captioned, found, tm
     assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_run_that_has_learnt_from_the_lines_is_told_first(captioned, tmp_path):
     run = frevl.train(captioned.store, captioned.clean, run=tmp_path / "run", task="matching", model="dual",
                       options={"members": 1, "epochs": 2})  # fmt: skip
@@ -137,6 +138,7 @@ def test_a_run_that_tells_nothing_drops_nothing(captioned, tmp_path):
     assert told.kept == len(told.lines)
 
 
+@pytest.mark.slow
 def test_lines_given_as_wrong_are_scored_and_stay(captioned, tmp_path):
     rows = [{**row, "target": not row["exchanged"]} for row in captioned.rows]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -72,6 +72,7 @@ def test_modality_gap_is_the_distance_of_the_means():
     assert modality_gap(images, texts) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_findings_of_a_store_and_a_fusion(made, tmp_path):
     train(made.store, made.train, run=tmp_path / "tiny", task="classification", model="tiny", options={"epochs": 1})
     scorer = Scorer.open(tmp_path / "tiny", store=made.store)

@@ -82,6 +82,7 @@ def test_colour_is_that_of_all_ink(number):
     assert (inked(pixels, answer) == ink).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(24))
 def test_shape_can_be_recognised(number):
     _, ink, answer = drawn("shape", number)
@@ -100,6 +101,7 @@ def test_position_is_where_red_lies_from_blue(number):
     assert far[answer] > 45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(15))
 def test_size_is_the_colour_with_most_ink(number):
     pixels, ink, answer = drawn("size", number)
@@ -109,6 +111,7 @@ def test_size_is_the_colour_with_most_ink(number):
     assert sorted(areas.values())[1] < 0.65 * areas[answer]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(20))
 def test_overlap_is_one_piece_of_two_colours(number):
     pixels, ink, answer = drawn("overlap", number)
@@ -116,6 +119,7 @@ def test_overlap_is_one_piece_of_two_colours(number):
     assert len(pieces(ink)) == (1 if answer == "yes" else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(20))
 def test_same_is_two_pieces_of_one_shape(number):
     _, ink, answer = drawn("same", number)
@@ -153,6 +157,7 @@ def cut(covered):
     return moved
 
 
+@pytest.mark.slow
 def test_nothing_touches_the_border():
     for skill in SKILLS:
         for number in range(20):

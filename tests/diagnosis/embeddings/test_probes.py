@@ -221,6 +221,7 @@ def test_the_shortfall_is_that_of_the_scores():
     assert shortfall(judged(90, 60), "tiny, pooled").value == pytest.approx(30, abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("semantic", "fine", "said", "advised"),
     [

@@ -28,6 +28,7 @@ def test_the_planted_cause_is_named_and_what_only_goes_with_it_is_not():
     assert not found["crowdedness"].named
 
 
+@pytest.mark.slow
 def test_shuffled_hits_name_a_feature_in_few_of_many_sets():
     """Benjamini-Hochberg keeps false alarms to 5 % of the sets, and the other half's sign halves that again."""
     features, clusters, random = world(images=200)

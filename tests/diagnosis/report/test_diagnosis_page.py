@@ -45,6 +45,7 @@ def values_in(record):
     return [float(record)] if isinstance(record, int | float) and not isinstance(record, bool) else []
 
 
+@pytest.mark.slow
 def test_every_number_of_the_page_stands_in_the_json(page):
     values = values_in(json.loads(json.dumps(plain(written().record()))))
     shown = numbers_in(text_of(page))
@@ -87,6 +88,7 @@ def test_text_of_users_cannot_become_markup(page):
     assert "<b>" not in page
 
 
+@pytest.mark.slow
 def test_the_same_diagnosis_gives_the_same_page(page):
     assert page_of(written()) == page
 
@@ -109,6 +111,7 @@ def test_cases_show_truth_and_answer(page):
     assert "<img" not in page
 
 
+@pytest.mark.slow
 def test_thumbnails_are_small_and_lost_images_are_left_out(tmp_path):
     (tmp_path / "kitchen").mkdir()
     Image.new("RGB", (1700, 800), "red").save(tmp_path / "kitchen/3.png")
@@ -145,6 +148,7 @@ def test_numbers_of_numpy_are_written_like_others():
     assert "Value: 2.50" in shown
 
 
+@pytest.mark.slow
 def test_plots_skip_what_is_missing_and_keep_names_as_they_are():
     names = ["price in $ and $", "another", "日本語"]
     plot = chart("bars", "name", "%", series("a", names, [1.0, None, float("nan")], low=[0.5, None, 1], high=[2, 3, 4]))

@@ -85,6 +85,7 @@ def test_whom_searches_show(tmp_path):
     assert [row["query"] for row in by_query.table] == [HOSTILE, "a calm one"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", [RECORD, QUERIES])
 def test_markup_stays_text(record, tmp_path):
     page = written(record, tmp_path)

@@ -22,6 +22,7 @@ def kept(store="/home/ada/projects/STORE", command=COMMAND):
     return replace(made, findings=[first, *made.findings[1:]], notes=[f"{store}: 2 pairs left out."], provenance=origin)
 
 
+@pytest.mark.slow
 def test_the_page_and_the_markdown_print_no_full_path():
     made = kept()
     for text in (page_of(made), diagnosis_markdown(made)):

@@ -193,6 +193,7 @@ def test_pictures_go_through_the_models_own_processor(pretrained, own, name):
         assert np.array_equal(found, expected["pixel_values"][i].numpy())
 
 
+@pytest.mark.slow
 def test_large_jpegs_are_not_reduced_on_the_way(pretrained, tmp_path):
     noise(9, (2000, 1500)).resize((1000, 750)).resize((2000, 1500)).save(tmp_path / "large.jpg", quality=90)
     encoder = load_encoder(f"hf:{pretrained / 'clip'}#torch")
@@ -207,6 +208,7 @@ def test_a_picture_like_a_thread_is_refused_before_it_fills_the_memory(pretraine
         encoder.embed_images([Image.new("RGB", (70_000, 1))])
 
 
+@pytest.mark.slow
 def test_vision_of_one_model_and_text_of_another(pretrained):
     name = f"hf:{pretrained / 'dinov2'}+{pretrained / 'clip'}#torch"
     pair, clip = load_encoder(name), load_encoder(f"hf:{pretrained / 'clip'}#torch")
@@ -237,6 +239,7 @@ def test_joint_models_name_their_common_space_and_scale(pretrained):
         assert "common_space" not in other.image.identity
 
 
+@pytest.mark.slow
 def test_siglip_reads_all_of_its_padding_unless_its_tokenizer_gives_a_mask(tmp_path, pretrained):
     from pretrained import save_siglip
 
@@ -249,6 +252,7 @@ def test_siglip_reads_all_of_its_padding_unless_its_tokenizer_gives_a_mask(tmp_p
     assert plain.text.inputs(["ab"])[0].shape == (2, 20)
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_gemma_gets_lower_case_for_siglip(tmp_path, pretrained):
     shutil.copytree(pretrained / "siglip", tmp_path / "siglip")
     stored = tmp_path / "siglip" / "tokenizer_config.json"

@@ -59,6 +59,7 @@ def test_cosine_of_a_joint_model_needs_no_training(pretrained, made, tmp_path):
     assert np.allclose(scorer.score(pairs), scale * cosines + bias, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_of_the_command_line_become_part_of_the_name(pretrained, made, frevl, tmp_path):
     name = f"hf:{pretrained / 'clip'}#torch"
     said = frevl("extract", "--images", made.images, "--store", tmp_path / "s", "--encoder", name, "--layers", "-1,-3",

@@ -79,6 +79,7 @@ def test_whatever_changes_an_embedding_changes_the_fingerprint(clip, attack, ima
         assert (fingerprint_of(old.identity) != fingerprint_of(new.identity)) == bool(fields)
 
 
+@pytest.mark.slow
 def test_options_are_part_of_identity_and_name(pretrained):
     plain = records(pretrained / "clip")
     chosen = records(pretrained / "clip", "#torch#layers=-1,-2")
@@ -90,6 +91,7 @@ def test_options_are_part_of_identity_and_name(pretrained):
     assert other[0].fingerprint != chosen[0].fingerprint
 
 
+@pytest.mark.slow
 def test_canaries_notice_a_model_that_was_swapped_under_its_name(clip, tmp_path):
     from pretrained import save_clip
 
@@ -183,6 +185,7 @@ def hub(pretrained, tmp_path, monkeypatch):
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_pinned_and_used_without_network(hub, pretrained):
     first = open_checkpoint("somebody/clip")
     assert first.revision == COMMIT
@@ -230,6 +233,7 @@ def test_the_command_line_says_it_in_one_line_without_network(hub, frevl, draw, 
     assert "Traceback" not in said.err
 
 
+@pytest.mark.slow
 def test_weights_in_torchs_own_format_are_read_without_running_them(clip):
     expected = records(clip)[0]
     torch.save(load_file(clip / "model.safetensors"), clip / "pytorch_model.bin")
@@ -240,6 +244,7 @@ def test_weights_in_torchs_own_format_are_read_without_running_them(clip):
     assert found.fingerprint != expected.fingerprint
 
 
+@pytest.mark.slow
 def test_weights_in_several_files(clip):
     whole = load_file(clip / "model.safetensors")
     names = sorted(whole)
@@ -278,6 +283,7 @@ def lacking_weights(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

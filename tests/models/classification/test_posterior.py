@@ -107,6 +107,7 @@ def test_of_networks_equals_the_inverse_of_a_numerical_hessian_in_their_last_wei
     np.testing.assert_allclose((rows @ np.linalg.inv(hessian) * rows).sum(axis=1), left, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_variance_of_a_cosine_is_that_of_drawn_vectors():
     """Monte Carlo: vectors off by isotropic errors of squared length a and b; the share of the variance 1 / d."""
     random, d, draws = np.random.default_rng(2), 64, 40_000

@@ -124,6 +124,7 @@ def test_a_pooled_embedding_is_one_token_and_may_be_padded() -> None:
     torch.testing.assert_close(padded, expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("fused", [False, True])
 def test_batch_size_and_order_never_change_a_score(case: str, fused: bool) -> None:

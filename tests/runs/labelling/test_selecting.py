@@ -221,6 +221,7 @@ def test_wrong_use(world, asked, said):
         select_pairs(scorer, pool, **asked)
 
 
+@pytest.mark.slow
 def test_refusals_of_the_command(world, tmp_path, frevl):
     scorer, pool, rows = world
     base = ["select", "--store", scorer.store.path, "--run", scorer.run.path, "--out", tmp_path / "o.jsonl", "--pairs"]
@@ -239,6 +240,7 @@ def test_refusals_of_the_command(world, tmp_path, frevl):
     assert (record["chosen"], len(record["rejects"])) == (3, 1)
 
 
+@pytest.mark.slow
 def test_the_page_holds_pictures_and_escapes_what_comes_from_data(made, tmp_path, frevl):
     run = tmp_path / "run"
     assert frevl("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification",

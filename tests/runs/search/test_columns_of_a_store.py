@@ -41,6 +41,7 @@ def counted(monkeypatch):
     return whole
 
 
+@pytest.mark.slow
 def test_a_search_whose_vectors_are_there_reads_no_column_of_all_rows(searched, counted):
     found = search(Scorer.open(searched / "run", store=searched / "store"), "a red square", k=3)
     assert len(found.hits) == 3

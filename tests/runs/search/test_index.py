@@ -70,6 +70,7 @@ def test_an_index_finds_what_exact_search_finds(world):
     assert not search(scorer, image="3.png", find="texts").exact
 
 
+@pytest.mark.slow
 def test_an_index_older_than_the_store_finds_new_images(world, draw, tmp_path):
     scorer, store, run = world
     index_store(scorer)
@@ -89,6 +90,7 @@ def test_an_index_older_than_the_store_finds_new_images(world, draw, tmp_path):
     assert len(search(scorer, "a red square", k=130).hits) == 122
 
 
+@pytest.mark.slow
 def test_an_index_that_does_not_fit_is_not_used(world, draw, tmp_path):
     scorer, store, run = world
     index_store(scorer)

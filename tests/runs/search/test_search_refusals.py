@@ -71,6 +71,7 @@ def test_more_results_than_the_store_has(made, dual):
     assert found.notes == ["Only 120 images can be found, fewer than the requested 1,000."]
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_search(made, tmp_path, frevl):
     train(made.store.path, made.captions_file, run=tmp_path / "m", task="matching", model="linear")
     train(made.store.path, made.train_file, run=tmp_path / "c", task="classification", model="majority")

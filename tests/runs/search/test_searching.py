@@ -97,6 +97,7 @@ def test_a_reranking_run_scores_its_depth_again(world):
     assert found.hits[0].similarity == pytest.approx(first.hits[-1].similarity)
 
 
+@pytest.mark.slow
 def test_conditions_and_their_metadata(world, made, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -175,6 +176,7 @@ def test_new_and_changed_images_are_found(world, draw, tmp_path, monkeypatch):
     assert list(by_id.values()) == pytest.approx(vectors.tolist(), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_scorer_that_opened_the_store_earlier_goes_on(world, draw, tmp_path):
     scorer, store, run = world
     assert len(scorer.store.image_ids) == 120  # it has looked, and will not look again by itself
@@ -294,6 +296,7 @@ def test_after_a_kill_searches_go_on(world, draw, tmp_path, where):
     assert len(list(folder.glob("*.npy"))) == len(json.loads((folder / "state.json").read_text())["parts"])
 
 
+@pytest.mark.slow
 def test_removed_images_are_not_found_and_nothing_else_changes(world, monkeypatch):
     scorer, store, run = world
     before = search(scorer, "a red square", k=200)
@@ -311,6 +314,7 @@ def test_removed_images_are_not_found_and_nothing_else_changes(world, monkeypatc
         assert [hit.id for hit in search(one, "a red square", k=200).hits] == [hit.id for hit in after.hits]
 
 
+@pytest.mark.slow
 def test_moved_images_are_found_under_their_new_name(world, made, tmp_path):
     scorer, store, run = world
     images = tmp_path / "images"

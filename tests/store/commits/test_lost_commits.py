@@ -40,6 +40,7 @@ def refused(path, expected):
     assert files_of(path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folders", ["_versions", "_*", "whole"])
 @pytest.mark.parametrize("name", ["images", "towers"])
 def test_a_copy_that_left_out_a_tables_manifests_is_refused(store, name, folders):

@@ -90,6 +90,7 @@ def test_ids_hashes_and_embeddings_are_those_of_the_files(tmp_path, images, pair
     assert report.sentence().startswith("Embedded 8 images and 5 texts in ")
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_embedded(tmp_path, images, pairs, draw, embedded):
     extract(tmp_path / "s", images=images, pairs=[pairs], encoder=["toy"])
     assert sorted(embedded) == ["toy-image"] * 7 + ["toy-text"] * 5
@@ -133,6 +134,7 @@ def test_a_changed_file_replaces_its_embedding(tmp_path, images, draw, embedded)
     assert content(tmp_path / "fresh") == after
 
 
+@pytest.mark.slow
 def test_a_changed_file_empties_the_towers_of_other_encoders(tmp_path, images, draw, embedded):
     extract(tmp_path / "s", images=images, encoder=["toy", "toy2"])
     draw(images, [2], seed=9)
@@ -168,6 +170,7 @@ def test_two_encoders_at_once_or_one_after_the_other_give_the_same(tmp_path, ima
     assert verify(tmp_path / "twice") == []
 
 
+@pytest.mark.slow
 def test_each_tower_gets_the_pixels_of_its_own_target(tmp_path, monkeypatch):
     """A JPEG is decoded reduced, as far as a tower's target allows; which other towers are missing plays no role."""
     (tmp_path / "images").mkdir()
@@ -187,6 +190,7 @@ def test_each_tower_gets_the_pixels_of_its_own_target(tmp_path, monkeypatch):
     np.testing.assert_array_equal(Store.open(tmp_path / "both").read_images(["a.jpg"], encoders=["small"]), direct)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_the_size_of_commits_changes_nothing(tmp_path, images, pairs, rows):
     extract(tmp_path / "s", images=images, pairs=[pairs], encoder=["toy"], commit_rows=rows, workers=3)

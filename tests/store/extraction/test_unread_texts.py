@@ -72,6 +72,7 @@ def test_everybody_says_it(world, tmp_path, frevl):
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_scores_say_it_too(world, tmp_path, frevl):
     images, pairs = world
     extract(tmp_path / "s", images=images, pairs=[pairs], encoder=["toy"])

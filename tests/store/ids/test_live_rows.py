@@ -21,6 +21,7 @@ def table(tmp_path):
 DELETED = ["n = 0", "n = 999", "n >= 250 and n < 500", "n < 600", "n % 7 = 3", "n = 249 or n = 250", "n % 2 = 0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", DELETED)
 def test_rows_are_those_of_a_scan(table, condition, monkeypatch):
     table().delete(condition)

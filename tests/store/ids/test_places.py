@@ -63,6 +63,7 @@ def test_a_further_encoder_is_what_it_is_with_a_look_at_all_ids(tmp_path, monkey
     assert sorted(Store.open(stores["places"]).texts) == sorted([*left, "new 1", "new 2"])
 
 
+@pytest.mark.slow
 def test_no_commit_reads_all_ids(tmp_path, monkeypatch):
     store, _ = made(tmp_path / "one")
     monkeypatch.setattr(table_writer, "_LARGE", 0)

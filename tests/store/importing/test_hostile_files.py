@@ -41,6 +41,7 @@ def refused(path, *words):
     return sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_an_archive_that_claims_more_than_it_holds(tmp_path, compression):
     with zipfile.ZipFile(tmp_path / "v.npz", "w", compression) as archive:

@@ -141,6 +141,7 @@ def write_vectors(path, vectors, ids):
     return {"ids": beside}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet", "feather", "arrow", "lance"])
 def test_every_format_gives_the_same_store(tmp_path, ending):
     vectors, ids = unit(7, seed=3), [f"{i}.png" for i in range(7)]

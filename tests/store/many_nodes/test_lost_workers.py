@@ -89,6 +89,7 @@ def results(monkeypatch, poison, most, numbers, times=1000):
         yield from workers.results(numbers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", range(1, 8))
 def test_the_block_that_ends_the_workers_is_named_and_no_other_of_theirs(monkeypatch, poison):
     done = []
@@ -96,6 +97,7 @@ def test_the_block_that_ends_the_workers_is_named_and_no_other_of_theirs(monkeyp
         done += results(monkeypatch, poison, 3, range(1, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poison", range(1, 8))
 def test_what_was_lost_with_a_worker_is_done_by_others_once(monkeypatch, poison):
     done = list(results(monkeypatch, poison, 3, range(1, 8), times=2))

@@ -32,6 +32,7 @@ class Ray:
         return [], ones
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_answer_ends_the_wait(monkeypatch):
     monkeypatch.setattr(head_module, "_BETWEEN", 0.01)
     monkeypatch.setattr(head_module, "_PATIENCE", 0.05)

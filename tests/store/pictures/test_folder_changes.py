@@ -258,6 +258,7 @@ def changed_in_silence(images, draw, tmp_path):
     assert (images / "4.png").stat().st_size == status.st_size
 
 
+@pytest.mark.slow
 def test_a_change_in_silence_is_found_when_contents_are_compared(images, store, draw, tmp_path, frevl):
     before = vectors(store)
     changed_in_silence(images, draw, tmp_path)

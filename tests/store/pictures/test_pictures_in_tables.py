@@ -44,6 +44,7 @@ def by_name(store):
     return dict(zip(store.image_ids, store.read_images(store.image_ids), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "feather"])
 def test_pictures_have_the_embeddings_of_their_files(tmp_path, kind):
     file = tmp_path / f"train.{kind}"
@@ -174,6 +175,7 @@ def test_a_folder_neither_misses_nor_prunes_them(tmp_path):
     assert image_problems(Store.open(tmp_path / "s"), tmp_path / "images") == []
 
 
+@pytest.mark.slow
 def test_few_pictures_wait_in_memory(tmp_path, monkeypatch):
     pq.write_table(table(range(250)), tmp_path / "t.parquet")
     at_once, waiting, most = [], 0, 0

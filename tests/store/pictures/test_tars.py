@@ -257,6 +257,7 @@ def test_a_folder_of_pictures_stays_one_beside_a_tar(tmp_path, tars, draw):
     assert {one.id for one in report.rejects} >= {"00000.tar", "00001.tar"}
 
 
+@pytest.mark.slow
 def test_shards_share_tars_out_and_merge_to_the_same(tmp_path, tars):
     (tmp_path / "more.jsonl").write_text(
         json.dumps({"image": "00002.tar/000000008.png", "text": "one more"}) + "\n"

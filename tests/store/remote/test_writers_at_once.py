@@ -126,6 +126,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_who_is_slower_at_the_same_row_tries_again(two, monkeypatch, change):
     slow, fast, path = two
@@ -300,6 +301,7 @@ WITH_NEW_COLUMN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", WITH_NEW_COLUMN)
 def test_metadata_that_another_writer_has_added_meanwhile_stays(two, change):
     slow, fast, path = two

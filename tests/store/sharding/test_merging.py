@@ -74,6 +74,7 @@ def test_the_merged_parts_are_what_one_process_makes(tmp_path, data, parts, of):
     assert verify(tmp_path / "merged") == []
 
 
+@pytest.mark.slow
 def test_an_item_belongs_to_the_shard_that_its_hash_names(parts, data):
     import hashlib
 
@@ -83,6 +84,7 @@ def test_an_item_belongs_to_the_shard_that_its_hash_names(parts, data):
         assert set(Store.open(part).image_ids) == {id_ for id_ in ids if number_of[id_] == number}
 
 
+@pytest.mark.slow
 def test_pictures_inside_a_table_are_shared_out(tmp_path, draw):
     folder = draw(tmp_path / "images", range(7))
     rows = [{"image": {"bytes": p.read_bytes(), "path": p.name}, "text": f"a {p.stem}"} for p in folder.iterdir()]
@@ -135,6 +137,7 @@ def test_new_images_further_encoders_and_changed_content_come_with_the_next_merg
     assert verify(tmp_path / "merged") == []
 
 
+@pytest.mark.slow
 def test_what_the_store_has_beside_the_parts_stays(tmp_path, data, parts, draw):
     extract(tmp_path / "merged", images=draw(tmp_path / "more", [90, 91]), encoder=["toy2"])
     merge(parts(2), into=tmp_path / "merged")
@@ -142,6 +145,7 @@ def test_what_the_store_has_beside_the_parts_stays(tmp_path, data, parts, draw):
     assert Store.open(tmp_path / "merged").read_images(["90.png"], encoders=["toy2"]).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_embeddings_that_are_added_to_an_imported_image_agree_with_their_checksums(tmp_path, parts):
     np.save(tmp_path / "v.npy", np.eye(3, 7, dtype=np.float32))
     (tmp_path / "ids.txt").write_text("0.png\n1.png\n2.png")
@@ -181,6 +185,7 @@ def test_parts_that_are_not_all_and_whole_are_refused(tmp_path, data, parts, dra
         merge(made, into=parts(2)[0])
 
 
+@pytest.mark.slow
 def test_a_part_whose_extraction_did_not_end_is_refused_until_it_ran_again(tmp_path, data, parts, monkeypatch):
     made = parts(2)
     with monkeypatch.context() as patch:
@@ -192,6 +197,7 @@ def test_a_part_whose_extraction_did_not_end_is_refused_until_it_ran_again(tmp_p
     assert merge(made, into=tmp_path / "merged").images == 12
 
 
+@pytest.mark.slow
 def test_parts_that_changed_or_are_damaged_are_refused(tmp_path, parts):
     made = parts(2)
     shutil.copytree(made[0], tmp_path / "kept")
@@ -236,6 +242,7 @@ def test_parts_of_another_list_version_or_encoder_are_refused(tmp_path, data, pa
     )
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_shard(tmp_path, data, parts):
     made = parts(2)
     with pytest.raises(StoreError, match="expected the store of the shard 2/2, found that of 1/2"):
@@ -303,6 +310,7 @@ def test_a_killed_merge_goes_on(tmp_path, data, parts):
     assert verify(tmp_path / "merged") == []
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, data, frevl):
     flags = ["--images", data["images"], "--pairs", data["pairs"], "--encoder", "toy", "--quiet"]
     for number in (1, 2):

@@ -45,6 +45,7 @@ def vectors(path, ids=None):
     return dict(zip(ids, map(tuple, opened.read_images(ids).tolist()), strict=True))
 
 
+@pytest.mark.slow
 def test_by_ids(store):
     before = vectors(store)
     report = remove(store, ids=["kitchen/0-3.png", "kitchen/4-39.png", "kitchen/0-3.png", "nowhere.png"])
@@ -87,6 +88,7 @@ def test_by_a_condition(store):
     assert len(Store.open(store).image_ids) == 190
 
 
+@pytest.mark.slow
 def test_any_text_can_be_removed_and_no_other(store):
     for n, text in enumerate(TEXTS):
         report = remove(store, ids=[text], of="texts")
@@ -110,6 +112,7 @@ def test_what_cannot_be_meant(store, tmp_path):
     assert not (tmp_path / "no store").exists()
 
 
+@pytest.mark.slow
 def test_compaction_frees_the_room_and_open_readers_go_on(store):
     reader = Store.open(store)
     kept = [id_ for id_ in reader.image_ids if not id_.startswith("kitchen/2")]
@@ -129,6 +132,7 @@ def test_compaction_frees_the_room_and_open_readers_go_on(store):
     assert again.bytes_after <= report.bytes_after
 
 
+@pytest.mark.slow
 def test_a_store_without_anything_left_works(store):
     remove(store, where="id LIKE '%'")
     compact(store)
@@ -141,6 +145,7 @@ def test_a_store_without_anything_left_works(store):
     assert Store.open(store).image_ids == ["again"]
 
 
+@pytest.mark.slow
 def test_the_commands(store, frevl, tmp_path):
     said = frevl("store", "remove", store, "--where", "width < 100", "--json", tmp_path / "r.json")
     assert said.code == 0
@@ -231,6 +236,7 @@ def test_compaction_leaves_data_alone_that_it_cannot_explain(store):
     assert stray.exists()
 
 
+@pytest.mark.slow
 def test_a_version_that_is_kept_outlives_compaction_and_tidying(store, monkeypatch):
     from datetime import timedelta
 

@@ -58,6 +58,7 @@ def test_a_table_without_manifests_comes_back_whole(imported, record, folders):
         assert writer.notes == []
 
 
+@pytest.mark.slow
 def test_only_the_newest_manifest_was_lost(imported):
     whole = vectors(imported)
     shutil.rmtree(imported / "commits")
@@ -188,6 +189,7 @@ def test_a_store_is_repaired_by_one_process_and_not_beside_a_writer(imported, tm
         repair(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_the_command(imported, frevl, tmp_path):
     shutil.rmtree(imported / "images.lance" / "_versions")
     said = frevl("store", "verify", imported)
@@ -200,6 +202,7 @@ def test_the_command(imported, frevl, tmp_path):
     assert frevl("store", "verify", imported).out == f"{imported}: sound.\n"
 
 
+@pytest.mark.slow
 def test_a_copied_store_stays_sound_when_it_is_written_to(imported, tmp_path, monkeypatch):
     """Lance keeps files that are newer than a version, as all files of a copy are; they would belong to no version."""
     from frevl.store.commits import table_writer

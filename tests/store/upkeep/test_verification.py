@@ -27,6 +27,7 @@ def data_file(path, name):
     return path / f"{name}.lance" / "data" / table.get_fragments()[0].data_files()[0].path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["images", "texts", "towers"])
 @pytest.mark.parametrize("how", ["deleted", "cut", "empty", "no footer"])
 def test_a_damaged_file_is_named(sound, tmp_path, name, how):

@@ -23,6 +23,7 @@ def accuracy(run, named):
     return frevl.evaluate(scorer, named.test).metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_names_alone_examples_alone_and_both_in_that_order(named, tmp_path):
     by_names = frevl.classify(named.store, named.classes, run=tmp_path / "names")
     by_examples = frevl.classify(named.store, run=tmp_path / "examples", examples=named.examples)
@@ -61,6 +62,7 @@ def test_every_method_can_be_asked_for(method, named, tmp_path):
     np.testing.assert_allclose(scorer.score(images), loaded.score(images), atol=0.05, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_a_class_without_a_name_lives_by_its_examples(named, tmp_path):
     rows = [{"class": name, **({"names": []} if name == "elm" else {})} for name in CLASSES]
     classes = tmp_path / "classes.jsonl"
@@ -99,6 +101,7 @@ def test_development_pictures_are_compared_on(named, tmp_path):
     assert not run.results["warnings"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_and_a_finished_run_is_returned(named, tmp_path, monkeypatch):
     first = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
     again = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
@@ -141,6 +144,7 @@ def test_unknown_pictures(named, tmp_path):
     assert any("images of the store" in note for note in by_names.results["notes"])
 
 
+@pytest.mark.slow
 def test_in_the_space_of_a_trained_run(made, tmp_path):
     dual = frevl.train(
         made.store, made.captions, run=tmp_path / "dual", task="matching", model="dual",
@@ -308,6 +312,7 @@ def test_a_space_that_was_trained_again_gives_another_run(made, tmp_path):
                 frevl.classify(made.store, ["red", "green"], **call)
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(named, frevl, tmp_path):
     call = ("--store", named.store.path, "--classes", named.classes, "--examples", named.examples)
     chosen = ("--unknown", 0.9, "--template", "a photo of a {}.", "--quiet")

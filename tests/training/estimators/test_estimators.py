@@ -66,6 +66,7 @@ def test_the_checks_of_scikit_learn(estimator):
     assert [one["check_name"] for one in found if one["status"] == "skipped"] == ["check_array_api_input"]
 
 
+@pytest.mark.slow
 def test_examples_names_and_both(arrays):
     X, y = arrays["examples"]
     by_examples = EmbeddingClassifier().fit(X, y)
@@ -129,6 +130,7 @@ def test_the_matcher_from_right_pairs_alone_and_from_judged_ones():
         assert list(fitted.classes_) == [0, 1]
 
 
+@pytest.mark.slow
 def test_pipelines_searches_and_groups(arrays):
     X, y = arrays["examples"]
     pipeline = make_pipeline(FunctionTransformer(np.copy), EmbeddingClassifier(method="means"))
@@ -339,6 +341,7 @@ def test_names_alone_are_no_examples():
         EmbeddingClassifier(method="means", class_texts=np.eye(2), classes=["a", "b"]).fit()
 
 
+@pytest.mark.slow
 def test_names_are_loaded_for_another_fit(arrays, tmp_path):
     X, y = arrays["examples"]
     names = np.random.default_rng(0).standard_normal((len(np.unique(y)), X.shape[1]))

@@ -48,6 +48,7 @@ def rows_of(world, kind):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["captions", "plain", "scenes", "clusters", "soft", "gaps"])
 def test_training_is_prepared_alike(made, both, kind):
     task = "matching" if kind == "captions" else "classification"
@@ -86,6 +87,7 @@ def test_groups_are_the_same_and_are_not_written_into_every_pair(made, both):
     assert list(coded[0].extras[3:6]) == list(listed[0].extras[3:6])
 
 
+@pytest.mark.slow
 def test_a_run_says_the_same(made, both, tmp_path):
     def result(path):
         run = train(made.store, path, run=tmp_path / str(pairs_module._LARGE), task="classification", model="linear")

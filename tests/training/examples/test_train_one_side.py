@@ -101,6 +101,7 @@ def test_development_pairs_have_the_same_sides(made, tmp_path):
         train(made.store, made.train, dev=alone, run=tmp_path / "run", task="classification", model="linear")
 
 
+@pytest.mark.slow
 def test_a_run_of_images_alone_does_not_read_texts_and_one_of_both_needs_them(made, tmp_path):
     alone = made.train.only(("image",))
     train(made.store, alone, run=tmp_path / "alone", task="classification", model="linear")

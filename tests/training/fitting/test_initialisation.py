@@ -107,6 +107,7 @@ def test_a_task_begins_where_captions_ended(made, captions, tmp_path):
     assert isinstance(Run.load(run.path).network, Fusion)
 
 
+@pytest.mark.slow
 def test_who_cannot_begin_with_a_run_is_told_why(made, made_twice, captions, tmp_path, frevl):
     arguments = {"task": "classification", "run": tmp_path / "run", "initialise_from": captions.path, "options": QUICK}
     with pytest.raises(

@@ -60,6 +60,7 @@ def tiny_memory(monkeypatch):
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "balanced"), [("matching", False), ("soft", False), ("classes", False), ("classes", True)]
 )
@@ -86,6 +87,7 @@ def test_blocks_have_the_optimum_of_all_features_at_once(task, balanced, tiny_me
     assert max(size for size in tiny_memory if size != N) <= 41
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_fitted_in_blocks_and_says_the_same(request):
     whole = fitted("classes", LinearOptions()).network
     sizes = request.getfixturevalue("tiny_memory")

@@ -77,6 +77,7 @@ def test_a_loud_useless_dimension_does_not_drown_the_others_and_the_run_takes_pl
     )
 
 
+@pytest.mark.slow
 def test_input_dropout_changes_training_only(made, tmp_path):
     arguments = {"task": "classification", "model": "tiny"}
     small = {"layers": 0, "epochs": 1, "batch_size": 64}

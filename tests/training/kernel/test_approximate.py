@@ -49,6 +49,7 @@ def scores(network, given):
         return network(*given.pairs.inputs(given.pairs.image_rows, given.pairs.text_rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["both", "text", "image"])
 @pytest.mark.parametrize("class_weight", [None, "balanced"])
 def test_where_all_pairs_are_landmarks_it_is_the_exact_solution(what, class_weight):

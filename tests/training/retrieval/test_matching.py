@@ -216,6 +216,7 @@ def test_a_first_stage_does_matching_only(made, tmp_path, model):
         train(made.store, made.train, run=tmp_path / "run", task="classification", first_stage="dual")
 
 
+@pytest.mark.slow
 def test_too_few_images_to_rerank(made, tmp_path):
     few = made.captions.select(
         [i for i, image in enumerate(made.captions.images) if image in ("0.png", "1.png", "2.png")]
@@ -238,6 +239,7 @@ def _captions(world):
     return type(pairs)(pairs.images, pairs.texts, [None] * len(pairs), pairs.extras, pairs.places)
 
 
+@pytest.mark.slow
 def test_wide_image_towers_are_left_out_with_a_note(made_twice, tmp_path, monkeypatch):
     import frevl.training.retrieval.fit
 
@@ -276,6 +278,7 @@ def test_few_captions_are_trained_in_small_batches(pairs, size):
     assert with_enough_steps(replace(OPTIONS, batch_size=256), pairs).batch_size == 256
 
 
+@pytest.mark.slow
 def test_a_fusion_alone_makes_enough_steps_and_a_given_batch_size_stands(made, tmp_path):
     """The same weights as with the size of the rule, other ones than with 256."""
     weights = {}

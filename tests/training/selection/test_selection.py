@@ -93,6 +93,7 @@ def test_what_time_did_not_allow_is_said_beside_a_majority():
     assert replace(taken, chosen="kernel").warnings() == [chance.sentence]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "chosen", "image_dim"), [(60, "kernel", 4), (60, "kernel", None), (2_100, "linear", 4)]
 )

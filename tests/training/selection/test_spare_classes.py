@@ -82,6 +82,7 @@ def prepared(few, name, dev=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2.jsonl", "5.jsonl", "mixed.jsonl"])
 @pytest.mark.parametrize("dev", [None, "others.jsonl"])
 def test_no_split_takes_a_class_away(few, name, dev):
@@ -131,6 +132,7 @@ def test_with_one_example_nothing_is_set_aside(few):
     assert not any("Leak" in note for note in data.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["auto", "kernel", "linear"])
 def test_one_example_a_class_is_as_good_as_the_nearest_mean(few, tmp_path, model):
     """Before, `kernel` and `auto` had 0.8 % of 102 classes, and a tenth of the classes was gone."""
@@ -150,6 +152,7 @@ def test_one_example_a_class_is_as_good_as_the_nearest_mean(few, tmp_path, model
         assert {row["reason"] for row in selection["candidates"]} == {"nothing could be held out for a comparison"}
 
 
+@pytest.mark.slow
 def test_auto_compares_on_given_pairs_though_the_training_pairs_can_spare_none(few, tmp_path):
     folder, right = few
     run = train(

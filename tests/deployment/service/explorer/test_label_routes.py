@@ -56,6 +56,7 @@ def classes(http):
     return {one["name"]: one["labels"] for one in http.get("/explore/labels").json()["classes"]}
 
 
+@pytest.mark.slow
 def test_a_label_is_in_the_file_when_it_is_answered(http, serving):
     answer = label(http, "0.png", "cat").json()
     assert (answer["written"], answer["version"]) == (1, http.get("/explore/labels").json()["version"])
@@ -65,6 +66,7 @@ def test_a_label_is_in_the_file_when_it_is_answered(http, serving):
     assert (state["images"], state["labellers"], state["writable"], state["notes"]) == (1, {"ada": 1}, True, [])
 
 
+@pytest.mark.slow
 def test_undo_by_id_and_by_what_was_last(http):
     first = label(http, "0.png", "cat").json()["id"]
     label(http, "0.png", "dog")
@@ -74,6 +76,7 @@ def test_undo_by_id_and_by_what_was_last(http):
     refused(http.post("/explore/labels/undo", json={"by": "ada"}), 422, "invalid", "nothing that 'ada' could undo")
 
 
+@pytest.mark.slow
 def test_the_same_request_twice_writes_once(http):
     assert [label(http, "0.png", "cat", id="once").json()["written"] for _ in range(2)] == [1, 0]
 
@@ -89,6 +92,7 @@ def test_an_id_of_something_else_is_refused_and_a_cut_batch_is_completed(http, s
     assert classes(http) == {"cat": 4}
 
 
+@pytest.mark.slow
 def test_written_is_counted_though_the_file_was_replaced_by_a_longer_one(http, serving, tmp_path):
     label(http, "0.png", "cat")
     LabelsFile(tmp_path).label("bob", [(f"{number}.png", "dog") for number in range(9)])
@@ -98,6 +102,7 @@ def test_written_is_counted_though_the_file_was_replaced_by_a_longer_one(http, s
     assert (answer["written"], answer["version"] > before) == (1, True)
 
 
+@pytest.mark.slow
 def test_an_import_knows_a_picture_that_was_removed_a_moment_ago(made, tmp_path, monkeypatch):
     monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
     place = copied(made, tmp_path)
@@ -110,6 +115,7 @@ def test_an_import_knows_a_picture_that_was_removed_a_moment_ago(made, tmp_path,
         assert (answer["written"], answer["left_out"]) == (1, 1)
 
 
+@pytest.mark.slow
 def test_classes_are_named_renamed_and_made_one(http):
     assert http.post("/explore/classes", json={"by": "ada", "names": ["cat", "dog"]}).json()["written"] == 2
     label(http, "0.png", "cat")
@@ -120,6 +126,7 @@ def test_classes_are_named_renamed_and_made_one(http):
     refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "it is now called 'dog'")
 
 
+@pytest.mark.slow
 def test_two_labellers_and_how_far_they_agree(http):
     for by, names in (("ada", "cat cat dog dog"), ("bob", "cat dog dog dog")):
         for number, name in enumerate(names.split()):
@@ -137,6 +144,7 @@ HOSTILE = ["<script>alert(1)</script>", 'a,"b"', "=SUM(1)", "猫", "true", "1", 
 NESTED = ["{}", "[1]"]
 
 
+@pytest.mark.slow
 def test_a_class_that_looks_like_a_list_is_exported_as_json_lines_only(http):
     label(http, "0.png", "[1]")
     refused(http.get("/explore/labels/export?format=csv"), 422, "invalid", "'[1]' would be read as several answers")
@@ -169,6 +177,7 @@ def test_what_is_exported_is_a_pairs_file_and_can_be_imported_again(http, servin
         assert fresh.get("/explore/labels").json()["images"] == 0
 
 
+@pytest.mark.slow
 def test_export_leaves_out_what_is_disputed_and_can_be_of_one_labeller(http):
     label(http, "0.png", "cat", "ada")
     label(http, "0.png", "dog", "bob")
@@ -176,6 +185,7 @@ def test_export_leaves_out_what_is_disputed_and_can_be_of_one_labeller(http):
     assert http.get("/explore/labels/export?by=bob").text == '{"image": "0.png", "target": "dog"}\n'
 
 
+@pytest.mark.slow
 def test_an_import_says_what_it_leaves_out(http):
     lines = [
         '{"image": "0.png", "target": "cat"}',
@@ -199,6 +209,7 @@ def test_an_import_says_what_it_leaves_out(http):
         refused(answer, 422, "invalid", sentence)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_in_words(http, serving):
     refused(label(http, "away.png", "cat"), 404, "unknown_image", "no image 'away.png'")
     refused(label(http, "0.png", "  "), 422, "invalid", "the name of a class")
@@ -216,6 +227,7 @@ def test_what_cannot_be_is_refused_in_words(http, serving):
     refused(answer, 503, "store", "STORE/labels/labels.jsonl: labels cannot be read (Not a directory)")
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_the_service_only_shows(serving):
     with serving(writable=False) as http:
         for path, body in (
@@ -232,6 +244,7 @@ def test_nothing_is_written_where_the_service_only_shows(serving):
     assert not (serving.folder / "labels").exists()
 
 
+@pytest.mark.slow
 def test_no_route_that_writes_takes_anything_from_another_site(http):
     paths = http.get("/openapi.json").json()["paths"]
     posts = {path for path, methods in paths.items() if path.startswith("/explore/") and "post" in methods}
@@ -242,6 +255,7 @@ def test_no_route_that_writes_takes_anything_from_another_site(http):
         refused(http.post(path, json={}, headers={"Origin": "https://elsewhere.example"}), 403, "other_site", "page")
 
 
+@pytest.mark.slow
 def test_a_page_of_another_site_labels_nothing(http):
     body = {"request": json.dumps({"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]})}
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
@@ -251,6 +265,7 @@ def test_a_page_of_another_site_labels_nothing(http):
     assert http.post("/explore/label", json=json_body, headers=own).json()["written"] == 1
 
 
+@pytest.mark.slow
 def test_a_proxy_that_sends_its_own_host_passes_that_of_the_browser_on(http):
     body = {"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]}
     headers = {"Host": "127.0.0.1:8000", "X-Forwarded-Host": "labels.example", "Origin": "https://labels.example"}
@@ -325,6 +340,7 @@ def test_only_a_loopback_address_is_local(address, local):
         assert _is_local(bound) is local
 
 
+@pytest.mark.slow
 def test_keys_are_asked_for(serving):
     with serving(keys=["k" * 16]) as http:
         refused(http.get("/explore/labels"), 401, "no_key", "needs an API key")
@@ -339,6 +355,7 @@ def test_ten_thousand_classes(http):
     assert list(classes(http)) == names
 
 
+@pytest.mark.slow
 def test_a_former_name_of_a_class_still_takes_labels(http):
     label(http, "0.png", "cat")
     http.post("/explore/classes/rename", json={"by": "ada", "name": "cat", "to": "kitten"})

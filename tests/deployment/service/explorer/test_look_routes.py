@@ -34,6 +34,7 @@ def looked(made, tmp_path_factory):
         yield found
 
 
+@pytest.mark.slow
 def test_the_overview_counts_what_is_there(looked, made):
     seen = looked.http.get("/explore/overview").json()
     assert (seen["images"], seen["texts"]) == (120, len(made.store.texts))
@@ -50,6 +51,7 @@ def test_the_overview_counts_what_is_there(looked, made):
     assert "Text search with the encoder toy is not possible" in seen["notes"][0]
 
 
+@pytest.mark.slow
 def test_rejects_are_counted_by_reason(made, tmp_path):
     place = copied(made, tmp_path)
     for number in range(3):
@@ -108,6 +110,7 @@ def test_a_thumbnail_is_made_once_and_kept(looked, monkeypatch):
     assert looked.http.get("/explore/thumbnail?image=3.png&side=160").content == first.content
 
 
+@pytest.mark.slow
 def test_a_picture_that_changed_gets_a_new_thumbnail(made, tmp_path):
     place = copied(made, tmp_path)
     with explored(place.store, place.images) as looked:
@@ -179,6 +182,7 @@ def test_searches_that_cannot_be_are_refused_in_words(looked):
     refused(find(looked, image="3.png", where="nonsense"), 422, "invalid", "Columns of the images")
 
 
+@pytest.mark.slow
 def test_a_served_run_searches_by_texts_where_the_encoder_cannot(made, runs, tmp_path):
     place = copied(made, tmp_path)
     scorer = Scorer.open(runs / "find", store=Store.open(place.store))
@@ -190,6 +194,7 @@ def test_a_served_run_searches_by_texts_where_the_encoder_cannot(made, runs, tmp
         assert [one["id"] for one in found["images"]] == [one["id"] for one in direct["hits"]]
 
 
+@pytest.mark.slow
 def test_an_encoder_of_one_space_searches_by_texts_of_the_store(tmp_path):
     clip_retrieval(tmp_path / "clip")
     import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
@@ -230,6 +235,7 @@ def test_a_served_run_searches_by_texts_that_an_imported_encoder_cannot_read(mad
         assert find(looked, text=ids[0], k=5).json()["by"] == "encoder"
 
 
+@pytest.mark.slow
 def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_path):
     clip_retrieval(tmp_path / "clip", texts=False)
     import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
@@ -240,6 +246,7 @@ def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_pa
         refused(find(looked, text="a"), 409, "cannot_embed", "the store has none of its texts")
 
 
+@pytest.mark.slow
 def test_copies_are_one_hit(made, tmp_path):
     place = copied(made, tmp_path)
     shutil.copy(place.images / "3.png", place.images / "same.png")
@@ -313,6 +320,7 @@ def test_without_a_run_the_other_routes_say_so(looked):
     assert looked.http.get("/v1/models").json()["models"] == []
 
 
+@pytest.mark.slow
 def test_every_body_is_described_in_the_document_also_beside_a_report(looked, tmp_path):
     (tmp_path / "report.html").write_text("<h1>report</h1>")
     reports = Reports(files=[tmp_path / "report.html"])

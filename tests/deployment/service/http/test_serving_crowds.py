@@ -189,6 +189,7 @@ def test_a_client_that_reads_nothing_is_cut_off(crowded):
     finish(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1 << 16, 1 << 20])
 def test_an_answer_in_pieces_that_nobody_reads_is_cut_off(crowded, size):
     served = crowded(Limits(answer_seconds=0.3))

@@ -51,6 +51,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_hostile_images_are_refused_with_their_reason(served, name):
     content, reason = IMAGES[name]
@@ -254,6 +255,7 @@ def test_bodies_that_are_too_large_are_refused_before_they_are_read(made, runs):
         assert client.http.post("/v1/embed", json={"texts": ["x"]}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_full_service_says_when_to_come_back(made, runs):
     with client_of(made, runs, names=["ask"], limits=Limits(waiting_items=1)) as client:
         response = client.http.post("/v1/score", json={"pairs": RIGHT["pairs"] * 2})

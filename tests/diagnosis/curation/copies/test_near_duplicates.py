@@ -120,6 +120,7 @@ def test_a_part_from_any_place_agrees_and_other_pictures_do_not(change):
     assert aligned_agreement(copies[0], wholes[0], enough=1) == found[0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("degrees", [-6, 4, 5])
 def test_an_image_rotated_by_a_few_degrees_agrees_and_other_pictures_do_not(degrees):
     wholes = [Picture.of(grey(picture(seed))) for seed in range(4)]
@@ -239,6 +240,7 @@ def test_lines_of_copies_are_dropped_with_the_name_of_what_is_kept(album):
     assert figures["by"] == "pixels"
 
 
+@pytest.mark.slow
 def test_a_line_that_stands_there_twice_is_kept_once(album):
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=album / "images")
     again = [line["curate"] for line in found.lines[-2:]]
@@ -277,6 +279,7 @@ def test_the_best_matching_copy_is_kept_by_embedding_alone(tmp_path):
     assert any("by embeddings alone" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_the_copy_that_is_kept_has_a_line_that_stays(album, tmp_path):
     """The larger, first copy has a text without words; then the other one is kept, and no image vanishes."""
     first, twin = ({"image": name, "text": "12"} for name in ("20.png", "twin.png"))

@@ -199,6 +199,7 @@ def test_equal_runs_count_once_and_fewer_than_four_are_refused(world):
         core_set(folder / "store", folder / "test.jsonl", [*runs[:3], runs[0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1, -0.1, 1.5, math.nan, 0.001])
 def test_a_share_that_means_nothing_is_refused(world, keep):
     folder, runs = world

@@ -103,6 +103,7 @@ def test_a_fusion_is_trained_on_pairs_that_are_sent_along_and_a_failure_is_said_
     assert here.http.get("/explore/training", params={"name": "wrong"}).json()["said"]
 
 
+@pytest.mark.slow
 def test_a_training_is_cancelled_and_continued(here, instead):
     instead(_SLOW)
     train(here, name="one")
@@ -119,6 +120,7 @@ def test_a_training_is_cancelled_and_continued(here, instead):
     refused(here.http.post("/explore/training/resume", json={"name": "one"}), 409, "not_stopped", "nothing to resume")
 
 
+@pytest.mark.slow
 def test_the_steps_of_auto_and_the_epochs_of_others_are_a_share_and_the_time_that_is_left(here, instead):
     instead(_SLOW)
     train(here, name="one")
@@ -147,6 +149,7 @@ def test_the_steps_of_auto_and_the_epochs_of_others_are_a_share_and_the_time_tha
     until(here, "one", "cancelled")
 
 
+@pytest.mark.slow
 def test_one_that_does_not_end_politely_is_ended(here, instead, monkeypatch):
     monkeypatch.setattr(started, "_PATIENCE", 0.2)
     instead(_STUBBORN)
@@ -157,6 +160,7 @@ def test_one_that_does_not_end_politely_is_ended(here, instead, monkeypatch):
     assert until(here, "one", "cancelled")
 
 
+@pytest.mark.slow
 def test_a_killed_training_says_so(here, instead):
     instead(_SLOW)
     train(here, name="one")
@@ -199,6 +203,7 @@ def test_a_training_is_continued_from_another_folder_and_where_the_store_was_mov
                          "classification")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_service_ends_what_it_has_started(place, instead):
     instead(_SLOW)
     with explored(place.store) as here:
@@ -207,6 +212,7 @@ def test_the_service_ends_what_it_has_started(place, instead):
     assert (job.lives(), job.state()) == (False, "cancelled")
 
 
+@pytest.mark.slow
 def test_another_process_that_got_the_id_is_not_taken_for_the_training(here, instead):
     instead("pass")
     train(here, name="one")
@@ -219,6 +225,7 @@ def test_another_process_that_got_the_id_is_not_taken_for_the_training(here, ins
     assert replace(job, code=None).with_process(os.getpid()).lives()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_refused_in_words(here, place, instead):
     instead("pass")
     refused(train(here, task="matching"), 422, "invalid", "upload a file of image-text pairs")
@@ -237,6 +244,7 @@ def test_what_cannot_be_trained_is_refused_in_words(here, place, instead):
     assert list(listed(here)) == ["one"]
 
 
+@pytest.mark.slow
 def test_a_service_that_only_shows_trains_nothing(place):
     with explored(place.store, writable=False) as here:
         refused(train(here), 403, "read_only", "does not accept labels")
@@ -247,6 +255,7 @@ def test_a_service_that_only_shows_trains_nothing(place):
         assert not (place.store / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_said(here, place):
     (place.store / "runs").write_text("a file")
     refused(train(here), 503, "store", "cannot be started")

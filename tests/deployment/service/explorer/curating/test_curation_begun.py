@@ -54,6 +54,7 @@ def states(world, folder):
     return place / "label.safetensors"
 
 
+@pytest.mark.slow
 def test_labels_that_were_corrected_after_the_stop_are_judged(world):
     with opened(world) as at:
         label(at, "0.png", "cat")
@@ -124,6 +125,7 @@ def test_a_service_that_ends_leaves_what_another_has_begun(world, made):
         assert first.http.get("/explore/curations").json()["job"]["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_process_that_has_ended_does_not_run_while_its_watcher_is_yet_to_say_so(world, made):
     with opened(world, pairs=made.captions_file) as at:
         begin(at, "pairs")
@@ -137,6 +139,7 @@ def test_a_process_that_has_ended_does_not_run_while_its_watcher_is_yet_to_say_s
         assert at.http.get("/explore/curations").json()["job"]["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_file_that_names_no_process_of_ours_ends_nothing(world, made, monkeypatch):
     sent = []
     place = world.store / "curation" / "captions"
@@ -150,6 +153,7 @@ def test_a_file_that_names_no_process_of_ours_ends_nothing(world, made, monkeypa
     assert [one for one in sent if one[1] in (signal.SIGTERM, signal.SIGKILL)] == []
 
 
+@pytest.mark.slow
 def test_seconds_are_right_where_nobody_asked_meanwhile(world, made):
     with opened(world, "import time; time.sleep(0.3)", made.captions_file) as at:
         for _ in range(2):

@@ -46,6 +46,7 @@ def export(http, which="kept"):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_what_was_found_is_told(world, result):
     with opened(world, result) as at:
         assert at.http.get("/explore/curations").json()["curations"] == ["result"]
@@ -57,6 +58,7 @@ def test_what_was_found_is_told(world, result):
         assert counts == {"match": (8, 2, 2), "text": (1, 1, 1), "duplicate": (1, 1, 1), "repeated": (1, 1, 1)}
 
 
+@pytest.mark.slow
 def test_the_most_suspicious_come_first(world, result):
     with opened(world, result) as at:
         assert [one["text"] for one in lines(at.http)] == ["a wrong one", "a bad copy"]
@@ -70,6 +72,7 @@ def test_the_most_suspicious_come_first(world, result):
         assert lines(at.http, "repeated")[0]["why"] == ["duplicate"]
 
 
+@pytest.mark.slow
 def test_a_judgement_is_overruled_accepted_and_taken_back(world, result):
     with opened(world, result) as at:
         wrong, bad = lines(at.http)
@@ -88,6 +91,7 @@ def test_a_judgement_is_overruled_accepted_and_taken_back(world, result):
         assert "nothing" in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_copies_are_kept_or_dropped_with_their_lines(world, result):
     with opened(world, result) as at:
         (group,) = at.http.get("/explore/curation/copies").json()["groups"]
@@ -112,6 +116,7 @@ def test_copies_are_kept_or_dropped_with_their_lines(world, result):
         assert why["twice"] == ["duplicate"]
 
 
+@pytest.mark.slow
 def test_a_group_of_many_copies_is_decided_as_one(world, tmp_path):
     lines_of = [judged("0.png", "first", match=0.9, copies=90)]
     lines_of += [judged(f"c{n}.png", f"copy {n}", ["duplicate"], copies=90, duplicate_of="0.png") for n in range(89)]
@@ -145,6 +150,7 @@ def test_texts_alone_and_names_of_all_kinds(world, tmp_path):
         assert "is it a curation of another store?" in found["notes"][0]
 
 
+@pytest.mark.slow
 def test_the_result_is_a_pairs_file(world, result, tmp_path):
     with opened(world, result) as at:
         wrong = lines(at.http)[0]
@@ -163,6 +169,7 @@ def test_the_result_is_a_pairs_file(world, result, tmp_path):
         assert len(gone) + len(read) == 9
 
 
+@pytest.mark.slow
 def test_the_result_comes_in_the_order_of_the_file_that_was_judged(world, tmp_path):
     given = captions()
     for row, line in enumerate(given):
@@ -211,6 +218,7 @@ def test_who_loses_lines_is_told_after_all_decisions(world, result):
         assert at.http.get("/explore/curation/removed", params={"of": "none"}).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_label_is_corrected(world, tmp_path):
     result = write_result(tmp_path / "found", classes(), task="classification")
     with opened(world, result) as at:
@@ -251,6 +259,7 @@ def test_decisions_outlive_the_process_and_a_torn_line(world, result):
         assert decide(at.http, line=lines(at.http)[1]["line"], filter="match", say="drop").status_code == 200
 
 
+@pytest.mark.slow
 def test_decisions_stay_when_the_same_lines_are_curated_again(world, result):
     with opened(world, result) as at:
         decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")
@@ -261,6 +270,7 @@ def test_decisions_stay_when_the_same_lines_are_curated_again(world, result):
         assert (found["lines"], found["kept_by_curate"], found["kept"]) == (8, 3, 4)
 
 
+@pytest.mark.slow
 def test_the_same_request_again_is_written_once(world, result):
     with opened(world, result) as at:
         body = {"by": "ada", "id": "abc", "decisions": [{"picture": "4.png", "say": "keep"}]}
@@ -280,6 +290,7 @@ def test_where_nothing_is_written_decisions_are_refused(world, result):
         assert not result.with_name("result.json.decisions").exists()
 
 
+@pytest.mark.slow
 def test_another_site_decides_nothing(world, result):
     with opened(world, result) as at:
         body = {"by": "ada", "decisions": [{"picture": "4.png", "say": "keep"}]}
@@ -310,6 +321,7 @@ def test_what_cannot_be_decided_is_refused(world, result, decision, code, words)
         assert words in refused.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_no_curation_is_said(world):
     with opened(world) as at:
         assert at.http.get("/explore/curations").json()["curations"] == []
@@ -350,6 +362,7 @@ def test_a_result_that_is_not_there_ends_the_start(world, tmp_path):
         Curations(world.store, writable=True, given=result)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_nothing_is_a_sentence(world, result):
     with opened(world, result) as at:
         result.with_name("result.json.decisions").symlink_to(result.parent / "gone" / "away")
@@ -361,6 +374,7 @@ def test_a_disk_that_takes_nothing_is_a_sentence(world, result):
         assert kept(at.http) == 4
 
 
+@pytest.mark.slow
 def test_lines_are_exported_in_blocks(world, result, monkeypatch):
     def sent(at):
         async def all_of():

@@ -77,12 +77,14 @@ def test_a_library_that_fails_is_said_and_the_other_map_stays(mapped, library):
     assert mapped.http.get("/explore/map").json()["count"] == 120
 
 
+@pytest.mark.slow
 def test_without_the_library_it_is_not_offered_and_words_say_how_to_get_it(mapped, monkeypatch):
     monkeypatch.setattr(neighbours.NeighbourMaps, "offered", False)
     assert mapped.http.get("/explore/map").json()["methods"] == ["components"]
     assert "pip install 'frevl[map]'" in ask(mapped)["problem"]
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_ends_the_computation(made, tmp_path, library):
     library.write_text("import time; time.sleep(60)")
     with explored(copied(made, tmp_path / "place").store) as here:
@@ -111,6 +113,7 @@ def test_what_is_alike_is_one_cluster_and_nothing_has_none():
     assert cluster_numbers(np.zeros((0, 7), np.float16), np.zeros(0, int), 12).tolist() == []
 
 
+@pytest.mark.slow
 def test_the_map_is_coloured_by_cluster(mapped):
     found = mapped.http.get("/explore/map/colours", params={"by": "cluster"}).json()
     assert len(found["values"]) == 120
@@ -118,6 +121,7 @@ def test_the_map_is_coloured_by_cluster(mapped):
     assert sum(int(name.split(": ")[1].split()[0]) for name in found["names"]) == 120
 
 
+@pytest.mark.slow
 def test_a_page_of_another_site_starts_no_computation(mapped, library):
     other = {"origin": "http://evil.example", "sec-fetch-site": "cross-site"}
     by = {"method": "neighbours"}

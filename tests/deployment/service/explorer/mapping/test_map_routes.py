@@ -63,6 +63,7 @@ def test_equal_pictures_are_one_point():
     assert np.ptp(points) == 0
 
 
+@pytest.mark.slow
 def test_the_map_is_computed_once_and_kept(mapped, monkeypatch):
     record, points = points_of(mapped)
     assert (record["count"], record["total"], points.shape) == (120, 120, (120, 2))
@@ -71,6 +72,7 @@ def test_the_map_is_computed_once_and_kept(mapped, monkeypatch):
     assert points_of(mapped)[0] == record
 
 
+@pytest.mark.slow
 def test_a_damaged_map_is_computed_again(mapped):
     record, _ = points_of(mapped)
     (path,) = (mapped.place.store / "explore").glob("map-*.npz")
@@ -91,6 +93,7 @@ def test_a_map_that_was_cut_off_is_computed_again(mapped, cut):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_a_damaged_compressed_map_is_computed_again(mapped):
     record, _ = points_of(mapped)
     (path,) = (mapped.place.store / "explore").glob("map-*.npz")
@@ -103,6 +106,7 @@ def test_a_damaged_compressed_map_is_computed_again(mapped):
         assert points_of(mapped)[0] == record
 
 
+@pytest.mark.slow
 def test_more_pictures_than_can_be_drawn_are_thinned(mapped, monkeypatch):
     monkeypatch.setattr(projection, "MOST_POINTS", 50)
     record, points = points_of(mapped)
@@ -113,6 +117,7 @@ def test_more_pictures_than_can_be_drawn_are_thinned(mapped, monkeypatch):
     assert store_ids.index(ids[0]) < store_ids.index(ids[1])
 
 
+@pytest.mark.slow
 def test_points_lead_to_their_pictures(mapped):
     record, _ = points_of(mapped)
     ids = mapped.service.store.ids("image")
@@ -125,6 +130,7 @@ def test_points_lead_to_their_pictures(mapped):
     refused(mapped.http.post("/explore/map/images", json=beyond), 422, "invalid", "The map has 120 points")
 
 
+@pytest.mark.slow
 def test_points_are_coloured_by_label_and_by_what_the_classifier_says(mapped):
     ids = mapped.service.store.ids("image")
     while mapped.http.get("/explore/teach").json()["busy"]:

@@ -45,6 +45,7 @@ def rows_of(answer):
     return sorted(int(one["id"].rpartition("/")[2].partition(".")[0]) for one in answer.json()["images"])
 
 
+@pytest.mark.slow
 def test_columns_and_their_values_are_listed(clip):
     found = clip.http.get("/explore/columns").json()
     of = {one["name"]: one for one in found["columns"]}
@@ -55,6 +56,7 @@ def test_columns_and_their_values_are_listed(clip):
     assert (of["width"]["kind"], of["width"]["values"]) == ("number", [])  # all differ
 
 
+@pytest.mark.slow
 def test_filters_hold_together_and_beside_sql_and_in_a_search(clip):
     make = next(one["name"] for one in clip.http.get("/explore/columns").json()["columns"] if "make" in one["name"])
     assert rows_of(listed(clip, ("width", "at least", 642))) == [2, 3, 4]
@@ -97,6 +99,7 @@ def test_values_are_quoted_whatever_they_hold():
     assert condition([], "x = 1", columns) == "x = 1"
 
 
+@pytest.mark.slow
 def test_whole_numbers_that_a_browser_would_round_travel_as_digits(tmp_path):
     numbers = [2**53, 2**53 + 1, 2**53 + 1, 2**53 + 1, 7, 7]
     vectors = pa.array(np.eye(6).tolist(), pa.list_(pa.float32(), 6))
@@ -137,6 +140,7 @@ def dated(tmp_path):
         yield looked
 
 
+@pytest.mark.slow
 def test_days_and_times_are_ranges_in_the_time_zone_of_the_column(dated):
     of = {one["name"]: one for one in dated.http.get("/explore/columns").json()["columns"]}
     assert [of[name]["kind"] for name in ("day", "taken", "berlin", "bytes")] == ["date", "time", "time", "number"]
@@ -158,6 +162,7 @@ def test_days_and_times_are_ranges_in_the_time_zone_of_the_column(dated):
     assert rows_of(listed(dated, ("fine", "missing"))) == [5]
 
 
+@pytest.mark.slow
 def test_days_and_times_that_are_none_are_refused_in_words(dated):
     def asked(*one):
         return listed(dated, one)
@@ -172,6 +177,7 @@ def test_days_and_times_that_are_none_are_refused_in_words(dated):
         condition([Filter(column="t", test="on", value="2026-03-30")], None, {"t": pa.timestamp("s", "Mars/Base")})
 
 
+@pytest.mark.slow
 def test_filters_that_cannot_be_are_refused_in_words(clip):
     refused(listed(clip, ("nothing", "is", "x")), 422, "invalid", "no column 'nothing'")
     refused(
@@ -188,12 +194,14 @@ def test_filters_that_cannot_be_are_refused_in_words(clip):
         assert said.status_code in (400, 422)
 
 
+@pytest.mark.slow
 def test_many_pictures_are_looked_at_evenly(clip, monkeypatch):
     monkeypatch.setattr(of_columns, "_LOOKED_AT", 3)
     found = clip.http.get("/explore/columns").json()
     assert (found["looked_at"], found["pictures"]) == (3, 5)
 
 
+@pytest.mark.slow
 def test_why_names_the_nearest_captions_and_says_what_it_cannot_weigh(clip):
     store = Store.open(clip.path)
     image = store.image_ids[2]
@@ -223,6 +231,7 @@ def test_a_matching_run_says_why_by_its_scores(made, runs, tmp_path):
         assert looked.http.post("/explore/why", json={"image": image, "text": "square"}).json()["words"] == []
 
 
+@pytest.mark.slow
 def test_where_nothing_reads_texts_there_is_no_why(made, tmp_path):
     with explored(copied(made, tmp_path).store) as looked:
         image = looked.explorer.service.store.ids("image")[0]
@@ -234,6 +243,7 @@ def test_where_nothing_reads_texts_there_is_no_why(made, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_growth_is_what_every_commit_held(made, tmp_path):
     place = copied(made, tmp_path)
     ids = made.store.ids("image")
@@ -249,6 +259,7 @@ def test_growth_is_what_every_commit_held(made, tmp_path):
         assert seen["text_growth"][-1]["rows"] == seen["texts"]
 
 
+@pytest.mark.slow
 def test_many_pictures_are_looked_up_at_once_not_one_by_one(made, tmp_path, monkeypatch):
     monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 1)  # as in a store of a million
     monkeypatch.setattr(RowsOfIds, "__getitem__", lambda *_: pytest.fail("one by one"))

@@ -59,6 +59,7 @@ def test_two_names_are_enough_to_guess_and_labels_are_learned_on_top(store):
         assert right(here) > 0.9
 
 
+@pytest.mark.slow
 def test_a_name_that_the_store_does_not_know_is_said_and_labels_alone_are_learned(store):
     with explored(store, fit=teach) as here:
         define(here, "cat", "<b>unknown</b>")

@@ -58,6 +58,7 @@ def teach_colours(taught, count, by="ada"):
     return ids
 
 
+@pytest.mark.slow
 def test_nothing_is_taught_without_two_classes_and_words_say_so(taught):
     assert (
         settled(taught)["problem"]
@@ -68,6 +69,7 @@ def test_nothing_is_taught_without_two_classes_and_words_say_so(taught):
     refused(taught.http.get("/explore/images?order=doubt"), 409, "not_taught", "Label at least one image of each")
 
 
+@pytest.mark.slow
 def test_labels_bring_an_order_and_an_accuracy_with_its_interval(taught):
     ids = teach_colours(taught, 60)
     state = settled(taught)
@@ -87,6 +89,7 @@ def test_labels_bring_an_order_and_an_accuracy_with_its_interval(taught):
     assert all(one["guess"]["label"] in COLOURS for one in listed(taught))
 
 
+@pytest.mark.slow
 def test_doubt_begins_with_the_smallest_margin_and_next_is_of_other_pictures_than_labelled(taught):
     ids = teach_colours(taught, 40)
     settled(taught)
@@ -133,6 +136,7 @@ def test_a_store_that_grows_is_learned_again(taught, monkeypatch):
     assert len(listed(taught, order="doubt")) == 121
 
 
+@pytest.mark.slow
 def test_nothing_wrong_among_few_is_no_certainty(taught):
     assert wilson_interval(1.0, 30) == pytest.approx((0.8865, 1.0), abs=1e-4)  # 30 / (30 + 1.96**2)
     assert wilson_interval(0.0, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
@@ -142,6 +146,7 @@ def test_nothing_wrong_among_few_is_no_certainty(taught):
     assert accuracy["low"] == pytest.approx(0.8865, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_orders_that_cannot_be_are_refused_in_words(taught):
     teach_colours(taught, 30)
     settled(taught)
@@ -150,6 +155,7 @@ def test_orders_that_cannot_be_are_refused_in_words(taught):
     refused(taught.http.get("/explore/images?order=best"), 422, "invalid", "Field 'order'")
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_is_said_in_words_and_the_labels_stay(place, monkeypatch):
     def failing(*_, **__):
         raise RuntimeError("secret")
