@@ -29,6 +29,8 @@ def test_scores_by_hand():
     )
     (worse,) = match_chance([1, 2] * 4, right, list("aabbccdd"))
     assert "in 0.00 % [0.00, 0.00] of comparisons" in worse
+    (one,) = match_chance([2, 1] * 4, right, ["a"] * 8)
+    assert one == "Chance: pairs of a single image cannot show that right pairs score higher than wrong ones."
     assert match_chance([1.0, 2.0], [True, True], ["a", "b"]) == match_chance([1.0], [False], ["a"]) == []
 
 

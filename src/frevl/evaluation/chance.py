@@ -102,6 +102,10 @@ def match_chance(scores: ArrayLike, right: ArrayLike, clusters: Sequence[Hashabl
     values, is_right = np.asarray(scores, np.float64), np.asarray(right, bool)
     if is_right.all() or not is_right.any():
         return []
+    number_of = numbered_clusters(clusters, len(values))
+    several = len(np.unique(number_of))
+    if several < 2:
+        return ["Chance: pairs of a single image cannot show that right pairs score higher than wrong ones."]
     ahead = np.empty(len(values))
     for own, sign in ((is_right, 1), (~is_right, -1)):
         others = np.sort(sign * values[~own])
@@ -109,7 +113,7 @@ def match_chance(scores: ArrayLike, right: ArrayLike, clusters: Sequence[Hashabl
         ahead[own] = below / (2 * len(others))  # a tie counts half
     share = float(ahead[is_right].mean())
     influence = (ahead - share) / np.where(is_right, is_right.sum(), (~is_right).sum())
-    error = float(np.linalg.norm(np.bincount(numbered_clusters(clusters, len(values)), influence)))
+    error = float(np.linalg.norm(np.bincount(number_of, influence))) * math.sqrt(several / (several - 1))
     low, high = share - _Z * error, share + _Z * error
     if low > 0.5:
         return []

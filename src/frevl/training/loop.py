@@ -46,7 +46,7 @@ class FitReport:
     metric: float
     seconds: float
     stopped: str
-    passes: float = 0.0
+    passes: float
 
 
 def gradient_descent(

@@ -182,6 +182,8 @@ def test_the_more_classes_the_fewer_words_are_weighed(monkeypatch):
     """The optimiser holds twenty numbers per word and class: a thousand classes of 50,000 words would take 8 GB."""
     texts, labels, folds = ["red cat", "red dog"] * 6, np.array([0, 1] * 6), np.array([0, 0, 1, 1] * 3)
     enough = by_words(texts, labels, folds, 2)
+    assert word_classifier.words_weighed(2) == 50_000
+    assert word_classifier.words_weighed(1_000) == 4_000
     monkeypatch.setattr(word_classifier, "_MOST_WEIGHTS", 2 * 1)
     assert by_words(texts, labels, folds, 2) == pytest.approx(0.5, abs=0.01), "the commonest word tells nothing"
     assert enough[np.arange(12), labels].min() > 0.8

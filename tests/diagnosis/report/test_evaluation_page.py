@@ -99,6 +99,9 @@ def test_a_leak_is_the_headline(tmp_path):
     page = written(record, tmp_path)
     assert "<title>Evaluation: Leak: 3 of 84 test images" in page
     assert page.count("Leak: 3 of 84") == 2  # title and headline
+    record["notes"] = ["Another note.", "Chance: 52.50 % is not measurably better than always answering 'no'."]
+    write_evaluation_page(record, tmp_path / "chance.html")
+    assert "<title>Evaluation: Chance: 52.50 % is not" in (tmp_path / "chance.html").read_text()
 
 
 def test_without_groups_it_is_a_page_too(tmp_path):

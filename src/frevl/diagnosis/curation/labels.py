@@ -19,7 +19,7 @@ from frevl.diagnosis.curation.folds.answers import FOLDS, Answers, out_of_fold
 from frevl.diagnosis.curation.folds.each_fold import cut_short
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.verdicts.values import Values
-from frevl.diagnosis.curation.word_classifier import by_words
+from frevl.diagnosis.curation.word_classifier import by_words, words_weighed
 from frevl.diagnosis.data_quality.label_rule import (
     TRUSTED,
     find_wrong_labels,
@@ -174,7 +174,9 @@ def _by_text(
     at = np.flatnonzero(embedded.knows(labels))
     own = labels[at]
     if not len(at) or np.log(words[at, own]).mean() >= np.log(embedded.probabilities[at, own]).mean():
-        return words, "its words", embedded
+        weighed = words_weighed(len(classes))
+        few = f"its {weighed:,} most frequent words" if weighed < words_weighed(1) else "its words"
+        return words, few, embedded
     return embedded.probabilities, "its embedding", embedded
 
 

@@ -18,7 +18,7 @@ from frevl.data.packed.columns import chosen
 from frevl.errors import MissingExtraError
 from frevl.store.grouping.large_arrays import blank
 
-__all__ = ["by_words"]
+__all__ = ["by_words", "words_weighed"]
 
 _MOST_WORDS = 50_000
 _MOST_WEIGHTS = 4_000_000  # words times classes; the optimiser holds some twenty times as many numbers
@@ -26,6 +26,11 @@ _TEXTS_AT_ONCE = 16_384
 _PENALTY = 10.0  # inverse regularisation, as in scikit-learn
 _ITERATIONS = 300
 _PIECES = r"\w+|[^\w\s]"
+
+
+def words_weighed(classes: int) -> int:
+    """Return the maximum number of words, the most frequent ones, that are weighed for so many classes."""
+    return min(_MOST_WORDS, max(1, _MOST_WEIGHTS // classes))
 
 
 def by_words(
@@ -48,7 +53,7 @@ def by_words(
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "diagnose") from error
     predicted = blank((len(texts), classes), np.float32)
-    words = min(_MOST_WORDS, max(1, _MOST_WEIGHTS // classes))
+    words = words_weighed(classes)
     for fold in np.unique(fold_of).tolist():
         inside, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         present = np.unique(labels[inside])

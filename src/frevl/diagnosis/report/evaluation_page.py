@@ -60,15 +60,16 @@ def write_evaluation_page(record: Mapping[str, Any], path: str | Path) -> None:
         InputError: The file cannot be written.
     """
     findings = evaluation_findings(record)
-    # Notes on overly optimistic figures come first, then the claims on groups.
+    # Notes on overly optimistic figures, or on figures that show nothing, come first (as in `frevl.cli.tables`), then
+    # the claims on groups.
     notes = list(record["notes"])
-    leaks = [note for note in notes if note.startswith("Leak: ")]
-    sentences = [*leaks, *(one.claim for one in findings)]
+    first = [note for note in notes if note.startswith(("Leak: ", "Chance: "))]
+    sentences = [*first, *(one.claim for one in findings)]
     claims = {one.claim for one in findings}
     page = {
-        "verdict": {"sentence": sentences[0], "detail": sentences[1 : 1 + len(leaks)]},
+        "verdict": {"sentence": sentences[0], "detail": sentences[1 : 1 + len(first)]},
         "findings": [one.record() for one in findings],
-        "notes": [note for note in notes if note not in claims and note not in leaks],
+        "notes": [note for note in notes if note not in claims and note not in first],
         "provenance": record["provenance"],
     }
     counted = "Pictures" if "queries" in record else "Pairs"
