@@ -213,12 +213,6 @@ def frevl_options():
     return frevl.training.options.OPTIONS
 
 
-def test_the_help_of_train_fits_on_one_screen(frevl, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    for command in ("train", "ablate"):
-        assert len(frevl(command, "--help").out.splitlines()) <= 45
-
-
 def test_the_version_and_the_order_of_the_commands(frevl):
     import typer.main
 

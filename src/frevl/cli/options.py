@@ -272,7 +272,7 @@ store_app = Commands(
 )
 app.add_typer(store_app, name="store")
 
-StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store, or s3://bucket/path.")]
+StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Store folder, or s3://bucket/path.")]
 RunOption = Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT
@@ -284,47 +284,38 @@ ConfigOption = Annotated[
         readable=False,
         is_eager=True,
         callback=apply_config,
-        help="Read options from this TOML file; the command line takes precedence.",
+        help="Read the other options from this TOML file.",
     ),
 ]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Device to compute on, such as cpu or cuda.", show_default="cpu")
-]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="Device, such as cpu or cuda.", show_default="cpu")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
 RayOption = Annotated[
     str | None,
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="Ray cluster: address of its head node, or auto; without a value, a cluster on this machine.",
-        show_default="none",
+        help="Ray cluster: address of its head node, or auto; without a value, this machine.",
     ),
 ]
 GroupByOption = Annotated[
     str | None,
-    typer.Option(help="Key of the pairs; equal values stay together in splits and intervals."),
+    typer.Option(help="Key of the pairs; equal values stay together."),
 ]
 GroupsOption = Annotated[
     bool | None,
-    typer.Option(
-        "--find-groups/--no-groups", help="Detect copies and other pairs that belong together.", show_default="on"
-    ),
+    typer.Option("--find-groups/--no-groups", help="Detect groups, such as copies.", show_default="on"),
 ]
 EncoderOption = Annotated[
     list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all with every item")
 ]
-ImageEncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder for the images; may be repeated.", show_default="as --encoder")
-]
-TextEncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder for the texts; may be repeated.", show_default="as --encoder")
-]
+ImageEncoderOption = Annotated[list[str] | None, typer.Option(help="Encoder of the images.", show_default="--encoder")]
+TextEncoderOption = Annotated[list[str] | None, typer.Option(help="Encoder of the texts.", show_default="--encoder")]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
         metavar="FIELD=NAME",
-        help="Column names of a table, such as image=filepath,text=title.",
+        help="Column names, such as image=file,text=title.",
     ),
 ]
 SetOption = Annotated[
@@ -332,7 +323,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Option of the model, such as dropout=0.3; may be repeated. frevl models show NAME lists them.",
+        help="Option of the model, such as dropout=0.3; see frevl models show NAME. May be repeated.",
     ),
 ]
 

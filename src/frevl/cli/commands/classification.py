@@ -35,9 +35,7 @@ def classify(
             show_default="the classes of the examples",
         ),
     ] = None,
-    examples: Annotated[
-        Path | None, typer.Option(readable=False, help="Labelled images: a pairs file with image and target.")
-    ] = None,
+    examples: Annotated[Path | None, typer.Option(readable=False, help="Pairs file with image and target.")] = None,
     dev: Annotated[
         Path | None,
         typer.Option(
@@ -64,7 +62,7 @@ def classify(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Label every image in the store and write the labels to this file."),
+        typer.Option(readable=False, help="File for the labels of all images of the store."),
         OUTPUT,
     ] = None,
     where: Annotated[
@@ -93,9 +91,7 @@ def classify(
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Time limit for comparing methods, in seconds.", show_default="none")
-    ] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds for comparing methods.")] = None,
     ray: RayOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,

@@ -44,11 +44,11 @@ def curate(
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Filter to apply; may be repeated: match, duplicate, text, image, blind, label.",
-            show_default="all that apply, except blind",
+            help="match, duplicate, text, image, blind or label; may be repeated.",
+            show_default="all but blind",
         ),
     ] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of lines to keep, best first, such as 0.8.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share to keep, best first, such as 0.8.")] = None,
     below: Annotated[
         float | None,
         typer.Option(help="Drop lines whose probability of being correct is below this.", show_default="0.5"),
@@ -57,29 +57,26 @@ def curate(
         list[Path] | None,
         typer.Option(
             readable=False,
-            help="Matching run that scores the lines; with --test, a run to be ranked by the core set (four or more).",
-            show_default="cross-validated models",
+            help="Run that scores the matches; with --test, a run to rank.",
+            show_default="cross-validated",
         ),
     ] = None,
     test: Annotated[
         Path | None,
         typer.Option(
             readable=False,
-            help="Test set, to keep a core (--keep, 0.1) that ranks the runs as the whole does; --pairs is then "
-            "their training data.",
+            help="Test set to keep a core of (--keep: 0.1); then --pairs is the runs' training data.",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of the images, for checks on their pixels.")
+        Path | None, typer.Option(readable=False, help="Folder of the images, to check their pixels.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write the report to this HTML file."), OUTPUT
     ] = None,
     groups: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Key by which the share of kept lines is compared; may be repeated.", show_default="every key"
-        ),
+        typer.Option(help="Key by which kept shares are compared; may be repeated.", show_default="every key"),
     ] = None,
     columns: ColumnsOption = None,
     encoder: EncoderOption = None,
@@ -89,15 +86,14 @@ def curate(
     find_groups: GroupsOption = None,
     folds: Annotated[
         int | None,
-        typer.Option(help="Number of cross-validation folds.", show_default="3; 5 for labels"),
+        typer.Option(help="Cross-validation folds.", show_default="3; labels 5"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     time_limit: Annotated[
         float | None,
         typer.Option(
             min=1,
-            help="Total training time limit in seconds (labels: at least 10 per model and fold).",
-            show_default="none",
+            help="Seconds of training in all (labels: at least 10 per model and fold).",
         ),
     ] = None,
     device: DeviceOption = None,
@@ -105,9 +101,9 @@ def curate(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Check every line of a pairs file and keep those worth learning from, or keep the core of a test set.
+    """Keep the lines of a pairs file that are worth learning from.
 
-    Nothing is deleted from the store. Each line states why it was kept or dropped.
+    Each line states why it was kept or dropped; the store is not changed. With --test, keep the core of a test set.
     """
     if test is not None:
         others = {

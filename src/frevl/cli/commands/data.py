@@ -32,35 +32,28 @@ def extract(
         Path | None,
         typer.Option(
             readable=False,
-            help="Folder of images (ids are paths inside it), or a tar (webdataset), a folder of tars or a list of "
-            "them.",
+            help="Folder of images, a tar, or a folder or list of tars.",
             show_default="images inside the pairs files",
         ),
     ] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(readable=False, help="Pairs file with the texts to embed; may be repeated.")
+        list[Path] | None, typer.Option(readable=False, help="Pairs file with texts to embed; may be repeated.")
     ] = None,
     columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None,
         typer.Option(help="Frozen encoder; may be repeated. See frevl encoders list.", show_default="packaged"),
     ] = None,
-    tokens: Annotated[
-        bool, typer.Option("--tokens", help="Store image and word tokens instead of pooled vectors.")
-    ] = False,
-    grid: Annotated[
-        str | None, typer.Option(help="With --tokens: grid size of an image, 7x7, 4x4 or 2x2.", show_default="7x7")
-    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Store image and word tokens, not pooled vectors.")] = False,
+    grid: Annotated[str | None, typer.Option(help="With --tokens: 7x7, 4x4 or 2x2.", show_default="7x7")] = None,
     layers: Annotated[
         str | None,
         typer.Option(
-            help="For encoders hf:MODEL: hidden layers to concatenate, such as -1,-4.",
+            help="hf:MODEL: hidden layers to concatenate, such as -1,-4.",
             show_default="the encoder's own output",
         ),
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Type of the stored numbers: float16 or float32.", show_default="float16")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Stored as float16 or float32.", show_default="float16")] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,9 +69,7 @@ def extract(
     ] = None,
     prune: Annotated[
         bool | None,
-        typer.Option(
-            "--prune", help="Remove images from the store whose file is no longer in the folder.", show_default="off"
-        ),
+        typer.Option("--prune", help="Remove images whose file is gone.", show_default="off"),
     ] = None,
     check_content: Annotated[
         bool | None,
@@ -96,8 +87,7 @@ def extract(
     shard: Annotated[
         str | None,
         typer.Option(
-            help="Embed only this shard, such as 3/8, into its own store; frevl store merge joins the shards.",
-            show_default="everything",
+            help="Embed only this shard, such as 3/8, into its own store; frevl store merge joins them.",
         ),
     ] = None,
     commit_rows: Annotated[
@@ -272,9 +262,7 @@ def import_(
             show_default="ids unchanged",
         ),
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Type of the stored numbers: float16 or float32.", show_default="float16")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Stored as float16 or float32.", show_default="float16")] = None,
     write_pairs: Annotated[
         Path | None,
         typer.Option(readable=False, help="Write the captions of a clip-retrieval folder to this pairs file."),

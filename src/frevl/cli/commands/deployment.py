@@ -71,15 +71,15 @@ def explore(
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", help="Run to ask or search with, or NAME=FOLDER; may be repeated.", show_default="none"),
+        typer.Option("--run", help="Run to ask or search with, or NAME=FOLDER; may be repeated."),
     ] = None,
     curation: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Result of frevl curate --json to review.", show_default="none"),
+        typer.Option(readable=False, help="Result of frevl curate --json to review."),
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Pairs file that can be curated from the page.", show_default="none"),
+        typer.Option(readable=False, help="Pairs file that can be curated from the page."),
     ] = None,
     report: ReportOption = None,
     encoder: Annotated[
@@ -179,9 +179,7 @@ def bench(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            readable=False, help="Write the results to this Markdown file, with a plot next to it.", show_default="none"
-        ),
+        typer.Option(readable=False, help="Write the results to this Markdown file, with a plot next to it."),
         OUTPUT,
     ] = None,
     quiet: QuietOption = False,

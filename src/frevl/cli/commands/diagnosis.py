@@ -30,7 +30,7 @@ from frevl.errors import FrevlError, UsageError
 def diagnose(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; repeat to compare encoders."),
+        typer.Option("--store", readable=False, help="Store; repeat to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],

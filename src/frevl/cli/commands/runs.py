@@ -42,7 +42,6 @@ def export(
         typer.Option(
             readable=False,
             help="Write the run's search vectors for --store instead, as a .lance or .parquet table.",
-            show_default="none",
         ),
         OUTPUT,
     ] = None,
@@ -108,7 +107,7 @@ def debias(
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of the new run."), OUTPUT],
     without: Annotated[
         str | None,
-        typer.Option(help="image or text: subtract the run's answer without it.", show_default="none"),
+        typer.Option(help="image or text: subtract the run's answer without it."),
     ] = None,
     strength: Annotated[
         float | None,

@@ -39,7 +39,7 @@ OnnxOption = Annotated[
 
 SetsOption = Annotated[
     float | None,
-    typer.Option(help="Share of prediction sets to contain the right class, such as 0.9.", show_default="none"),
+    typer.Option(help="Share of prediction sets to contain the right class, such as 0.9."),
 ]
 CalibrateOption = Annotated[
     Path | None,

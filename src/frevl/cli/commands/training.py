@@ -68,9 +68,7 @@ def train(
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     run: Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run."), OUTPUT],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    model: Annotated[
-        str | None, typer.Option(help="auto, linear, mlp, tiny ...; see frevl models.", show_default="tiny")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="auto, or one of frevl models.", show_default="tiny")] = None,
     settings: SetOption = None,
     choose_by: Annotated[
         str | None,
@@ -78,7 +76,7 @@ def train(
     ] = None,
     dev: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Development pairs.", show_default="set aside by --dev-share"),
+        typer.Option(readable=False, help="Development pairs.", show_default="see --dev-share"),
     ] = None,
     columns: ColumnsOption = None,
     dev_share: Annotated[
@@ -86,7 +84,7 @@ def train(
         typer.Option(
             min=0.001,
             max=0.9,
-            help="Share of the training images set aside for development; at most about 50,000 pairs.",
+            help="Share of the images set aside for development.",
             show_default="0.1",
         ),
     ] = None,
@@ -97,13 +95,11 @@ def train(
     find_groups: GroupsOption = None,
     first_stage: Annotated[
         str | None,
-        typer.Option(
-            help="Matching: first stage (dual or cosine) whose candidates the fusion reranks.", show_default="none"
-        ),
+        typer.Option(help="Matching: rerank the candidates of dual or cosine."),
     ] = None,
     initialise_from: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Classification: run to fine-tune the fusion from.", show_default="none"),
+        typer.Option(readable=False, help="Classification: run to fine-tune."),
     ] = None,
     min_answer_count: Annotated[
         int | None, typer.Option(min=1, help="Leave out answers with fewer pairs than this.", show_default="1")
@@ -111,13 +107,13 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of seeds to train, in RUN/seed0, RUN/seed1 ...", show_default="1, in RUN"),
+        typer.Option(min=1, help="Train this many seeds, in RUN/seed0 ...", show_default="1, in RUN"),
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.", show_default="none")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.", show_default="cpu")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of processes that share every step.", show_default="set by torchrun, else 1"),
+        typer.Option(min=1, help="Processes that share every step.", show_default="1, or set by torchrun"),
     ] = None,
     ray: RayOption = None,
     quiet: QuietOption = False,
@@ -157,7 +153,7 @@ def train(
 def ablate(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; repeat to compare encoders."),
+        typer.Option("--store", readable=False, help="Store; repeat to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
@@ -180,12 +176,8 @@ def ablate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds per variant.", show_default="3")] = None,
     seed: Annotated[int | None, typer.Option(help="First random seed.", show_default="0")] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Time limit of each training in seconds.", show_default="none")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="as train")
-    ] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that each training may take.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.", show_default="cpu")] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
