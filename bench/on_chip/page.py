@@ -31,12 +31,13 @@ In brackets: operations relative to those of the large bf16 product in the same 
 float16 is what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster but too inexact for scores
 (see a). Embeddings are on the device.""",
     "c training": """\
-The loss, the optimiser and the gathering of embeddings of `frevl train`, without mixup; only operations of the forward
-and backward pass are counted. `frevl train --device cuda` records the bf16 step of a batch size as a CUDA graph when
-it occurs for the third time: the plain step takes as long for a small batch as for a large one, because the processor
-cannot launch kernels as fast as the device finishes them. `torch.compile` also merges kernels, but needs a compiler and
-about a minute before the first step, so the command does not use it. The profile below shows what remains: a step has
-many passes besides its products (norms, GELU, dropout, the square of similarities of the contrastive term, AdamW).""",
+The loss, the optimiser and the gathering of embeddings of `frevl train`, without mixup. Steps are timed in a row, as in
+training. Only operations of the forward and backward pass are counted; *share of the network alone* leaves out the
+products of the contrastive term, whose number grows with the square of the batch. `frevl train --device cuda` records
+the bf16 step of a batch size as a CUDA graph when it occurs for the third time: the plain step takes as long for a
+small batch as for a large one, because the processor cannot launch kernels as fast as the device finishes them.
+`torch.compile` also merges kernels, but needs a compiler and about a minute before the first step, so the command does
+not use it.""",
     "d images": """\
 *The runtime of extract* starts with float32 pixels in the processor's memory and ends with embeddings there; decoding,
 the stage before, is timed separately.""",

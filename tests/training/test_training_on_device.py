@@ -18,7 +18,7 @@ from frevl.runs.targets import Answers
 from frevl.training import examples, loop
 from frevl.training.examples import Examples
 from frevl.training.fitting import pairwise
-from frevl.training.losses import contrastive_loss
+from frevl.training.fitting.contrast import contrastive_loss
 from frevl.training.options import DescentOptions, FusionOptions, Session
 from frevl.training.retrieval.two_tower import _contrast
 

@@ -1,8 +1,9 @@
 """Training losses: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
 
-The weights are options; this file has the terms (each a pure function of tensors that returns a scalar), mixup, and the
-monitoring of an epoch's losses. ``n`` is the number of pairs in the batch, ``C`` the number of classes.
-All terms are finite, with finite gradients, at logits of +-10,000.
+The weights are options; this file has the terms (each a pure function of tensors that returns a scalar) but for the
+contrastive one of the fusion (`frevl.training.fitting.contrast`), mixup, and the monitoring of an epoch's losses. ``n``
+is the number of pairs in the batch, ``C`` the number of classes. All terms are finite, with finite gradients, at logits
+of +-10,000.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ __all__ = [
     "batch_contrast",
     "binary_loss",
     "class_loss",
-    "contrastive_loss",
     "draw_mixup",
     "feature_norm_loss",
     "looks_every",
@@ -122,74 +122,6 @@ def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
             f"but got logits {tuple(logits.shape)} and {targets.dtype} targets {tuple(targets.shape)}."
         )
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(logits.shape[0], 1)
-
-
-def contrastive_loss(
-    image_hidden: Tensor,
-    text_hidden: Tensor,
-    image_ids: Tensor,
-    text_ids: Tensor,
-    *,
-    temperature: float = 0.07,
-    matching: Tensor | None = None,
-) -> Tensor:
-    """Return the symmetric InfoNCE in which rows that share an image or a text are never negatives.
-
-    With ``s[i, j]`` the cosine of image ``i`` and text ``j`` divided by the temperature, ``P(i)`` the rows that share
-    an image or a text with row ``i`` (itself included) and ``N(i)`` all others::
-
-        image to text, row i:  mean over p in P(i) of  -log( exp s[i,p] / (exp s[i,p] + sum over N(i) of exp s[i,j]) )
-
-    likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of CLIP. The
-    denominator of a positive leaves out the other positives (ours). So no positive is ever pushed away, as it would be
-    in a softmax over all of them, and each must beat the negatives on its own, which the logarithm of their summed
-    probability would not require.
-
-    Args:
-        image_hidden: ``(n, d)`` image features; normalised here.
-        text_hidden: ``(n, d)`` text features; normalised here.
-        image_ids: ``(n,)`` integers, equal for rows with the same image.
-        text_ids: ``(n,)`` integers, equal for rows with the same text.
-        temperature: Positive.
-        matching: ``(n,)`` bool, True if image and text belong together, or int64 numbers of these rows. Other rows are
-            ignored altogether, even as negatives: their texts and images usually occur in matching rows as well. None
-            means that all rows match.
-
-    Returns:
-        A scalar of at least 0. It is exactly 0, with a gradient of 0, if no row matches or no row has a negative (a
-        batch of one pair, or of one image).
-
-    Raises:
-        UsageError: Shapes do not match, or the temperature is not positive.
-    """
-    n = image_hidden.shape[0]
-    flags = [] if matching is None or matching.dtype != torch.bool else [matching]
-    shapes = [tuple(x.shape) for x in (image_ids, text_ids, *flags)]
-    if image_hidden.dim() != 2 or text_hidden.shape != image_hidden.shape or any(s != (n,) for s in shapes):
-        raise UsageError(
-            "contrastive_loss expects images and texts (n, d) and ids and matching (n,), but got "
-            f"{tuple(image_hidden.shape)}, {tuple(text_hidden.shape)} and {', '.join(map(str, shapes))}."
-        )
-    if temperature <= 0:
-        raise UsageError(f"contrastive_loss: temperature must be positive, but is {temperature}.")
-    if matching is not None:
-        image_hidden, text_hidden = image_hidden[matching], text_hidden[matching]
-        image_ids, text_ids = image_ids[matching], text_ids[matching]
-    # The larger floor for the norm keeps the gradient of an all-zero vector (an item without tokens) small.
-    v, t = F.normalize(image_hidden, dim=1, eps=1e-6), F.normalize(text_hidden, dim=1, eps=1e-6)
-    similarity = v @ t.T / temperature
-    positive = (image_ids[:, None] == image_ids) | (text_ids[:, None] == text_ids)
-    return 0.5 * (_from_anchors(similarity, positive) + _from_anchors(similarity.T, positive))
-
-
-def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
-    """Return one direction of the contrastive loss, from rows. ``positive`` is symmetric with a True diagonal."""
-    # Finite instead of -inf, so that a row without negatives has a gradient of 0 instead of NaN.
-    least = torch.finfo(similarity.dtype).min / 4
-    negatives = similarity.masked_fill(positive, least).logsumexp(dim=1, keepdim=True)
-    # -log(e^p / (e^p + e^n)) = softplus(n - p), which neither overflows nor cancels.
-    terms = F.softplus(negatives - similarity).masked_fill(~positive, 0.0)
-    return (terms.sum(dim=1) / positive.sum(dim=1)).sum() / max(similarity.shape[0], 1)
 
 
 def batch_contrast(

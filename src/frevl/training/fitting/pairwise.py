@@ -15,9 +15,10 @@ from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
 from frevl.runs.batches import moved
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
+from frevl.training.fitting.contrast import Positives, contrast
 from frevl.training.fitting.recorded_steps import RecordedTerms
 from frevl.training.loop import LossOf
-from frevl.training.losses import contrastive_loss, draw_mixup, feature_norm_loss, mixed, task_loss
+from frevl.training.losses import draw_mixup, feature_norm_loss, mixed, task_loss
 from frevl.training.options import FusionOptions, PairwiseOptions
 from frevl.training.workers.team import ALONE, Share, Team
 
@@ -103,9 +104,11 @@ def fusion_loss(
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        # Row numbers instead of flags: counting flags would mean waiting for the accelerator.
-        matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
-        ids = (moved(image_rows, device), moved(text_rows, device))
+        # Wrong pairs are ignored altogether in the contrastive term: their texts and images occur in right pairs. Row
+        # numbers instead of flags: counting flags would mean waiting for the accelerator.
+        matching = (truth > 0.5).nonzero()[:, 0] if kind == "match" else None
+        related = (image_rows, text_rows) if matching is None else (image_rows[matching], text_rows[matching])
+        positives = Positives.of(*related, padded=is_accelerator(device))
         own = needed = team.share(len(image_rows))
         mix: tuple[float | Tensor, Tensor] | tuple[None, None] = (None, None)
         if pooled and torch.rand((), generator=random).item() < options.mixup_share:
@@ -115,7 +118,8 @@ def fusion_loss(
             constant = not compiled and not is_accelerator(device)
             mix = (share if constant else moved(torch.tensor(share), device), moved(partners, device))
         inputs = train.pairs.inputs(needed.of(image_rows), needed.of(text_rows), device)
-        tensors = (*inputs, *ids, moved(needed.of(truth), device), matching, *mix)
+        around = (*positives, needed.of(truth), matching)
+        tensors = (*inputs, *(None if one is None else moved(one, device) for one in around), *mix)
         with bfloat16_on_accelerators(device):
             return recorded(*tensors) if recorded else terms(own, needed, *tensors)
 
@@ -133,8 +137,8 @@ def _fusion_terms(
     text: Tensor,
     image_mask: Tensor | None,
     text_mask: Tensor | None,
-    image_ids: Tensor,
-    text_ids: Tensor,
+    places: Tensor,
+    shares: Tensor,
     truth: Tensor,
     matching: Tensor | None,
     mix_share: float | Tensor | None,
@@ -144,16 +148,13 @@ def _fusion_terms(
 
     Inputs and truth are those of the rows needed: this worker's, and those they are mixed with.
     """
-    ids = (image_ids, text_ids)
     if options.input_dropout > 0:
         with needed.dropping():
             image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
     image, text = network.project(image, text)
     images, texts = (mean_pool(own.first(image), image_mask), mean_pool(own.first(text), text_mask))
-    if matching is not None:  # wrong pairs are ignored altogether: their texts and images occur in right pairs
-        ids = (ids[0][matching], ids[1][matching])
     images, texts = own.both_gathered(images, texts, matching)
-    contrastive = own.counted_once(contrastive_loss(images, texts, *ids, temperature=options.temperature))
+    contrastive = own.counted_once(contrast(images, texts, places, shares, temperature=options.temperature))
     if mix_share is not None and partners is not None:
         image, text, truth = mixed(image, text, truth, mix_share, partners)
     with own.dropping():

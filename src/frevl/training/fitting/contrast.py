@@ -1,0 +1,176 @@
+"""The contrastive term of FrEVL's loss: InfoNCE in which rows that share an image or a text are never negatives.
+
+Its matrix of similarities grows with the square of the batch, so everything else about it is kept small: the few
+positives are a list, found on the CPU, and the gradient is written in closed form (ours). On an accelerator, a batch of
+8,192 would otherwise spend as long on passes over that matrix as on the whole network (docs/accelerator.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.errors import UsageError
+
+__all__ = ["Positives", "contrast", "contrastive_loss"]
+
+
+class Positives(NamedTuple):
+    """The positives of a batch of ``n`` rows: all pairs of rows that share an image or a text, each row with itself.
+
+    Attributes:
+        places: ``(p,)`` int64, ``row * n + column``.
+        shares: ``(2, p)`` float32: the weight of a positive among those of its row, and among those of its column. Both
+            are 0 for padding.
+    """
+
+    places: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, image_ids: Tensor, text_ids: Tensor, *, padded: bool = False) -> Positives:
+        """Find the positives.
+
+        Args:
+            image_ids: ``(n,)`` integers, equal for rows with the same image.
+            text_ids: ``(n,)`` integers, equal for rows with the same text.
+            padded: Pad the list to one of few lengths, so that steps recorded for one batch fit others.
+        """
+        n = len(image_ids)
+        by_image, by_text = _places_of_equals(image_ids), _places_of_equals(text_ids)
+        if len(by_text) == n:  # every row has a text of its own, and each row is among the equals of its image
+            places = by_image
+        elif len(by_image) == n:
+            places = by_text
+        else:
+            places = torch.unique(torch.cat([by_image, by_text]))
+        rows = torch.stack([places // max(n, 1), places % max(n, 1)])
+        shares = 1.0 / torch.bincount(rows[0], minlength=n).float()[rows]
+        if padded and n:
+            short = n + _length_above(len(places) - n) - len(places)
+            places, shares = F.pad(places, (0, short)), F.pad(shares, (0, short))
+        return cls(places, shares)
+
+
+def _places_of_equals(ids: Tensor) -> Tensor:
+    """Return ``row * n + column`` of all pairs of rows with equal ids, rows with themselves included."""
+    n, order = len(ids), torch.argsort(ids)
+    counts = torch.unique_consecutive(ids[order], return_counts=True)[1]
+    partners = counts.repeat_interleave(counts)  # of each row in the order: how many rows are equal to it
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    within = torch.arange(int(partners.sum()), device=ids.device)
+    within = within - (partners.cumsum(0) - partners).repeat_interleave(partners)
+    return order.repeat_interleave(partners) * n + order[first.repeat_interleave(partners) + within]
+
+
+def _length_above(count: int) -> int:
+    """Return 64, 128, 256, ...: the first that is not below ``count``."""
+    return max(64, 1 << max(count - 1, 0).bit_length())
+
+
+def contrastive_loss(
+    image_hidden: Tensor,
+    text_hidden: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    *,
+    temperature: float = 0.07,
+    matching: Tensor | None = None,
+) -> Tensor:
+    """Return the symmetric InfoNCE in which rows that share an image or a text are never negatives.
+
+    With ``s[i, j]`` the cosine of image ``i`` and text ``j`` divided by the temperature, ``P(i)`` the rows that share
+    an image or a text with row ``i`` (itself included) and ``N(i)`` all others::
+
+        image to text, row i:  mean over p in P(i) of  -log( exp s[i,p] / (exp s[i,p] + sum over N(i) of exp s[i,j]) )
+
+    likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of CLIP. The
+    denominator of a positive leaves out the other positives (ours). So no positive is ever pushed away, as it would be
+    in a softmax over all of them, and each must beat the negatives on its own, which the logarithm of their summed
+    probability would not require.
+
+    Args:
+        image_hidden: ``(n, d)`` image features; normalised here.
+        text_hidden: ``(n, d)`` text features; normalised here.
+        image_ids: ``(n,)`` integers, equal for rows with the same image.
+        text_ids: ``(n,)`` integers, equal for rows with the same text.
+        temperature: Positive.
+        matching: ``(n,)`` bool, True if image and text belong together, or int64 numbers of these rows. Other rows are
+            ignored altogether, even as negatives: their texts and images usually occur in matching rows as well. None
+            means that all rows match.
+
+    Returns:
+        A scalar of at least 0. It is exactly 0, with a gradient of 0, if no row matches or no row has a negative (a
+        batch of one pair, or of one image).
+
+    Raises:
+        UsageError: Shapes do not match, or the temperature is not positive.
+    """
+    n = image_hidden.shape[0]
+    flags = [] if matching is None or matching.dtype != torch.bool else [matching]
+    shapes = [tuple(x.shape) for x in (image_ids, text_ids, *flags)]
+    if image_hidden.dim() != 2 or text_hidden.shape != image_hidden.shape or any(s != (n,) for s in shapes):
+        raise UsageError(
+            "contrastive_loss expects images and texts (n, d) and ids and matching (n,), but got "
+            f"{tuple(image_hidden.shape)}, {tuple(text_hidden.shape)} and {', '.join(map(str, shapes))}."
+        )
+    if temperature <= 0:
+        raise UsageError(f"contrastive_loss: temperature must be positive, but is {temperature}.")
+    if matching is not None:
+        image_hidden, text_hidden = image_hidden[matching], text_hidden[matching]
+        image_ids, text_ids = image_ids[matching], text_ids[matching]
+    return contrast(image_hidden, text_hidden, *Positives.of(image_ids, text_ids), temperature=temperature)
+
+
+def contrast(
+    image_hidden: Tensor, text_hidden: Tensor, places: Tensor, shares: Tensor, *, temperature: float
+) -> Tensor:
+    """Return `contrastive_loss` of ``(n, d)`` images and texts whose positives are known; waits for no device."""
+    # The larger floor for the norm keeps the gradient of an all-zero vector (an item without tokens) small.
+    v, t = F.normalize(image_hidden, dim=1, eps=1e-6), F.normalize(text_hidden, dim=1, eps=1e-6)
+    similarity = (v / temperature) @ t.T
+    if not len(similarity):
+        return similarity.sum() + 0.0 * (v.sum() + t.sum())
+    return cast("Tensor", _Contrast.apply(similarity, places, shares))  # type: ignore[no-untyped-call]
+
+
+class _Contrast(torch.autograd.Function):
+    """The loss of ``(n, n)`` similarities, with the gradient computed beside it.
+
+    With ``l(i) = log sum over N(i) of exp s[i,j]``, a positive of row ``i`` costs ``softplus(l(i) - s[i,p])``, which
+    neither overflows nor cancels. Its derivative is ``-sigmoid(l(i) - s[i,p])``, and that of ``l(i)`` is the softmax
+    over the negatives. Columns likewise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, similarity: Tensor, places: Tensor, shares: Tensor) -> Tensor:
+        n, dtype = similarity.shape[0], similarity.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        # Finite instead of -inf, so that a row without negatives has a gradient of 0 instead of NaN.
+        least = torch.finfo(dtype).min / 4
+        flat, shares = similarity.flatten(), shares.to(exact) * (0.5 / n)
+        right, negatives = flat[places].to(exact), flat.scatter(0, places, least).view(n, n)
+        loss, gradient, pulled = right.new_zeros(()), None, torch.zeros_like(right)
+        for dim, at, share in ((1, places // n, shares[0]), (0, places % n, shares[1])):
+            # The dtype is given because autocast would otherwise choose float32, twice the memory to pass over.
+            softmax = torch.softmax(negatives, dim, dtype=dtype)
+            most, where = negatives.max(dim, keepdim=True)
+            rivals = (most.to(exact) - softmax.gather(dim, where).to(exact).log()).flatten()
+            margin = rivals[at] - right
+            loss = loss + (share * F.softplus(margin)).sum()
+            pull = share * torch.sigmoid(margin)
+            pulled = pulled + pull
+            pushed = right.new_zeros(n).index_add_(0, at, pull).to(dtype)
+            softmax.mul_(pushed[:, None] if dim == 1 else pushed)
+            gradient = softmax if gradient is None else gradient.add_(softmax)
+        gradient = cast("Tensor", gradient)
+        ctx.save_for_backward(gradient.flatten().scatter_add_(0, places, -pulled.to(dtype)).view(n, n))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above[0].to(gradient.dtype), None, None
