@@ -155,15 +155,16 @@ class _Contrast(torch.autograd.Function):
         right, negatives = flat[places].to(exact), flat.scatter(0, places, least).view(n, n)
         loss, gradient, pulled = right.new_zeros(()), None, torch.zeros_like(right)
         for dim, at, share in ((1, places // n, shares[0]), (0, places % n, shares[1])):
-            # The dtype is given because autocast would otherwise choose float32, twice the memory to pass over.
-            softmax = torch.softmax(negatives, dim, dtype=dtype)
-            most, where = negatives.max(dim, keepdim=True)
-            rivals = (most.to(exact) - softmax.gather(dim, where).to(exact).log()).flatten()
-            margin = rivals[at] - right
+            # A softmax in steps: PyTorch's own over columns is slow on an accelerator. In place, and with a dtype for
+            # the sum, because autocast would otherwise choose float32, twice the memory to pass over.
+            most = negatives.amax(dim, keepdim=True)
+            softmax = (negatives - most).exp_()
+            total = softmax.sum(dim, dtype=exact)
+            margin = (most.flatten().to(exact) + total.log())[at] - right
             loss = loss + (share * F.softplus(margin)).sum()
             pull = share * torch.sigmoid(margin)
             pulled = pulled + pull
-            pushed = right.new_zeros(n).index_add_(0, at, pull).to(dtype)
+            pushed = (right.new_zeros(n).index_add_(0, at, pull) / total).to(dtype)
             softmax.mul_(pushed[:, None] if dim == 1 else pushed)
             gradient = softmax if gradient is None else gradient.add_(softmax)
         gradient = cast("Tensor", gradient)
