@@ -18,6 +18,17 @@ def test_platt_recovers_scale_and_offset():
     assert found["offset"] == pytest.approx(-1, abs=0.06)
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1.3, 0.0), (1.0, -0.7), (1.3, -0.7)])
+def test_calibrated_scales_then_shifts(scale, offset):
+    logits = torch.tensor([[0.1, -2.0, 3.0], [5.0, 5.0, 0.0]])
+    before = logits.clone()
+    found = calibrated(logits, {"scale": scale, "offset": offset}, soft=True)
+    assert torch.equal(found, (logits * scale + offset).sigmoid())
+    assert torch.equal(logits, before)
+    found = calibrated(logits, {"scale": scale, "offset": 0.0}, soft=False)
+    assert torch.equal(found, (logits * scale).softmax(dim=1))
+
+
 def test_temperature_recovers_the_scale_and_leaves_the_offset():
     random = torch.Generator().manual_seed(1)
     logits = 2 * torch.randn(20_000, 5, generator=random)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import frevl
 from frevl.errors import FingerprintError, RunError, StoreError, UsageError
 from frevl.evaluation.evaluation import evaluate
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
@@ -322,3 +324,17 @@ def test_soft_targets_are_judged_by_weight(made, tmp_path):
     expected = np.mean([target.get(label, 0.0) for target in pairs.targets])
     assert result.metrics["vqa_accuracy"] == pytest.approx(100 * expected, abs=1e-4)
     assert next(iter(result.metrics)) == "vqa_accuracy"
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("rows", [[3, 4, 5], [5, 4, 3], [3, 4, 4, 6], [3, 5, 5], [2, 4, 3, 5], [6], [], range(7)])
+def test_inputs_are_the_rows_asked_for_and_no_view_of_the_items(rows, kind):
+    """Rows that follow each other are not copied before they are converted."""
+    values = np.random.default_rng(0).standard_normal((7, 1, 5)).astype(kind)
+    pairs = EmbeddedPairs.images_alone(torch.from_numpy(values.copy()), torch.ones(7, 1, dtype=torch.bool))
+    rows = torch.tensor(list(rows), dtype=torch.long)
+    image, _, mask, _ = pairs.inputs(rows, torch.zeros_like(rows))
+    assert mask is None
+    assert np.array_equal(image.numpy(), values[rows.numpy(), 0].astype(np.float32))
+    image.zero_()
+    assert np.array_equal(pairs.images.numpy(), values)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frevl.data.ahead import ahead_of
 from frevl.data.names import as_list
 from frevl.devices import Steps, in_steps, is_accelerator
 from frevl.encoders.interface import stack
@@ -41,6 +44,7 @@ __all__ = [
     "vectors_of",
 ]
 
+_READ_AT_ONCE = 4_096  # images of a store
 _BATCHES_KEPT = 64  # batches after which the mapped pages of items are released
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -111,6 +115,17 @@ class EmbeddedPairs:
         one = torch.ones(1, 1, dtype=torch.bool)
         rows = torch.arange(len(images))
         return cls(images, mask, torch.zeros(1, 1, 0), one, rows, torch.zeros_like(rows))
+
+    @classmethod
+    def images_ahead(
+        cls, read: Callable[[list[str]], tuple[np.ndarray, np.ndarray]], ids: list[str], size: int
+    ) -> Iterator[EmbeddedPairs]:
+        """Yield images as `images_alone`, at most ``size`` at a time, while the next are read (see `read_side`)."""
+        parts = (ids[start : start + _READ_AT_ONCE] for start in range(0, len(ids), _READ_AT_ONCE))
+        with ThreadPoolExecutor(1, thread_name_prefix="frevl-read") as pool:
+            for both in ahead_of(pool, read, parts, 1):
+                batches = (torch.split(torch.from_numpy(part), size) for part in both)
+                yield from starmap(cls.images_alone, zip(*batches, strict=True))
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -194,10 +209,10 @@ def read_side(
     ids = as_list(ids, f"{modality}s")
     if not towers:
         return absent_side(len(ids))
+    if given.keys().isdisjoint(ids):
+        return store.read(modality, ids, towers)
     stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
     parts = {id_: given[id_] for id_ in ids if id_ in given}
-    if not parts:
-        return store.read(modality, ids, towers)
     if stored:
         values, mask = store.read(modality, stored, towers)
         parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
@@ -215,10 +230,19 @@ def moved(values: Tensor, device: torch.device | str) -> Tensor:
 
 def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
     rows = moved(rows, values.device)
-    chosen = moved(values[rows], device).float()
+    chosen = moved(_chosen(values, rows), device).float()
     if values.shape[1] == 1:
         return chosen[:, 0], None
     return chosen, moved(mask[rows], device)
+
+
+def _chosen(values: Tensor, rows: Tensor) -> Tensor:
+    """Return some items, without a copy where they follow each other and `float` makes one anyway."""
+    if values.dtype == torch.float16 and not rows.is_cuda and len(rows):
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
+            return values[first : last + 1]
+    return values.index_select(0, rows)  # whole items: `values[rows]` copies number by number
 
 
 _log = logging.getLogger("frevl")

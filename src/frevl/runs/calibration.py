@@ -58,7 +58,8 @@ def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> 
         Probabilities of the shape of the logits; they sum to one over the classes unless ``soft``.
     """
     scale, offset = calibration["scale"], calibration["offset"]
-    adjusted = logits if (scale, offset) == (1.0, 0.0) else logits * scale + offset
+    adjusted = logits if scale == 1.0 else logits * scale
+    adjusted = adjusted if offset == 0.0 else adjusted + offset
     return adjusted.sigmoid() if soft else adjusted.softmax(dim=1)
 
 

@@ -122,9 +122,8 @@ class Scorer:
         Raises:
             StoreError: An image is not in the store.
         """
-        pairs = EmbeddedPairs.images_alone(*map(torch.from_numpy, self._read("image", image_ids, {})))
-        for rows in torch.split(torch.arange(len(pairs)), self.batch_size):
-            yield self._logits(pairs.select(rows))
+        for pairs in EmbeddedPairs.images_ahead(lambda ids: self._read("image", ids, {}), image_ids, self.batch_size):
+            yield self._logits(pairs)
 
     def match_probabilities(
         self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
@@ -276,7 +275,7 @@ class Scorer:
     def rank_classes(self, scores: np.ndarray, *, k: int = 5) -> Ranked:
         """Find the likeliest classes of ``(n, classes)`` scores as arrays, for very many images."""
         below = (self.run.results.get("unknown") or {}).get("below")
-        return ranked(scores, self.probabilities(scores), k=k, unknown_below=below)
+        return ranked(scores, self.probabilities, k=k, unknown_below=below)
 
     def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Score every image with every text; the work for single items is done once.

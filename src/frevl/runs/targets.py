@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ __all__ = [
 
 _FEW = 64  # classes
 _FEW_BEST = 10
+_NUMBERS_AT_ONCE = 1 << 18  # scores ranked at once: with their probabilities, they fit in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -251,19 +252,26 @@ class Ranked(NamedTuple):
     unknown: np.ndarray
 
 
-def ranked(scores: np.ndarray, probabilities: np.ndarray, *, k: int, unknown_below: float | None) -> Ranked:
-    """Find the likeliest classes.
+def ranked(
+    scores: np.ndarray, probabilities: Callable[[np.ndarray], np.ndarray], *, k: int, unknown_below: float | None
+) -> Ranked:
+    """Find the likeliest classes, a few rows at a time.
 
     Args:
         scores: ``(n, classes)`` logits.
-        probabilities: ``(n, classes)`` calibrated probabilities.
+        probabilities: Converts rows of logits to calibrated probabilities of the same shape.
         k: Number of classes to find.
         unknown_below: A largest logit below this means "unknown"; None disables this.
     """
-    best = _best(scores, k)
-    largest = np.take_along_axis(scores, best[:, :1], axis=1)[:, 0]
-    unknown = largest < (-np.inf if unknown_below is None else unknown_below)
-    return Ranked(best, np.take_along_axis(probabilities, best, axis=1), unknown)
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, scores.shape[1]))
+    least = -np.inf if unknown_below is None else unknown_below
+    parts = []
+    for start in range(0, max(1, len(scores)), at_once):
+        some = scores[start : start + at_once]
+        best = _best(some, k)
+        unknown = np.take_along_axis(some, best[:, :1], axis=1)[:, 0] < least
+        parts.append(Ranked(best, np.take_along_axis(probabilities(some), best, axis=1), unknown))
+    return Ranked(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def predictions(found: Ranked, labels: Sequence[str]) -> list[Prediction]:

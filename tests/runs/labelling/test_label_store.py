@@ -9,13 +9,12 @@ import sys
 from html import escape
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 import frevl
 from frevl.errors import InputError, StoreError, UsageError
 from frevl.runs.labelling.label_sheet import label_sheet, missing_images
-from frevl.runs.labelling.label_store import Labelling, _lines, label_store
+from frevl.runs.labelling.label_store import Labelling, _lines, _Pieces, label_store
 from frevl.runs.targets import Ranked, predictions, ranked
 from frevl.store.importing.vectors import import_embeddings
 
@@ -73,7 +72,7 @@ def test_what_is_kept_for_the_page_is_the_surest_whatever_the_blocks(monkeypatch
     assert in_blocks.record() == one_by_one.record()
     assert in_blocks.sorted().surest == one_by_one.sorted().surest
     assert in_blocks.least_sure == one_by_one.least_sure
-    written = bytes(_lines(images, rows, pa.array(map(json.dumps, labels), pa.large_string()))).decode()
+    written = bytes(_lines(images, rows, _Pieces.of(labels))).decode()
     lines = [json.loads(line) for line in written.split("\n")[:-1]]
     assert [line["image"] for line in lines] == images
     assert [line["label"] for line in lines] == [labels[row] for row in rows.classes[:, 0]]
@@ -104,11 +103,35 @@ module.label_store(scorer, {str(tmp_path / "part.jsonl")!r})
     first = subprocess.run([sys.executable, "-c", code, "stop"], env=environment, capture_output=True, check=False)
     assert first.returncode == -signal.SIGKILL
     assert not (tmp_path / "part.jsonl").exists()
+    written = (tmp_path / ".part.jsonl.part").read_bytes().count(b"\n")
+    assert written in (50, 100)  # the second block is written while the third is scored
     with (tmp_path / ".part.jsonl.part").open("ab") as lines:
         lines.write(b'{"image": "half a li')  # what a power cut leaves
     second = subprocess.run([sys.executable, "-c", code, "go"], env=environment, capture_output=True, check=True)
-    assert second.stdout.split() == [b"50", b"30"], "only the blocks that were not written"
+    assert sum(map(int, second.stdout.split())) == 180 - written, "only the blocks that were not written"
     assert (tmp_path / "part.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_blocks_are_written_whole_and_in_order_beside_the_next_ones(named, scorer, tmp_path, monkeypatch):
+    label_store(scorer, tmp_path / "whole.jsonl")
+    monkeypatch.setattr("frevl.runs.labelling.label_store._AT_ONCE", 7)
+    monkeypatch.setattr("frevl.runs.batches._READ_AT_ONCE", 3)
+    found = label_store(frevl.Scorer(scorer.run, named.store, batch_size=2), tmp_path / "small.jsonl")
+    small, whole = (lines_of(tmp_path / f"{name}.jsonl") for name in ("small", "whole"))
+    assert [line["label"] for line in small] == [line["label"] for line in whole]
+    assert [line["probability"] for line in small] == pytest.approx([line["probability"] for line in whole], rel=1e-5)
+    assert found.labelled == 180
+
+
+def test_a_full_disk_is_reported_though_another_thread_writes(scorer, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("frevl.runs.labelling.label_store._AT_ONCE", 50)
+    monkeypatch.setattr("frevl.runs.labelling.label_store._lines", full)
+    with pytest.raises(InputError, match=r"labels\.jsonl: the labels cannot be written \(No space left on device\)"):
+        label_store(scorer, tmp_path / "labels.jsonl")
+    assert not (tmp_path / "labels.jsonl").exists()
 
 
 def test_another_run_starts_again(named, scorer, tmp_path):
@@ -192,8 +215,9 @@ def test_images_that_are_not_in_the_folder_are_counted_on_the_page(scorer, tmp_p
     assert f"(the first: '{min(shown)}'); give with --images the folder" in note
 
 
-@pytest.mark.parametrize("k", [1, 5, 40])
-def test_the_best_of_many_classes_are_those_of_a_full_sort(k):
+@pytest.mark.parametrize(("k", "rows_at_once"), [(1, 1_000), (5, 1), (5, 7), (5, 1_000), (40, 7)])
+def test_the_best_of_many_classes_are_those_of_a_full_sort(k, rows_at_once, monkeypatch):
+    monkeypatch.setattr("frevl.runs.targets._NUMBERS_AT_ONCE", 300 * rows_at_once)
     random = np.random.default_rng(0)
     scores = random.standard_normal((40, 300)).astype(np.float32)
     scores[:5, 17] = scores[:5, 230] = 9.0  # of equals the first
@@ -201,7 +225,11 @@ def test_the_best_of_many_classes_are_those_of_a_full_sort(k):
     scores[7, 20] = 1.0
     scores[8, 3] = np.nan
     labels, before = [str(n) for n in range(300)], scores.copy()
-    found = predictions(ranked(scores, scores, k=k, unknown_below=None), labels)
+    best = ranked(scores, lambda some: some / 2, k=k, unknown_below=2.5)
+    assert np.array_equal(best.probabilities, np.take_along_axis(scores, best.classes, axis=1) / 2, equal_nan=True)
+    assert np.array_equal(best.unknown[9:], scores[9:].max(axis=1) < 2.5)
+    assert 0 < best.unknown[9:].sum() < 31
+    found = predictions(best, labels)
     assert np.array_equal(scores, before, equal_nan=True)
     for number, (one, row) in enumerate(zip(found, scores, strict=True)):
         if k == 40 and number in (5, 6, 7, 8):  # found by a partial sort, which promises nothing of what is not finite

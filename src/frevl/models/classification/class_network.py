@@ -171,6 +171,9 @@ class ClassNetwork(PairNetwork):
             features = self.features(pooled, with_names=bool(head.names))
         else:  # the head uses the cosines only
             features = Features(pooled, pooled, self._cosines(pooled))
+            if features.cosines is not None and not torch.is_grad_enabled():
+                # The same sum, in memory that is there: fresh memory costs as much as the ranking afterwards.
+                return torch.add(head.bias, features.cosines, alpha=head.names, out=features.cosines)
         return head.logits(features, self._kept if head.memories else None)
 
     def last_layer_inputs(

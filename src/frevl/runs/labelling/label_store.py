@@ -6,16 +6,18 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from json.encoder import encode_basestring
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frevl.data.ahead import ahead_of
 from frevl.data.outputs import refuse_inputs
 from frevl.errors import UsageError
 from frevl.models.hub import weights_digest
@@ -28,7 +30,7 @@ from frevl.terminal import print_progress
 
 __all__ = ["Labelling", "label_store"]
 
-_AT_ONCE = 4_096  # images read and written at once; they are scored in the scorer's batches, which fit in the CPU cache
+_AT_ONCE = 16_384  # images written at once, and done again after an interruption
 _APART = 65_536  # images whose most certain ones are selected together
 _SHOWN = 8  # most certain images per class on the page, and as many least certain ones
 
@@ -158,17 +160,26 @@ def label_store(
         return found.sorted()
     check_label_file(Path(out))
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
-    spelled = pa.array(map(encode_basestring, labels), pa.large_string(), size=len(labels))
+    pieces = _Pieces.of(labels)
 
     def again(row: dict[str, Any]) -> None:
         found.add(row["image"], row["label"], float(np.float32(row["probability"])), unknown=row["unknown"])
 
-    with continued(Path(out), _identity(scorer, where, k), again) as (lines, done), ranking as through:
-        for images, ranked in zip(_blocks(ids, done), through(_blocks(ids, done)), strict=True):
-            lines.write(_lines(images, ranked, spelled))
+    with (
+        continued(Path(out), _identity(scorer, where, k), again) as (lines, done),
+        ranking as through,
+        ThreadPoolExecutor(1, thread_name_prefix="frevl-write") as pool,  # a block is written while the next is scored
+    ):
+
+        def write(block: tuple[list[str], Ranked]) -> int:
+            lines.write(_lines(*block, pieces))
             lines.flush()
-            found.add_all(images, ranked, labels)
-            print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
+            found.add_all(*block, labels)
+            return found.labelled
+
+        blocks = zip(_blocks(ids, done), through(_blocks(ids, done)), strict=True)
+        for labelled in ahead_of(pool, write, blocks, 1):
+            print_progress(f"labelled {labelled:,} of {len(ids):,}", enabled=progress)
     return found.sorted()
 
 
@@ -207,32 +218,64 @@ def _blocks(ids: pa.Array, start: int) -> Iterator[list[str]]:
 
 
 def _ranked(scorer: Scorer, images: list[str], *, k: int) -> Ranked:
-    parts = [scorer.rank_classes(scores, k=k) for scores in scorer.score_stored(images)]
-    return Ranked(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
+    with ThreadPoolExecutor(1, thread_name_prefix="frevl-rank") as pool:  # a batch is ranked while the next is scored
+        parts = [*ahead_of(pool, partial(scorer.rank_classes, k=k), scorer.score_stored(images), 1)]
+    return Ranked(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryview:
+class _Pieces(NamedTuple):
+    """What lines have between their numbers, as columns of strings by class; joined once, not once an image.
+
+    Attributes:
+        label: The label of an image.
+        first: The likeliest class in ``top``.
+        other: Another class in ``top``.
+        end: What comes last, for images of a class and for unknown ones.
+    """
+
+    label: pa.Array
+    first: pa.Array
+    other: pa.Array
+    end: pa.Array
+
+    @classmethod
+    def of(cls, labels: Sequence[str]) -> _Pieces:
+        spelled = pa.array(map(encode_basestring, labels), pa.large_string(), size=len(labels))
+        return cls(
+            _joined(', "label": ', spelled, ', "probability": '),
+            _joined(', "top": [[', spelled, ", "),
+            _joined("], [", spelled, ", "),
+            pa.array(f']], "unknown": {word}}}\n' for word in ("false", "true")).cast(pa.large_string()),
+        )
+
+
+def _joined(*pieces: str | pa.Array) -> pa.Array:
+    """Return columns of strings joined row by row; a string stands for a column of it."""
+    whole = [pa.scalar(piece, pa.large_string()) if isinstance(piece, str) else piece for piece in (*pieces, "")]
+    return pc.binary_join_element_wise(*whole)  # the last one is the separator
+
+
+def _lines(images: Sequence[str], ranked: Ranked, pieces: _Pieces) -> memoryview:
     """Return the lines of a file, assembled column by column: with `json.dumps`, writing took longer than scoring.
 
     Args:
         images: ``n`` image ids.
         ranked: The classes of the images.
-        spelled: ``(classes,)`` labels as JSON strings.
+        pieces: The labels as JSON strings.
 
     Returns:
         UTF-8 bytes; numbers are the shortest that convert back to the same float32.
     """
-    labels = [spelled.take(pa.array(column)) for column in ranked.classes.T]
+    classes = [pa.array(column) for column in ranked.classes.T]
     numbers = [pa.array(column.astype(np.float32)).cast(pa.large_string()) for column in ranked.probabilities.T]
-    unknown = pa.array(ranked.unknown).cast(pa.large_string())
-    top = [part for pair in zip(labels, numbers, strict=True) for part in (", [", pair[0], ", ", pair[1], "]")][1:]
-    pieces = [
+    others = (
+        part for one, number in zip(classes[1:], numbers[1:], strict=True) for part in (pieces.other.take(one), number)
+    )
+    lines = _joined(
         '{"image": ', pa.array(map(encode_basestring, images), pa.large_string(), size=len(images)),
-        ', "label": ', labels[0], ', "probability": ', numbers[0],
-        ', "top": [[', *top, '], "unknown": ', unknown, "}\n", "",
-    ]  # fmt: skip
-    whole = [pa.scalar(piece, pa.large_string()) if isinstance(piece, str) else piece for piece in pieces]
-    lines = pc.binary_join_element_wise(*whole)
+        pieces.label.take(classes[0]), numbers[0], pieces.first.take(classes[0]), numbers[0], *others,
+        pieces.end.take(pa.array(ranked.unknown.astype(np.int8))),
+    )  # fmt: skip
     _, ends, text = lines.buffers()
     return memoryview(text)[: np.frombuffer(ends, np.int64)[len(images)]]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+from frevl.data.ahead import ahead_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import Reject
 from frevl.store.extraction.items import CommitBuffer, KnownItems, PendingItem, StoredItems
 
-__all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "ahead_of", "remarks"]
+__all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "remarks"]
 
 GUESSED = "guessed white"
 """Remark on images with more than 8 bits that neither define white nor use all their bits."""
@@ -138,18 +138,3 @@ class Here:
         for batch in batches:
             buffer.add(batch)
             yield len(batch)
-
-
-def ahead_of(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
-    """Map in threads and yield results in order, at most ``depth`` ahead, so that memory stays bounded."""
-    waiting: deque[Future[B]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(pool.submit(call, argument))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:  # no longer needed after an error
-            future.cancel()

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from frevl.data.ahead import ahead_of
 from frevl.devices import check_device
 from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import on_device
 from frevl.errors import Reject
 from frevl.store.canaries import tower_records
-from frevl.store.extraction.embedder import MakePictures, ahead_of
+from frevl.store.extraction.embedder import MakePictures
 from frevl.store.extraction.items import KnownItem, PendingItem, Row, embed_items
 from frevl.store.towers import Tower
 
