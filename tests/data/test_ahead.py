@@ -20,8 +20,7 @@ def test_results_come_in_order_and_few_wait(depth, threads):
             yield number
 
     with ThreadPoolExecutor(threads) as pool:
-        for result in ahead_of(pool, lambda number: 10 * number, arguments(), depth):
-            taken.append(result)
+        taken.extend(ahead_of(pool, lambda number: 10 * number, arguments(), depth))
     assert taken == [10 * number for number in range(11)]
 
 
