@@ -275,7 +275,8 @@ def training_step(chip: Chip, examples: Examples, classes: int, batch: int, name
     mode = {"bf16, torch.compile": "default", "bf16, torch.compile and CUDA graphs": "reduce-overhead"}.get(name, "")
     loss_of = fusion_loss(network, examples.on(chip.device), classes, options=FusionOptions(mixup_share=0.0),
                           device=str(chip.device), compiled=mode)  # fmt: skip
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    trained = list(network.parameters())
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     recordings = contextlib.nullcontext if name == RECORDED else partial(mock.patch.object, recorded_steps, "_MOST", 0)
     random = torch.Generator().manual_seed(0)
     rows = torch.arange(batch)
@@ -292,7 +293,7 @@ def training_step(chip: Chip, examples: Examples, classes: int, batch: int, name
             with exact, recordings():
                 loss = loss_of(rows, random)[0]
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         if name == "tf32":
             torch.backends.cuda.matmul.allow_tf32 = False

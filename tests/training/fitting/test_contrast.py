@@ -180,6 +180,7 @@ def test_contrastive_loss_is_finite_at_extreme_vectors_and_temperatures(scale: f
         ([5, 3, 8], [2, 9, 4]),
         ([3], [3]),
         ([], []),
+        ([i // 2 for i in range(300)], [(i + 1) // 2 for i in range(300)]),  # few among many, found by sorting
     ],
 )
 def test_positives_are_all_pairs_of_rows_that_share_an_image_or_a_text(image_ids, text_ids) -> None:

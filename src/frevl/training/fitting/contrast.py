@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from frevl.errors import UsageError
@@ -40,30 +42,41 @@ class Positives(NamedTuple):
             padded: Pad the list to one of few lengths, so that steps recorded for one batch fit others.
         """
         n = len(image_ids)
-        by_image, by_text = _places_of_equals(image_ids), _places_of_equals(text_ids)
+        # In numpy: PyTorch would wake all its threads for each of these small steps.
+        by_image, by_text = (_places_of_equals(ids.cpu().numpy()) for ids in (image_ids, text_ids))
         if len(by_text) == n:  # every row has a text of its own, and each row is among the equals of its image
             places = by_image
         elif len(by_image) == n:
             places = by_text
-        else:
-            places = torch.unique(torch.cat([by_image, by_text]))
-        rows = torch.stack([places // max(n, 1), places % max(n, 1)])
-        shares = 1.0 / torch.bincount(rows[0], minlength=n).float()[rows]
+        elif _SPARSE * (len(by_image) + len(by_text)) < n * n:
+            places = np.union1d(by_image, by_text)
+        else:  # sorting them would take longer than looking at all pairs
+            flags = np.zeros(n * n, dtype=np.bool_)
+            flags[by_image] = flags[by_text] = True
+            places = np.flatnonzero(flags)
+        rows = np.stack([places // max(n, 1), places % max(n, 1)])
+        shares = (1.0 / np.bincount(rows[0], minlength=n)).astype(np.float32)[rows]
         if padded and n:
             short = n + _length_above(len(places) - n) - len(places)
-            places, shares = F.pad(places, (0, short)), F.pad(shares, (0, short))
-        return cls(places, shares)
+            places, shares = np.pad(places, (0, short)), np.pad(shares, ((0, 0), (0, short)))
+        return cls(torch.from_numpy(places), torch.from_numpy(shares))
 
 
-def _places_of_equals(ids: Tensor) -> Tensor:
+_SPARSE = 64  # pairs of rows for each positive
+
+
+def _places_of_equals(ids: NDArray[Any]) -> NDArray[np.int64]:
     """Return ``row * n + column`` of all pairs of rows with equal ids, rows with themselves included."""
-    n, order = len(ids), torch.argsort(ids)
-    counts = torch.unique_consecutive(ids[order], return_counts=True)[1]
-    partners = counts.repeat_interleave(counts)  # of each row in the order: how many rows are equal to it
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    within = torch.arange(int(partners.sum()), device=ids.device)
-    within = within - (partners.cumsum(0) - partners).repeat_interleave(partners)
-    return order.repeat_interleave(partners) * n + order[first.repeat_interleave(partners) + within]
+    n, order = len(ids), np.argsort(ids, kind="stable")
+    starts = np.flatnonzero(np.diff(ids[order], prepend=ids[order[:1]] - 1))
+    if len(starts) == n:
+        return np.arange(n) * (n + 1)
+    counts = np.diff(starts, append=n)
+    partners = np.repeat(counts, counts)  # of each row in the order: how many rows are equal to it
+    first = np.repeat(starts, counts) - np.cumsum(partners) + partners
+    places: NDArray[np.int64] = np.repeat(order, partners) * n
+    places += order[np.repeat(first, partners) + np.arange(len(places))]
+    return places
 
 
 def _length_above(count: int) -> int:

@@ -50,6 +50,7 @@ class RecordedTerms:
         self._record = record
         if record is None and is_accelerator(device):
             self._record = _Recorder(device)
+        self._parameters: list[nn.Parameter] | None = None
         self._times: dict[object, int] = {}
         self._replayed: dict[object, Replayed] = {}
         self._names: list[str] = []
@@ -68,8 +69,12 @@ class RecordedTerms:
         """Return a function that replays such a batch, recorded if its shapes recur; None if it must be computed."""
         # Replayed gradients lie in memory that the next replay overwrites. Where gradients are summed over parts of a
         # step, only the first part may be replayed.
-        parameters = list(self._network.parameters())
-        if self._record is None or any(parameter.grad is not None for parameter in parameters):
+        if self._record is None:
+            return None
+        if self._parameters is None:  # once: going through the modules takes longer than a small step on a device
+            self._parameters = list(self._network.parameters())
+        parameters = self._parameters
+        if any(parameter.grad is not None for parameter in parameters):
             return None
         place = parameters[0].data_ptr()  # all of them move together
         shapes = (place, *(None if one is None else (one.shape, one.dtype) for one in given))
