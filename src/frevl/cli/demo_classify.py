@@ -184,7 +184,7 @@ def _logistic_hits(store: Store, examples: Path, held_out: Path) -> np.ndarray:
         return read / np.linalg.norm(read, axis=1, keepdims=True), list(pairs.targets)
 
     x, y = vectors(examples)
-    judged, truth = vectors(held_out)
+    vectors_of_held_out, truth = vectors(held_out)
     search = GridSearchCV(LogisticRegression(max_iter=1_000), {"C": list(_PENALTIES)}, cv=_FOLDS).fit(x, y)
-    hits: np.ndarray = search.predict(judged) == np.array(truth)
+    hits: np.ndarray = search.predict(vectors_of_held_out) == np.array(truth)
     return hits

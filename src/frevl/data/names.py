@@ -15,6 +15,7 @@ from frevl.errors import UsageError
 __all__ = [
     "as_list",
     "has_value",
+    "list_or_none",
     "number_of",
     "same_names",
     "spelling_note",
@@ -47,6 +48,11 @@ def as_list(value: Iterable[A] | A, name: str) -> list[A]:
     if not isinstance(value, Iterable) or isinstance(value, bytes):
         raise UsageError(f"{name}: expected a list, such as ['a', 'b'], found {type(value).__name__} {value!r:.40}")
     return list(value)
+
+
+def list_or_none(value: Iterable[A] | A | None, name: str) -> list[A] | None:
+    """Return None for None, and otherwise what `as_list` returns."""
+    return None if value is None else as_list(value, name)
 
 
 def text_content(text: str) -> str:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from frevl.data.names import as_list
+from frevl.data.names import list_or_none
 from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
@@ -129,88 +129,23 @@ def diagnose(
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
     """
-    if task not in TASKS:
-        raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
-    if precision is not None and not 0 < precision < 1:
-        raise UsageError(f"--precision must lie between 0 and 1, found {precision}")
-    if not time_limit > 0:
-        raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
-    pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
-    encoder = None if encoder is None else as_list(encoder, "encoder")
-    image_encoder = None if image_encoder is None else as_list(image_encoder, "image_encoder")
-    text_encoder = None if text_encoder is None else as_list(text_encoder, "text_encoder")
-    models = None if models is None else as_list(models, "models")
-    several = [store] if isinstance(store, Store | str | Path) else list(store)
-    if not several:
-        raise UsageError("A diagnosis needs a store; give one with --store")
-    stores = [one if isinstance(one, Store) else Store.open(one) for one in several]
+    _check(task, precision, time_limit)
+    models = list_or_none(models, "models")
+    stores = _opened(store)
     clock = _Clock(progress)
     splits = read_splits(
-        stores[0], pairs, test, task=task, dev=dev, encoder=encoder, image_encoder=image_encoder,
-        text_encoder=text_encoder, seed=seed, group_by=group_by, find_groups=find_groups,
+        stores[0], in_memory(pairs), in_memory(test), task=task, dev=in_memory(dev),
+        encoder=list_or_none(encoder, "encoder"), image_encoder=list_or_none(image_encoder, "image_encoder"),
+        text_encoder=list_or_none(text_encoder, "text_encoder"), seed=seed, group_by=group_by, find_groups=find_groups,
     )  # fmt: skip
     with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        clock.step(f"training and comparing models on {len(splits.train):,} pairs")
-        comparison = compare_models(
-            splits, folder=folder / "models", time_limit=0.55 * time_limit, models=models, progress=progress
-        )
-        clock.step("cross-validating the best of them")
-        comparison, notes = cross_validate_contenders(
-            comparison, folder=folder / "parts", time_limit=0.3 * time_limit, progress=progress
-        )
-        both = len(splits.train.sides) == 2  # with only one side, nothing can be swapped or left out
-        if both:
-            clock.step("swapping images and texts")
-            comparison = replace(comparison, exchanged=exchanged_hits(comparison))
+        steps = _Steps(Path(scratch), time_limit, clock, progress)
+        comparison, notes = _compared_models(splits, models, steps)
         verdict, findings = reach_verdict(comparison.choice, only=only_class(splits.test, task))
         print_progress(verdict["sentence"], enabled=progress)
-        findings += balanced_findings(comparison) + ranking_findings(comparison)
-        if both:
-            findings += image_findings(comparison)
-            clock.step("measuring what can be answered without the image")
-            findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
-            findings += skill_findings(comparison)
-        findings.append(errors_explained_finding(comparison))
-        clock.step("measuring learning curves")
-        findings += learning_curve_findings(
-            comparison, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress
-        )
-        findings += selective_prediction_findings(comparison, precision=precision)
-        clock.step("searching for leaks and wrong labels")
-        leaks = leak_findings(splits)
-        # Readers of the verdict alone must know that it rests on leaked pairs.
-        leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
-        verdict["detail"] += [one.claim for one in leaked]
-        if any(one.value is not None and one.value > _MOSTLY for one in leaked):
-            verdict["sentence"] = (
-                "Not reliable for new images, as most test images are among the training or development pairs: "
-                + verdict["sentence"]
-            )
-        single = single_class_findings(splits)
-        verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
-        findings += [*single, *leaks, conflict_finding(splits), imbalance_finding(splits)]
-        findings.append(label_error_finding(comparison, folder=folder / "labels", time_limit=0.15 * time_limit))
-        clock.step("examining the embeddings")
-        fusions = [model.scorer for model in comparison.models if model.spec.role == "fusion"]
-        used = {modality: splits.encoders_of(modality) for modality in MODALITIES}
-        findings += embedding_findings(splits.store, splits.train, encoders=used, scorers=fusions, seed=seed)
-        clock.step("comparing encoders and costs")
-        plain = [model.name for model in comparison.models if model.name in ("linear", "mlp")]
-        plain += [comparison.best("fusion").name] if both else []
-        compared, better = encoder_findings(
-            splits,
-            stores[1:],
-            folder=folder / "encoders",
-            time_limit=0.2 * time_limit,
-            models=list(dict.fromkeys([*plain, comparison.recommended.name])),
-            together=comparison.recommended,
-            progress=progress,
-        )
-        findings += compared
-        if better and verdict["recommended"] is not None:
-            verdict["sentence"] = f"{verdict['sentence'].removesuffix('.')}; {better}."
-        findings += cost_findings(comparison)
+        findings += _answer_findings(comparison, precision, steps)
+        findings += _data_findings(comparison, verdict, steps)
+        findings += _encoder_findings(comparison, stores[1:], verdict, steps)
     if probes and "image" in splits.train.sides:
         clock.step("probing the encoders with drawn images")
         # The trainings may have used up the limit; half of it is reserved for the probes, which are measured only once.
@@ -227,6 +162,96 @@ def diagnose(
         notes=splits.notes + notes + _cut_short(comparison),
         provenance={**origin, "store": str(stores[0].path), "seconds": clock.seconds},
     )
+
+
+def _check(task: str, precision: float | None, time_limit: float) -> None:
+    if task not in TASKS:
+        raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
+    if precision is not None and not 0 < precision < 1:
+        raise UsageError(f"--precision must lie between 0 and 1, found {precision}")
+    if not time_limit > 0:
+        raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
+
+
+def _opened(store: Store | str | Path | Sequence[Store | str | Path]) -> list[Store]:
+    several = [store] if isinstance(store, Store | str | Path) else list(store)
+    if not several:
+        raise UsageError("A diagnosis needs a store; give one with --store")
+    return [one if isinstance(one, Store) else Store.open(one) for one in several]
+
+
+def _compared_models(splits: Splits, models: Sequence[str] | None, steps: _Steps) -> tuple[ModelComparison, list[str]]:
+    """Train and compare the models, cross-validate the best of them; also return notes for the user."""
+    steps.clock.step(f"training and comparing models on {len(splits.train):,} pairs")
+    comparison = compare_models(splits, models=models, **steps.training("models", 0.55), progress=steps.progress)
+    steps.clock.step("cross-validating the best of them")
+    comparison, notes = cross_validate_contenders(comparison, **steps.training("parts", 0.3), progress=steps.progress)
+    if _has_both_sides(splits):  # with only one side, nothing can be swapped
+        steps.clock.step("swapping images and texts")
+        comparison = replace(comparison, exchanged=exchanged_hits(comparison))
+    return comparison, notes
+
+
+def _has_both_sides(splits: Splits) -> bool:
+    return len(splits.train.sides) == 2
+
+
+def _answer_findings(comparison: ModelComparison, precision: float | None, steps: _Steps) -> list[Finding]:
+    """Return findings about the answers of the models: what they rest on, where they fail, when to trust them."""
+    findings = balanced_findings(comparison) + ranking_findings(comparison)
+    if _has_both_sides(comparison.splits):
+        findings += image_findings(comparison)
+        steps.clock.step("measuring what can be answered without the image")
+        findings.append(text_only_finding(comparison, **steps.training("text", 0.05)))
+        findings += skill_findings(comparison)
+    findings.append(errors_explained_finding(comparison))
+    steps.clock.step("measuring learning curves")
+    findings += learning_curve_findings(comparison, **steps.training("curve", 0.25), progress=steps.progress)
+    return findings + selective_prediction_findings(comparison, precision=precision)
+
+
+def _data_findings(comparison: ModelComparison, verdict: dict[str, Any], steps: _Steps) -> list[Finding]:
+    """Return findings about leaks, classes and labels; what makes the verdict doubtful is added to it."""
+    splits = comparison.splits
+    steps.clock.step("searching for leaks and wrong labels")
+    leaks = leak_findings(splits)
+    # Readers of the verdict alone must know that it rests on leaked pairs.
+    leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
+    verdict["detail"] += [one.claim for one in leaked]
+    if any(one.value is not None and one.value > _MOSTLY for one in leaked):
+        verdict["sentence"] = (
+            "Not reliable for new images, as most test images are among the training or development pairs: "
+            + verdict["sentence"]
+        )
+    single = single_class_findings(splits)
+    verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
+    labels = label_error_finding(comparison, **steps.training("labels", 0.15))
+    return [*single, *leaks, conflict_finding(splits), imbalance_finding(splits), labels]
+
+
+def _encoder_findings(
+    comparison: ModelComparison, others: Sequence[Store], verdict: dict[str, Any], steps: _Steps
+) -> list[Finding]:
+    """Return findings about the embeddings, further encoders and costs; a better encoder is added to the verdict."""
+    splits = comparison.splits
+    steps.clock.step("examining the embeddings")
+    fusions = [model.scorer for model in comparison.models if model.spec.role == "fusion"]
+    used = {modality: splits.encoders_of(modality) for modality in MODALITIES}
+    findings = embedding_findings(splits.store, splits.train, encoders=used, scorers=fusions, seed=splits.seed)
+    steps.clock.step("comparing encoders and costs")
+    plain = [model.name for model in comparison.models if model.name in ("linear", "mlp")]
+    plain += [comparison.best("fusion").name] if _has_both_sides(splits) else []
+    compared, better = encoder_findings(
+        splits,
+        others,
+        models=list(dict.fromkeys([*plain, comparison.recommended.name])),
+        together=comparison.recommended,
+        **steps.training("encoders", 0.2),
+        progress=steps.progress,
+    )
+    if better and verdict["recommended"] is not None:
+        verdict["sentence"] = f"{verdict['sentence'].removesuffix('.')}; {better}."
+    return [*findings, *compared, *cost_findings(comparison)]
 
 
 def _of_texts(finding: Finding) -> Finding:
@@ -258,6 +283,25 @@ class _Clock:
         self._name, self._started = name, time.monotonic()
         if name:
             print_progress(name, enabled=self._progress)
+
+
+class _Allotment(TypedDict):
+    folder: Path
+    time_limit: float
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What all steps of a diagnosis share: a scratch folder, the limit of all trainings in seconds, and the clock."""
+
+    folder: Path
+    time_limit: float
+    clock: _Clock
+    progress: bool
+
+    def training(self, name: str, share: float) -> _Allotment:
+        """Return the folder of a step that trains, and its share of the time limit."""
+        return {"folder": self.folder / name, "time_limit": share * self.time_limit}
 
 
 def _cut_short(comparison: ModelComparison) -> list[str]:

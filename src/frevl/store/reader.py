@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 
-from frevl.data.names import as_list
+from frevl.data.names import as_list, list_or_none
 from frevl.encoders.interface import pool
 from frevl.errors import Reject, StoreError, UsageError, nearest
 from frevl.store.commits.record import check_not_lost, read_commit
@@ -192,7 +192,7 @@ class Store:
         Raises:
             UsageError: An encoder is not in the store.
         """
-        encoders = None if encoders is None else as_list(encoders, "encoder")
+        encoders = list_or_none(encoders, "encoder")
         for name in encoders or []:
             if name not in self.encoders:
                 raise UsageError(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from frevl.data.formats.pair_rows import WITH_ARTICLE
-from frevl.data.names import as_list, same_names, spelling_note, text_content, why_unknown
+from frevl.data.names import list_or_none, same_names, spelling_note, text_content, why_unknown
 from frevl.data.packed.columns import Coded, by_value, chosen, joined
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
@@ -304,7 +304,7 @@ def choose_towers(
             continue
         own = asked.get(f"{modality}_encoder")
         named = asked.get("encoder") if own is None else own
-        names: list[str] | None = None if named is None else as_list(named, "encoder")
+        names: list[str] | None = list_or_none(named, "encoder")
         towers = store.select_towers(modality, names)
         known = store.select_towers(modality)
         if names is not None and known and not towers:

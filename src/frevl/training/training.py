@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from frevl.data.names import as_list
+from frevl.data.names import list_or_none
 from frevl.data.pairs import Pairs, in_memory
 from frevl.devices import check_device
 from frevl.errors import PairsError, UsageError, nearest
@@ -106,9 +106,9 @@ def train(
         RunError: The folder contains a finished run, or an interrupted one with other settings.
     """
     pairs, dev = in_memory(pairs), in_memory(dev)
-    encoder = None if encoder is None else as_list(encoder, "encoder")
-    image_encoder = None if image_encoder is None else as_list(image_encoder, "image_encoder")
-    text_encoder = None if text_encoder is None else as_list(text_encoder, "text_encoder")
+    encoder = list_or_none(encoder, "encoder")
+    image_encoder = list_or_none(image_encoder, "image_encoder")
+    text_encoder = list_or_none(text_encoder, "text_encoder")
     arguments = dict(locals())
     _check_names(task, model)
     if first_stage is not None and task != "matching":

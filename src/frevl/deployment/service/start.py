@@ -88,14 +88,8 @@ def serve(
     """
     if not runs and not explore:
         raise UsageError("Nothing to serve: name at least one run with --run")
-    if images is not None and not Path(images).is_dir():
-        raise UsageError(f"{images}: no such folder; expected the folder of the images")
     shown = [Path(one) for one in ([report] if isinstance(report, str | Path) else report or [])]
-    for path in shown:
-        if not path.is_file():
-            raise UsageError(f"{path}: no such file; expected the HTML file of a diagnosis")
-    if pairs is not None and not Path(pairs).is_file():
-        raise UsageError(f"{pairs}: no such file; expected a pairs file to curate")
+    _check_files(images, shown, pairs)
     started = time.monotonic()
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
     with _bound(host, port) as address:  # bound first, so that an address in use fails fast
@@ -105,8 +99,6 @@ def serve(
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
-        # A store of texts alone has no images to browse.
-        looks = explore or bool(opened.select_towers("image"))
         curations = Curations(
             opened.path,
             writable=labels,
@@ -116,19 +108,11 @@ def serve(
             command=command,
             removal=removal,
         )
-        explorer = (
-            Explorer(
-                service,
-                images=folder,
-                encoder=encoder,
-                writable=labels,
-                fit=fit,
-                device=device,
-                curations=curations,
+        explorer = None
+        if explore or opened.select_towers("image"):  # a store of texts alone has no images to browse
+            explorer = Explorer(
+                service, images=folder, encoder=encoder, writable=labels, fit=fit, device=device, curations=curations
             )
-            if looks
-            else None
-        )
         app = Application(
             service,
             keys=keys,
@@ -151,12 +135,28 @@ def serve(
             if ready is not None:
                 ready(record)
 
-        log_json_lines()
-        switch_threads_often()
-        for stop in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn shuts down and then re-sends itself the signal; the process should exit successfully.
-            signal.signal(stop, lambda *_: None)
-        _Server(service_config(app, allow_open_files(limits.connections)), announce).run(sockets=[address])
+        _listen(app, limits, address, announce)
+
+
+def _check_files(images: str | Path | None, reports: Sequence[Path], pairs: str | Path | None) -> None:
+    """Refuse a folder or file that does not exist."""
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"{images}: no such folder; expected the folder of the images")
+    for path in reports:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file; expected the HTML file of a diagnosis")
+    if pairs is not None and not Path(pairs).is_file():
+        raise UsageError(f"{pairs}: no such file; expected a pairs file to curate")
+
+
+def _listen(app: ASGIApp, limits: Limits, address: socket.socket, announce: Callable[[int], None]) -> None:
+    """Serve until a signal ends the process; ``announce`` is called with the port once requests are accepted."""
+    log_json_lines()
+    switch_threads_often()
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn shuts down and then re-sends itself the signal; the process should exit successfully.
+        signal.signal(stop, lambda *_: None)
+    _Server(service_config(app, allow_open_files(limits.connections)), announce).run(sockets=[address])
 
 
 def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:

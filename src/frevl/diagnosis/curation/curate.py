@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from frevl.data.label_doubts import contradiction_note, look_alike_note
-from frevl.data.names import as_list
+from frevl.data.names import list_or_none
 from frevl.data.outputs import refuse_inputs
 from frevl.data.packed.columns import Coded, chosen, joined, rows_at
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
 from frevl.devices import check_device
 from frevl.diagnosis.curation.copies.duplicates import graph_bytes, groups_without_a_line
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
+from frevl.diagnosis.curation.interrupted import unfinished
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
 from frevl.diagnosis.curation.lines import Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
 from frevl.diagnosis.curation.verdicts.judged_lines import JudgedLines
 from frevl.diagnosis.curation.verdicts.reasons import Reasons
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
-from frevl.errors import PairsError, Reject, RunError, UsageError, in_bytes, nearest, rejects_sentence
+from frevl.errors import PairsError, Reject, UsageError, in_bytes, nearest, rejects_sentence
 from frevl.machine import memory_limit
 from frevl.provenance import provenance
 from frevl.store.grouping.contents import content_numbers
@@ -36,7 +35,7 @@ from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.terminal import print_progress
 from frevl.training.options import Session
-from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_identity
+from frevl.training.run_folder import data_identity
 from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
@@ -44,14 +43,6 @@ __all__ = ["Curation", "curate"]
 # Bytes of arrays per line, and further ones of the features by which matches are weighed: a generous estimate from the
 # arrays' sizes (docs/scale-measurements.md). Embeddings are extra, and mapped from a file if they are many.
 _BYTES_A_LINE, _BYTES_A_MATCH = 500, 700
-
-# The data recorded by an interrupted call, and the message for each that has changed since.
-_CHANGED = {
-    "frevl": "frevl was updated",
-    "store": "the store has changed",
-    "pairs": "the file of --pairs (or an image that it names) has changed",
-    "former": "the run of --run was trained again",
-}
 
 
 @dataclass(frozen=True)
@@ -186,12 +177,8 @@ def curate(
     """
     pairs = in_memory(pairs)
     check_shares(keep, below)
-    if folds is not None and not 2 <= folds <= 20:
-        raise UsageError(f"--folds must be between 2 and 20, found {folds}")
-    if time_limit is not None and not time_limit > 0:
-        raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
-    if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must be between 0 and 2,147,483,647, found {seed}")
+    session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
+    _check_numbers(folds, session)
     check_device(device)
     opened = store if isinstance(store, Store) else Store.open(store)
     source = pairs.source if isinstance(pairs, Pairs) else pairs
@@ -199,13 +186,10 @@ def curate(
     refuse_inputs({"--out": out, "--dropped": dropped}, read_from)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     chosen_task = _task(read, task)
-    groups = None if groups is None else as_list(groups, "groups")
+    groups = list_or_none(groups, "groups")
     _check_keys(read, groups)
-    names = chosen_filters(chosen_task, None if drop is None else as_list(drop, "drop"))
-    if run is not None and "match" not in names:
-        raise UsageError(f"--run scores matches, but the filters are {', '.join(names)}; add --drop match")
-    per_line = _BYTES_A_LINE + (_BYTES_A_MATCH if "match" in names else 0)
-    _check_room(len(read), per_line)
+    names = _filters(chosen_task, list_or_none(drop, "drop"), run)
+    _check_room(len(read), names)
     notes = list(read.notes)
     encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
@@ -213,28 +197,23 @@ def curate(
     notes += _contradictions(usable, opened) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
     if "duplicate" in names:
-        _check_room(len(read), per_line, graph_bytes(usable, towers["image"]))
+        _check_room(len(read), names, graph_bytes(usable, towers["image"]))
     (grouped,), found_groups = group_pairs(
         opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"],
         purpose="Kept in one fold",
     )  # fmt: skip
     notes += found_groups
-    session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
     settings = {
         "task": chosen_task, "drop": names, "run": None if run is None else str(run), **encoders, "group_by": group_by,
         "find_groups": find_groups, "folds": folds, "seed": seed, "device": device, "time_limit": time_limit,
         "data": data_identity(opened, read, None, run),
     }  # fmt: skip
-    with _states(out, settings) as checkpoint:
+    with unfinished(out, settings) as checkpoint:
         lines = Lines(
             opened, grouped, chosen_task, towers["image"], towers["text"], session, folds,
             None if run is None else Path(run), None if images is None else Path(images), checkpoint, ray,
         )  # fmt: skip
-        found: dict[str, Found] = {}
-        with connected(ray) if ray is not None else nullcontext():  # one connection for all filters
-            for name in names:
-                print_progress(f"{name}: checking {len(lines):,} lines", enabled=progress)
-                found[name] = FILTERS[name][0](lines, found)
+        found = _findings(lines, names)
         notes += dict.fromkeys(lines.notes)
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
         if "duplicate" in found:
@@ -242,31 +221,51 @@ def curate(
         judged = JudgedLines(read, rows_at(read.places, usable.places), [one.values for one in found.values()], why)
         write_lines(out, judged.kept(), "--out")
         write_lines(dropped, judged.dropped(), "--dropped")
-    doubts = [*alike, *(doubt for one in found.values() for doubt in one.doubts)]
     kept = int(why.clear.sum())
-    if not kept:
-        doubts.insert(0, "No line is kept.")
     return Curation(
         task=chosen_task,
         lines=judged,
         kept=kept,
         filters={name: _counts(name, one, why) for name, one in found.items()},
-        doubts=doubts,
+        doubts=[*_nothing_kept(kept), *alike, *(doubt for one in found.values() for doubt in one.doubts)],
         notes=[*(note for one in found.values() for note in one.notes), *dict.fromkeys(notes)],
         rejects=rejects,
         out=None if out is None else Path(out),
         dropped=None if dropped is None else Path(dropped),
         provenance=provenance(run="", store_fingerprint=opened.fingerprint, seed=seed),
-        removed=what_is_removed(
-            opened,
-            usable,
-            why.clear,
-            towers["image"],
-            task=chosen_task,
-            keys=groups,
-            seed=seed,
-        ),
+        removed=what_is_removed(opened, usable, why.clear, towers["image"], task=chosen_task, keys=groups, seed=seed),
     )
+
+
+def _check_numbers(folds: int | None, session: Session) -> None:
+    if folds is not None and not 2 <= folds <= 20:
+        raise UsageError(f"--folds must be between 2 and 20, found {folds}")
+    if session.time_limit is not None and not session.time_limit > 0:
+        raise UsageError(f"--time-limit must be a number of seconds above 0, found {session.time_limit}")
+    if not 0 <= session.seed < 2**31:
+        raise UsageError(f"--seed must be between 0 and 2,147,483,647, found {session.seed}")
+
+
+def _filters(task: str, drop: list[str] | None, run: str | Path | None) -> list[str]:
+    """Return the names of the filters to apply; a run can only score matches."""
+    names = chosen_filters(task, drop)
+    if run is not None and "match" not in names:
+        raise UsageError(f"--run scores matches, but the filters are {', '.join(names)}; add --drop match")
+    return names
+
+
+def _findings(lines: Lines, names: Sequence[str]) -> dict[str, Found]:
+    """Apply the filters one after the other; each sees what those before it found."""
+    found: dict[str, Found] = {}
+    with connected(lines.ray) if lines.ray is not None else nullcontext():  # one connection for all filters
+        for name in names:
+            print_progress(f"{name}: checking {len(lines):,} lines", enabled=lines.session.progress)
+            found[name] = FILTERS[name][0](lines, found)
+    return found
+
+
+def _nothing_kept(kept: int) -> list[str]:
+    return [] if kept else ["No line is kept."]
 
 
 def _contradictions(pairs: Pairs, store: Store) -> list[str]:
@@ -301,14 +300,15 @@ def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
             raise UsageError(f"--groups {key}: no line has this key. {nearest(key, known)}")
 
 
-def _check_room(lines: int, per_line: int, graph: int = 0) -> None:
+def _check_room(lines: int, names: Sequence[str], graph: int = 0) -> None:
     """Refuse more lines than fit in memory, before hours are spent on them.
 
     Args:
         lines: Number of lines.
-        per_line: Bytes of a line.
+        names: The filters to apply.
         graph: Bytes of the graph that finds near copies.
     """
+    per_line = _BYTES_A_LINE + (_BYTES_A_MATCH if "match" in names else 0)
     needed, most = lines * per_line + graph, memory_limit()
     if lines * per_line <= most < needed:
         raise UsageError(
@@ -351,34 +351,6 @@ def _usable(read: Pairs, task: str, store: Store, notes: list[str]) -> tuple[Pai
     usable, left_out = usable_pairs(known, store)
     notes += usable.notes
     return usable, [*read.rejected, *unjudged, *left_out]
-
-
-@contextmanager
-def _states(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkpoint]:
-    """Keep the filters' state in a folder next to the output until the output is written."""
-    if out is None:
-        yield NOWHERE
-        return
-    folder = Path(out).with_name(Path(out).name + ".unfinished")
-    _refuse_changed(folder, settings["data"])
-    with claim_run(folder, settings, flag="--out") as checkpoint:
-        yield checkpoint
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_changed(folder: Path, data: Mapping[str, Any]) -> None:
-    """Refuse to continue if the data changed since the interrupted call: its folds do not belong to these lines."""
-    try:
-        was = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["data"]
-        changed = [what for name, what in _CHANGED.items() if name in was and was[name] != data.get(name)]
-    except (OSError, ValueError, LookupError, TypeError):
-        return  # nothing is saved, or the folder is refused as a whole
-    if changed and any(folder.glob("*/*.safetensors")):
-        raise RunError(
-            f"{folder}: an earlier call on these lines was interrupted, and since then {' and '.join(changed)}, so its "
-            f"folds cannot be used: delete {folder} to start over, choose another --out, or undo the change "
-            "to continue"
-        )
 
 
 def _counts(name: str, found: Found, why: Reasons) -> dict[str, Any]:

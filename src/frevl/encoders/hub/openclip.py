@@ -138,15 +138,7 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
         MissingExtraError: open_clip is not installed.
         EncoderError: The weights cannot be downloaded or do not fit the architecture.
     """
-    model_name, *options = name.split("#")
-    architecture, slash, weights = model_name.partition("/")
-    choice = options[0] if options else "auto"
-    if not architecture or not slash or not weights:
-        raise UsageError(f"'openclip:{name}': expected openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE/FILE")
-    if len(options) > 1 or choice not in ("auto", "int8", "torch"):
-        raise UsageError(
-            f"'openclip:{name}': there is no option '#{options[-1]}' here. {nearest(choice, ('int8', 'torch'))}"
-        )
+    architecture, weights, choice = _parts_of(name)
     if tokens != "pooled":
         raise UsageError(
             f"'openclip:{name}' is pooled only and cannot keep the tokens '{tokens}'; use hf:MODEL for tokens"
@@ -159,20 +151,7 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
     file, revision = _weights(library, architecture, weights)
     model, transform, tokenizer = _load(library, architecture, weights)
     settings = library.get_model_config(architecture)
-    digest = file_digest(file)
-    common = {
-        "weights": digest,
-        "revision": revision,
-        "configuration": digest_of(settings),
-        "tokens": "pooled",
-        "output": "pooled by the network",
-        "normalisation": "mean of tokens at unit length",
-        **({"precision": "int8 weights"} if choice == "int8" else {}),
-        "common_space": digest,
-        "logit_scale": f"{float(model.logit_scale.exp()):.7g}",
-    }
-    if getattr(model, "logit_bias", None) is not None:
-        common["logit_bias"] = f"{float(model.logit_bias):.7g}"
+    common = _identity_of_both(model, digest := file_digest(file), digest_of(settings), revision, choice)
     stem = re.sub(r"[^A-Za-z0-9_]+", "-", f"openclip-{architecture}-{Path(weights).stem}").strip("-")
     mark = "-int8" if choice == "int8" else ""
     key = [digest, digest_of(settings)]
@@ -210,6 +189,38 @@ def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | 
             network=text_network,
         ),
     )
+
+
+def _parts_of(name: str) -> tuple[str, str, str]:
+    """Return the architecture, the tag or file of the weights, and how they run: ``auto``, ``int8`` or ``torch``."""
+    model_name, *options = name.split("#")
+    architecture, slash, weights = model_name.partition("/")
+    choice = options[0] if options else "auto"
+    if not architecture or not slash or not weights:
+        raise UsageError(f"'openclip:{name}': expected openclip:ARCHITECTURE/TAG or openclip:ARCHITECTURE/FILE")
+    if len(options) > 1 or choice not in ("auto", "int8", "torch"):
+        raise UsageError(
+            f"'openclip:{name}': there is no option '#{options[-1]}' here. {nearest(choice, ('int8', 'torch'))}"
+        )
+    return architecture, weights, choice
+
+
+def _identity_of_both(model: Any, weights: str, settings: str, revision: str, choice: str) -> dict[str, str]:
+    """Return what identifies both towers: the digests of weights and settings, the revision, and what they share."""
+    common = {
+        "weights": weights,
+        "revision": revision,
+        "configuration": settings,
+        "tokens": "pooled",
+        "output": "pooled by the network",
+        "normalisation": "mean of tokens at unit length",
+        **({"precision": "int8 weights"} if choice == "int8" else {}),
+        "common_space": weights,
+        "logit_scale": f"{float(model.logit_scale.exp()):.7g}",
+    }
+    if getattr(model, "logit_bias", None) is not None:
+        common["logit_bias"] = f"{float(model.logit_bias):.7g}"
+    return common
 
 
 def _open_clip() -> Any:

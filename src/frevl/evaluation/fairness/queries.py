@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,48 +82,19 @@ def evaluate_queries(
         raise InputError("expected at least one query, found none")
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, scorer.store)
-    compared = groups_of(usable, groups, content_of_units(scorer.store, usable))
-    images, of_image, mixed = _pool(usable, compared.of(len(usable)), groups, scorer)
-    names = list(compared.rows)
-    pictures = {name: int((of_image == at).sum()) for at, name in enumerate(names)}
-    few = {name: count for name, count in pictures.items() if count < FEWEST_PICTURES}
-    if len(names) - len(few) < 2:
-        shown = ", ".join(f"'{name:.40}' {count:,}" for name, count in few.items())
-        raise UsageError(
-            f"--groups {groups}: expected at least two groups of at least {FEWEST_PICTURES} images that have the same "
-            f"value in all their pairs, found fewer in {shown}; give a key that describes images"
-        )
-    of_image = np.array([-1, *_places(names, few)], np.int64)[of_image + 1]
-    names = [name for name in names if name not in few]
+    rejects = [*read.rejected, *left_out]
+    searched = _pool(usable, groups, scorer)
+    images, names = searched.images, searched.names
     if k >= len(images):
         raise UsageError(
             f"-k {k}: the pool has {len(images):,} images, so the first {k:,} are all of them; use a smaller k"
         )
-    cluster_of = dict(zip(reversed(usable.images), reversed(usable.clusters), strict=True))
     order = ranked_pool(scorer, images, asked, k)
-    clusters = _numbers([cluster_of[image] for image in images])
-    drawing = SkewDraws(order, of_image, clusters, len(names), k)
+    drawing = SkewDraws(order, searched.groups, searched.clusters, len(names), k)
     top, pool = drawing.shares()
     resamples = max(_FEWEST_RESAMPLES, min(_RESAMPLES, _NUMBERS // max(1, order.size)))
     drawn = [_measured(*shares, k) for shares in drawing.draws(resamples) if (shares[1] > 0).all()]
     whole = _measured(top, pool, k)
-    notes = [*read.notes, *compared.notes()]
-    sentence = rejects_sentence([*read.rejected, *left_out])
-    notes += [sentence] if sentence else []
-    if few:
-        shown = ", ".join(f"'{name:.40}' ({count:,})" for name, count in few.items())
-        notes.append(
-            f"Groups of '{groups}' of which fewer than {FEWEST_PICTURES} images have the same value in all their pairs "
-            f"are left out of the comparison: {shown}."
-        )
-    if mixed:
-        notes.append(f"Not in the pool: {counted(mixed, 'image')} with different values of '{groups}' in its pairs.")
-    absent = int((top == 0).any(axis=1).sum())
-    if absent:
-        notes.append(
-            f"For {absent:,} of {len(asked):,} queries, some group does not appear in the first {k}; it counts as "
-            "half an image there, because ln 0 has no mean."
-        )
     each = skews(top, pool, k)
     return {
         "task": "matching",
@@ -132,7 +104,7 @@ def evaluate_queries(
         "ci95": {name: _bounds([one[name] for one in drawn]) for name in whole},
         "groups": {
             name: {
-                "pictures": int((of_image == number).sum()),
+                "pictures": int((searched.groups == number).sum()),
                 "pool_share": 100 * float(pool[number]),
                 "top_share": 100 * float(top[:, number].mean()),
             }
@@ -153,8 +125,8 @@ def evaluate_queries(
             store_fingerprint=scorer.store.fingerprint,
             seed=scorer.run.provenance["seed"],
         ),
-        "notes": notes,
-        "left_out": [{"pair": one.id, "reason": one.reason} for one in [*read.rejected, *left_out]],
+        "notes": [*read.notes, *filter(None, [rejects_sentence(rejects)]), *searched.notes, *_absent(top, k)],
+        "left_out": [{"pair": one.id, "reason": one.reason} for one in rejects],
     }
 
 
@@ -199,8 +171,75 @@ def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -
     return order
 
 
-def _pool(pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer) -> tuple[list[str], NDArray[np.int64], int]:
-    """Return the distinct images with a value, their groups (-1 if too small), and how many have several values."""
+@dataclass(frozen=True)
+class _Pool:
+    """The images that are searched.
+
+    Attributes:
+        images: Distinct images with one value of the key.
+        groups: ``(images,)`` place of each image's group in ``names``, -1 if the group is left out.
+        clusters: ``(images,)``, equal for images that are resampled together.
+        names: The groups that are compared.
+        notes: What is left out, and why.
+    """
+
+    images: list[str]
+    groups: NDArray[np.int64]
+    clusters: NDArray[np.int64]
+    names: list[str]
+    notes: list[str]
+
+
+def _pool(pairs: Pairs, key: str, scorer: Scorer) -> _Pool:
+    """Return the pool of the images of pairs, in groups by a key.
+
+    Raises:
+        UsageError: Fewer than two groups have enough images.
+    """
+    compared = groups_of(pairs, key, content_of_units(scorer.store, pairs))
+    images, of_image, mixed = _images_of_one_value(pairs, compared.of(len(pairs)), key, scorer)
+    notes = compared.notes()
+    pictures = {name: int((of_image == at).sum()) for at, name in enumerate(compared.rows)}
+    few = {name: count for name, count in pictures.items() if count < FEWEST_PICTURES}
+    if len(pictures) - len(few) < 2:
+        shown = ", ".join(f"'{name:.40}' {count:,}" for name, count in few.items())
+        raise UsageError(
+            f"--groups {key}: expected at least two groups of at least {FEWEST_PICTURES} images that have the same "
+            f"value in all their pairs, found fewer in {shown}; give a key that describes images"
+        )
+    if few:
+        shown = ", ".join(f"'{name:.40}' ({count:,})" for name, count in few.items())
+        notes.append(
+            f"Groups of '{key}' of which fewer than {FEWEST_PICTURES} images have the same value in all their pairs "
+            f"are left out of the comparison: {shown}."
+        )
+    if mixed:
+        notes.append(f"Not in the pool: {counted(mixed, 'image')} with different values of '{key}' in its pairs.")
+    cluster_of = dict(zip(reversed(pairs.images), reversed(pairs.clusters), strict=True))
+    return _Pool(
+        images=images,
+        groups=np.array([-1, *_places(list(pictures), few)], np.int64)[of_image + 1],
+        clusters=_numbers([cluster_of[image] for image in images]),
+        names=[name for name in pictures if name not in few],
+        notes=notes,
+    )
+
+
+def _absent(top: NDArray[np.float64], k: int) -> list[str]:
+    """Return a note on queries without any hit of some group; ``top`` is ``(queries, groups)`` shares."""
+    absent = int((top == 0).any(axis=1).sum())
+    if not absent:
+        return []
+    return [
+        f"For {absent:,} of {len(top):,} queries, some group does not appear in the first {k}; it counts as half an "
+        "image there, because ln 0 has no mean."
+    ]
+
+
+def _images_of_one_value(
+    pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer
+) -> tuple[list[str], NDArray[np.int64], int]:
+    """Return the distinct images with one value, their groups (-1 if too small), and how many have several values."""
     hashes = scorer.store.content_hashes(pairs.images)
     first: dict[str, str] = {}
     values: dict[str, set[str]] = {}

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from torch import Tensor
 from frevl.data.class_files import TEMPLATE, TEMPLATE_OF_CAPTIONS, ClassList, check_templates, read_classes
 from frevl.data.columns import columns_of
 from frevl.data.label_doubts import look_alike_note, plain_label
-from frevl.data.names import as_list
-from frevl.data.pairs import Pairs, Target, in_memory
+from frevl.data.names import list_or_none
+from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest, rejects_sentence
 from frevl.models.hub import weights_digest
 from frevl.models.inputs import mean_pool
@@ -108,7 +108,7 @@ def classify(
     examples, dev = in_memory(examples), in_memory(dev)
     if classes is not None and not isinstance(classes, str | PathLike):
         classes = read_classes(classes)
-    encoder = None if encoder is None else as_list(encoder, "encoder")
+    encoder = list_or_none(encoder, "encoder")
     arguments = {name: value for name, value in locals().items() if name != "progress"}
     _check(method, unknown)
     templates = [template] if isinstance(template, str) else list(template or ())
@@ -116,18 +116,14 @@ def classify(
     opened = store if isinstance(store, Store) else Store.open(store)
     notes: list[str] = []
     doubts: list[str] = []
-    read = read_examples(opened, examples, columns, notes)
-    listed = classes_of(read) if classes is None else read_classes(classes)
+    given = _read(opened, classes, examples, dev, columns, notes)
+    listed = given.classes
     doubts += look_alike_note(listed.labels)
-    if listed.rejected:
-        notes.append(rejects_sentence(listed.rejected))
-    judged = read_examples(opened, dev, columns, notes)
     started = time.monotonic()
     folder, session = Path(run), Session(seed=seed, time_limit=time_limit, device="cpu", progress=progress)
     settings = _settings(arguments, listed)
     of_run = None if space is None else Scorer.open(space, store=opened)
-    looks = unlabelled or unknown is not None
-    data = _identity(opened, read, judged, listed, space, looks=looks)
+    data = _identity(opened, given, space, looks=unlabelled or unknown is not None)
     settings_and_data = {**settings, "data": data}
     if _is_finished(folder, settings_and_data):
         return Run.load(folder)
@@ -136,18 +132,16 @@ def classify(
     with claim_run(folder, settings_and_data):
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
-            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, notes=notes,
-            doubts=doubts, learned=learned,
+            opened, listed, given.examples, given.development, towers, group_by=group_by, find_groups=find_groups,
+            notes=notes, doubts=doubts, learned=learned,
         )  # fmt: skip
-        found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
         names = None
         if classes is not None:
+            found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
             has_examples = bool(len(own.labels))
             names = _names(listed, found, templates, doubts, has_examples=has_examples, trained=of_run is not None)
-        if names is None and method == "names":
-            raise UsageError("--method names needs class names; give them with --classes")
-        _check_all_classes(listed, names, own, [] if read is None else read.targets)
-        _check_method(method, listed, own)
+        _check_all_classes(given, names, own)
+        _check_method(method, listed, names, own)
         of_names = None if names is None else _space_of(names, own)
         network, choice = fit_network(
             own, held, of_names, len(listed.entries), method=method, session=session,
@@ -180,6 +174,31 @@ def classify(
         write_config(folder, {**arguments, "store": opened}, ModelOptions(), command="classify")
         finished.save()
     return finished
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The classes, and the labelled images that are learned from or held out, as they were read."""
+
+    classes: ClassList
+    examples: Pairs | None
+    development: Pairs | None
+
+
+def _read(
+    store: Store,
+    classes: Any,
+    examples: str | Path | Pairs | None,
+    dev: str | Path | Pairs | None,
+    columns: str | Sequence[str] | Mapping[str, str] | None,
+    notes: list[str],
+) -> _Given:
+    """Read classes, examples and development images; unusable ones are counted in ``notes``."""
+    read = read_examples(store, examples, columns, notes)
+    listed = classes_of(read) if classes is None else read_classes(classes)
+    if listed.rejected:
+        notes.append(rejects_sentence(listed.rejected))
+    return _Given(listed, read, read_examples(store, dev, columns, notes))
 
 
 def _others(store: Store, towers: Sequence[Tower], hashes: dict[str, str], seed: int) -> Tensor:
@@ -237,27 +256,23 @@ def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
     }
 
 
-def _identity(
-    store: Store, read: Pairs | None, judged: Pairs | None, classes: ClassList, space: str | Path | None, *, looks: bool
-) -> dict[str, Any]:
+def _identity(store: Store, given: _Given, space: str | Path | None, *, looks: bool) -> dict[str, Any]:
     """Return the identity of a classifier's data, none of which may change unnoticed.
 
     Args:
         store: The store with the images.
-        read: Examples, or None.
-        judged: Development images, or None.
-        classes: The classes; their file may list images as well.
+        given: Classes (their file may list images as well), examples and development images.
         space: The run whose space the names live in.
         looks: Whether images that none of these list are used too.
     """
     images = store.positions("image")
-    named = sorted({image for entry in classes.entries for image in entry.examples})
+    named = sorted({image for entry in given.classes.entries for image in entry.examples})
     listed = [image for image, row in zip(named, find_rows(images, named).tolist(), strict=True) if row >= 0]
     return {
         "frevl": __version__,
         "store": store.fingerprint,
-        "pairs": None if read is None else content_of(store, read),
-        "dev": None if judged is None else content_of(store, judged),
+        "pairs": None if given.examples is None else content_of(store, given.examples),
+        "dev": None if given.development is None else content_of(store, given.development),
         "listed": sorted(store.content_hashes(listed).items()) if listed else [],
         "space": None if space is None else weights_digest(space)[:16],
         "pictures": store.version("image") if looks else None,
@@ -302,14 +317,16 @@ def _names(
     return names
 
 
-def _check_all_classes(
-    classes: ClassList, names: NameVectors | None, own: EmbeddedExamples, given: Sequence[Target | None]
-) -> None:
-    """Refuse a class with neither names nor examples; ``given`` holds the classes of the examples as written."""
+def _check_all_classes(given: _Given, names: NameVectors | None, own: EmbeddedExamples) -> None:
+    """Refuse a class with neither names nor examples."""
+    classes = given.classes
+    targets = [] if given.examples is None else given.examples.targets  # as they are written
     counts = torch.bincount(own.labels, minlength=len(classes.entries))
     for number, entry in enumerate(classes.entries):
         if not counts[number] and (names is None or not names.named[number]):
-            alike = {str(one) for one in given if one is not None and plain_label(str(one)) == plain_label(entry.label)}
+            alike = {
+                str(one) for one in targets if one is not None and plain_label(str(one)) == plain_label(entry.label)
+            }
             written = sorted(alike - set(classes.labels))
             raise UsageError(
                 f"{entry.place or 'classes'}: the class '{entry.label}' has no example"
@@ -322,8 +339,10 @@ def _check_all_classes(
         raise UsageError("expected names for at least two classes, or for none; found one")
 
 
-def _check_method(method: str, classes: ClassList, own: EmbeddedExamples) -> None:
+def _check_method(method: str, classes: ClassList, names: NameVectors | None, own: EmbeddedExamples) -> None:
     """Refuse a method that has nothing to learn from, or would lose classes with only a name."""
+    if names is None and method == "names":
+        raise UsageError("--method names needs class names; give them with --classes")
     if not len(own.labels) and method not in ("auto", "names"):
         raise UsageError(
             f"--method {method} needs examples; give them with --examples, or leave out --method, which then takes the "

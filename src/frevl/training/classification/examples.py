@@ -109,9 +109,9 @@ def collect(
     named = _of_class_file(store, classes, notes)
     parts = [part for part in (examples, named) if part is not None]
     kept = [_of_known_classes(part, classes, notes, "examples") for part in parts]
-    judged = None if dev is None else _of_known_classes(dev, classes, notes, "development images")
+    development = None if dev is None else _of_known_classes(dev, classes, notes, "development images")
     kept = _of_one_class(store, kept, notes)
-    everything = [*kept, *([judged] if judged is not None else [])]
+    everything = [*kept, *([development] if development is not None else [])]
     empty = EmbeddedExamples(
         torch.zeros(0, sum(tower.dim for tower in towers)), *(torch.zeros(0, dtype=torch.long),) * 2
     )
@@ -122,7 +122,7 @@ def collect(
     hashes: dict[str, str] = {}
     for part in grouped:
         hashes |= content_of_units(store, part)
-    if judged is not None:
+    if development is not None:
         for part in grouped[:-1]:
             doubts += shared_units(part, grouped[-1], hashes) or shared_groups(part, grouped[-1])
     numbers: dict[str, int] = {}
@@ -139,7 +139,7 @@ def collect(
         return EmbeddedExamples(images, labels, groups, known=_known(ids, hashes, learned))
 
     own = grouped[: len(kept)]
-    return embedded(own) if own else empty, None if judged is None else embedded(grouped[-1:]), hashes
+    return embedded(own) if own else empty, None if development is None else embedded(grouped[-1:]), hashes
 
 
 def _known(ids: Sequence[str], hashes: Mapping[str, str], learned: np.ndarray | None) -> Tensor | None:

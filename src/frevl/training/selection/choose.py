@@ -28,7 +28,7 @@ from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates, steps_of
-from frevl.training.selection.comparison import Comparison
+from frevl.training.selection.comparison import Comparison, HeldOutPairs
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.held_out import (
@@ -204,16 +204,18 @@ def choose(
         )
     compared = Comparison.of(
         sorted(scored, key=lambda one: offered.index(one.candidate)),
-        everything.select(torch.cat([fold.held_out for fold in splits])), everything.select(splits[0].check),
-        compared_on=compared_on, checked_on=checked_on, measure=measure,
+        HeldOutPairs(
+            everything.select(torch.cat([fold.held_out for fold in splits])), everything.select(splits[0].check),
+            compared_on, checked_on, measure,
+        ),
     )  # fmt: skip
     print_progress(f"chosen: {compared.winner.name}: {compared.reason}", enabled=session.progress)
     steps.begin(_CHOICE)
     fitted = _final(compared, data, outputs, options, session, course.left(), start, place, log_file)
     rows = (in_nats(compared.rows) if measure == "nll" else compared.rows) + left_out
     return Selection(
-        fitted, compared.winner.name, compared.reason, rows, compared.compared_on, data, found, compared.checked_on,
-        measure, compared.gap, compared.against_majority(data.labels, measure),
+        fitted, compared.winner.name, compared.reason, rows, compared.pairs.compared_on, data, found,
+        compared.pairs.checked_on, measure, compared.gap, compared.against_majority(data.labels),
     )  # fmt: skip
 
 
@@ -325,5 +327,5 @@ def _final(
     average = Average.of(list(networks), calibrations, soft=soft)
     # A member that trained on the development part knows it; the held-out folds of the selection do not.
     mean = compared.winner.probabilities.clamp(1e-7, 1 - 1e-7)
-    logits, held = torch.logit(mean) if soft else mean.log(), compared.held
+    logits, held = torch.logit(mean) if soft else mean.log(), compared.pairs.compared
     return Fitted(average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters)

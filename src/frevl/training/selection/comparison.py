@@ -13,7 +13,30 @@ from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.held_out import CandidateScores, hits_of
 from frevl.training.selection.measures import UNITS, Gap, gap_between, one_standard_error
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "HeldOutPairs"]
+
+
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """The pairs on which candidates are compared, and those on which the comparison is checked.
+
+    Attributes:
+        compared: The pairs of the comparison.
+        checked: The pairs of the check; empty if there are none.
+        compared_on: The pairs of the comparison, in words.
+        checked_on: The pairs of the check, in words; empty if there are none.
+        measure: Measure of the comparison, such as ``accuracy``.
+    """
+
+    compared: Examples
+    checked: Examples
+    compared_on: str
+    checked_on: str
+    measure: str
+
+    def swapped(self) -> HeldOutPairs:
+        """Return the same with the pairs of the comparison and those of the check exchanged."""
+        return HeldOutPairs(self.checked, self.compared, self.checked_on, self.compared_on, self.measure)
 
 
 @dataclass(frozen=True)
@@ -25,9 +48,7 @@ class Comparison:
         winner: The simplest of those within one standard error of the best.
         reason: Why it was chosen.
         rows: The table of all of them.
-        held: The pairs of the comparison.
-        compared_on: These pairs, in words.
-        checked_on: The pairs of the check, in words; empty if there are none.
+        pairs: The pairs of the comparison, and of its check.
         gap: The winner's accuracy on the pairs of the comparison and on those of the check.
     """
 
@@ -35,22 +56,11 @@ class Comparison:
     winner: CandidateScores
     reason: str
     rows: list[dict[str, Any]]
-    held: Examples
-    compared_on: str
-    checked_on: str
+    pairs: HeldOutPairs
     gap: Gap | None
 
     @classmethod
-    def of(
-        cls,
-        candidates: list[CandidateScores],
-        held: Examples,
-        check: Examples,
-        *,
-        compared_on: str,
-        checked_on: str,
-        measure: str,
-    ) -> Comparison:
+    def of(cls, candidates: list[CandidateScores], pairs: HeldOutPairs) -> Comparison:
         """Compare candidates.
 
         If the winner does worse on the pairs of the check than chance explains, the comparison is repeated on those: a
@@ -58,52 +68,41 @@ class Comparison:
 
         Args:
             candidates: Scored candidates, simplest first.
-            held: The pairs of the comparison.
-            check: The pairs of the check; empty if there are none.
-            compared_on: The pairs of the comparison, in words.
-            checked_on: The pairs of the check, in words; empty if there are none.
-            measure: Measure of the comparison, such as ``accuracy``.
+            pairs: The pairs on which they were scored.
         """
-        found = cls._on(candidates, held, check, compared_on, checked_on, measure)
+        found = cls._on(candidates, pairs)
         if found.gap is None or not found.gap.beyond_chance or found.gap.checked >= found.gap.compared:
             return found
         swapped = [one.on_the_other_side() for one in candidates]
-        again = cls._on(swapped, check, held, checked_on, compared_on, measure)
+        again = cls._on(swapped, pairs.swapped())
         # The gap is stated as that of the model that would have been chosen, compared with the check.
         gap = replace(found.gap, compared=found.gap.checked, checked=found.gap.compared)
         return replace(again, gap=gap)
 
     @classmethod
-    def _on(
-        cls,
-        candidates: list[CandidateScores],
-        held: Examples,
-        check: Examples,
-        compared_on: str,
-        checked_on: str,
-        measure: str,
-    ) -> Comparison:
-        scored = candidates + averages(candidates, held, check, measure)
-        winner, reason, rows = one_standard_error(scored, held.clusters, unit=UNITS.get(measure, "points"))
+    def _on(cls, candidates: list[CandidateScores], pairs: HeldOutPairs) -> Comparison:
+        held, check = pairs.compared, pairs.checked
+        scored = candidates + averages(candidates, held, check, pairs.measure)
+        winner, reason, rows = one_standard_error(scored, held.clusters, unit=UNITS.get(pairs.measure, "points"))
         gap = None
-        if checked_on:
+        if pairs.checked_on:
             right, of_check = winner.hits, winner.check_hits
-            if measure != "accuracy":
+            if pairs.measure != "accuracy":
                 right, of_check = hits_of(winner.probabilities, held), hits_of(winner.check_probabilities, check)
             gap = gap_between(right, held.clusters, of_check, check.clusters)
-        return cls(scored, winner, reason, rows, held, compared_on, checked_on, gap)
+        return cls(scored, winner, reason, rows, pairs, gap)
 
-    def against_majority(self, labels: list[str], measure: str) -> Chance | None:
+    def against_majority(self, labels: list[str]) -> Chance | None:
         """Compare the winner with the majority answer on the held-out pairs; None if nothing can be said."""
         majority = next((one for one in self.scored if one.name == "majority"), None)
         if majority is None or not labels:
             return None
         answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
         right, always = (
-            one.hits if measure == "accuracy" else hits_of(one.probabilities, self.held)
+            one.hits if self.pairs.measure == "accuracy" else hits_of(one.probabilities, self.pairs.compared)
             for one in (self.winner, majority)
         )
-        return against_majority(right.numpy(), always.numpy(), self.held.clusters.numpy(), answer)
+        return against_majority(right.numpy(), always.numpy(), self.pairs.compared.clusters.numpy(), answer)
 
 
 def averages(scored: list[CandidateScores], held: Examples, check: Examples, measure: str) -> list[CandidateScores]:
