@@ -158,6 +158,8 @@ def test_of_several_seeds_one_sentence_says_how_many_are_at_chance(made, shuffle
         options={"epochs": 1, "hidden": 4},
     )  # fmt: skip
     scorers = [Scorer.open(trained.path / run, store=made.store.path) for run in trained.runs]
-    told = [note for note in evaluate_seeds(scorers, pairs).notes if note.startswith("Chance: ")]
+    found = evaluate_seeds(scorers, pairs)
+    assert found.at_chance == 2
+    told = [note for note in found.notes if note.startswith("Chance: ")]
     assert len(told) == 1
     assert told[0].startswith("Chance: 2 of 2 seeds are not measurably better than random scores; the first: right ")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
-from frevl.errors import Reject
+from frevl.errors import Reject, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.metrics import macro_f1
+from frevl.evaluation.seeds import evaluate_seeds
+from frevl.runs.scorer import Scorer
 from frevl.runs.targets import prefixes_of
 from frevl.training.training import train
 
@@ -22,12 +24,12 @@ def pairs_of(rows):
 class GivenScorer:
     """Answers with scores from a table."""
 
-    def __init__(self, table, task, labels=()):
+    def __init__(self, table, task, labels=(), path="made"):
         self.table = table
         self.run = SimpleNamespace(
             task=task,
             labels=list(labels),
-            path="made",
+            path=path,
             provenance={"seed": 0},
             train_image_hashes=np.zeros(0, np.uint64),
             towers={"image": {}},
@@ -141,7 +143,7 @@ def test_the_p_value_of_a_difference():
     result = evaluate(
         GivenScorer(table, "classification", labels),
         pairs_of(rows),
-        versus=GivenScorer(worse, "classification", labels),
+        versus=GivenScorer(worse, "classification", labels, path="worse"),
     )
     assert result.difference["difference"] == 100
     assert result.difference["p"] == pytest.approx(2 / 256)
@@ -150,7 +152,7 @@ def test_the_p_value_of_a_difference():
 def test_a_run_to_compare_with_that_learned_from_the_test_images_is_reported():
     table = {(f"{n}", "q"): [1.0, 0.0] for n in range(4)}
     rows = [(*pair, "a", {}) for pair in table]
-    scorer, other = (GivenScorer(table, "classification", ["a", "b"]) for _ in range(2))
+    scorer, other, clean = (GivenScorer(table, "classification", ["a", "b"], path=path) for path in ("a", "b", "c"))
     content = other.store.content_column = lambda ids: np.array([f"{int(id_):032x}"[::-1].encode() for id_ in ids])
     scorer.store.content_column = content
     other.run.path, other.run.train_image_hashes = "leaky", prefixes_of(content(["1", "3", "7"]))
@@ -159,7 +161,7 @@ def test_a_run_to_compare_with_that_learned_from_the_test_images_is_reported():
         "Leak: 2 of 4 different images were in training or development of leaky (same content): its result is too "
         "good, and the difference misleading."
     ]
-    assert not any(note.startswith("Leak: ") for note in evaluate(scorer, pairs_of(rows), versus=scorer).notes)
+    assert not any(note.startswith("Leak: ") for note in evaluate(scorer, pairs_of(rows), versus=clean).notes)
 
 
 def test_pairs_of_one_class_are_said_to_tell_nothing():
@@ -235,6 +237,13 @@ def test_no_answer_is_right_where_all_weights_are_zero():
 def test_a_run_is_not_compared_with_itself(made, tmp_path, frevl):
     train(made.store, made.train_file, run=tmp_path / "a", task="classification", model="majority")
     (tmp_path / "link").symlink_to(tmp_path / "a")
+    run, link = (Scorer.open(tmp_path / name, store=made.store) for name in ("a", "link"))
+    for compare in (
+        lambda: evaluate(run, made.test_file, versus=link),
+        lambda: evaluate_seeds([run], made.test_file, versus=[link]),
+    ):
+        with pytest.raises(UsageError, match="expected another run to compare with, found that of --run"):
+            compare()
     pairs = ("--store", made.store.path, "--pairs", made.test_file)
     for other in ("a", "link"):
         done = frevl("evaluate", *pairs, "--run", tmp_path / "a", "--versus", tmp_path / other)

@@ -15,7 +15,7 @@ from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, counted, rejects_sentence
 from frevl.evaluation.benchmarks.choice_sets import choice_chance, choice_set_scores
-from frevl.evaluation.benchmarks.wups import wups, wups_available
+from frevl.evaluation.benchmarks.wups import measure_wups
 from frevl.evaluation.chance import Chance, against_majority, match_chance
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
@@ -40,7 +40,7 @@ from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
 
-__all__ = ["Result", "evaluate", "leak_of_other"]
+__all__ = ["Result", "evaluate", "leak_of_other", "refuse_itself"]
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -140,6 +140,7 @@ def evaluate(
         ``accuracy``, ``ece``, ``ece_debiased`` and the scores of choice groups.
 
     Raises:
+        UsageError: ``versus`` is the run itself or of another task, or an option does not apply.
         PairsError: The pairs cannot be used.
         StoreError: Embeddings are missing.
     """
@@ -148,10 +149,13 @@ def evaluate(
             raise UsageError(
                 f"evaluate: expected a scorer, found '{one}'; open it with Scorer.open({str(one)!r}, store=...)"
             )
-    if versus is not None and versus.run.task != scorer.run.task:
-        raise UsageError(
-            f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for '{versus.run.task}'"
-        )
+    if versus is not None:
+        refuse_itself(scorer.run.path, versus.run.path)
+        if versus.run.task != scorer.run.task:
+            raise UsageError(
+                f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for "
+                f"'{versus.run.task}'"
+            )
     if sets is not None:
         check_level(sets)
     elif calibrate is not None:
@@ -166,13 +170,9 @@ def evaluate(
     content = content_of_units(scorer.store, usable) if keys else {}
     compared = [groups_of(usable, key, content) for key in dict.fromkeys(keys)]
     (usable,), found = group_pairs(
-        scorer.store,
-        [usable],
-        group_by=group_by,
-        find=find_groups,
-        towers=towers,
+        scorer.store, [usable], group_by=group_by, find=find_groups, towers=towers,
         purpose="Resampled together for the intervals",
-    )
+    )  # fmt: skip
     if forms is not None and scorer.run.task == "matching":
         raise UsageError("--forms compares answers to questions, which a matching run does not give; leave it out")
     asked_forms = [] if forms is None else forms_of(usable, forms)
@@ -212,6 +212,18 @@ def evaluate(
                 "p": p,
             }
     return result
+
+
+def refuse_itself(run: str | Path, versus: str | Path) -> None:
+    """Refuse to compare a run, or the seeds in a folder, with itself.
+
+    Raises:
+        UsageError: Both are the same folder.
+    """
+    if Path(run).resolve() == Path(versus).resolve():
+        raise UsageError(
+            f"--versus {versus}: expected another run to compare with, found that of --run, from which it never differs"
+        )
 
 
 def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
@@ -256,7 +268,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         measured["macro_f1"] = macro_f1_measure(clusters, best, labels, alone)
     notes = [*unseen_note(accepted, labels), *contradiction_note(pairs), *few_each_note(alone)]
     notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
-    notes += _wups(measured, predicted, pairs)
+    notes += measure_wups(measured, predicted, pairs)
     result = _result(scorer, len(pairs), measured, notes, first, clusters)
     always = _earned_by(labels[0], pairs, weighted=weights is not None)
     result.chance = against_majority(first, always, clusters, labels[0])
@@ -353,20 +365,6 @@ def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
             ]
         )
     return None
-
-
-def _wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> list[str]:
-    """Add WUPS at 0.9 if pairs hold DAQUAR answer sets, with a note if WordNet is missing."""
-    answers = [extra.get("answers") for extra in pairs.extras]
-    if not all(isinstance(one, list) and len(one) != 10 for one in answers):
-        return []
-    if not wups_available():
-        return [
-            "WUPS at 0.9 is missing because WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."
-        ]
-    sets = [one for one in answers if isinstance(one, list)]
-    measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
-    return []
 
 
 def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.chance import against_majority
-from frevl.evaluation.evaluation import Result, evaluate, leak_of_other
+from frevl.evaluation.evaluation import Result, evaluate, leak_of_other, refuse_itself
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
@@ -30,9 +30,11 @@ class SeedsResult(Result):
 
     Attributes:
         seeds: ``n``, ``seeds``, ``deviation`` of every metric in points (None for one seed) and ``values`` per seed.
+        at_chance: Number of seeds at chance. Classification compares their mean: all of them are, or none.
     """
 
     seeds: dict[str, Any] = field(default_factory=dict)
+    at_chance: int = 0
 
     def record(self) -> dict[str, Any]:
         """Return the result JSON with the additional key ``seeds``."""
@@ -142,9 +144,12 @@ def evaluate_seeds(
         slice_rows=first.slice_rows,
         chance=chance,
         seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
+        at_chance=sum(map(bool, own)) if chance is None else len(results) * chance.is_chance,
     )
     others = []
     for scorer in versus:
+        if len(results) == 1:
+            refuse_itself(first.provenance["run"], scorer.run.path)
         others.append(evaluate(scorer, first.evaluated or read, find_groups=False))
         if len(others) == 1:  # all seeds learned from the same pairs
             done.notes[:0] = leak_of_other(scorer, first.evaluated or read)

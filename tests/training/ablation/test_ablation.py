@@ -246,11 +246,13 @@ def test_a_verdict_by_hand():
     assert "Only one seed: how much of a difference is due" in verdict(SimpleNamespace(rows=rows, seeds=[0]))
 
 
-def row_by_hand(name, *notes, chance):
+def row_by_hand(name, *notes, chance, seeds=1, task="classification"):
+    """Return a row with a number of seeds at chance."""
     result = SimpleNamespace(
         notes=[*notes],
-        chance=SimpleNamespace(is_chance=chance),
-        seeds={"values": {name: [1]}, "deviation": {"accuracy": None}},
+        chance=None if task == "matching" else SimpleNamespace(is_chance=chance > 0),
+        at_chance=int(chance),
+        seeds={"n": seeds, "values": {name: [1] * seeds}, "deviation": {"accuracy": None}},
         metrics={"accuracy": 50.0},
         ci95={"accuracy": None},
     )
@@ -266,7 +268,11 @@ def test_what_puts_the_comparison_in_doubt_comes_first(learned):
     chance = (
         f"At chance, not measurably better than always giving the majority answer: {'' if learned else 'full, '}part."
     )
-    assert notes == [*([] if learned else [NO_MORE_THAN_CHANCE]), leak, other, chance]
+    grave = (
+        f"{NO_MORE_THAN_CHANCE}always giving the majority answer: what its parts contribute cannot be told from these "
+        "differences. Train it longer, on more pairs, or with other settings (--set)."
+    )
+    assert notes == [*([] if learned else [grave]), leak, other, chance]
     made = SimpleNamespace(
         rows=rows, notes=notes, seeds=[3], model="tiny", task="classification", n=1, images=2, metric="accuracy"
     )
@@ -276,6 +282,20 @@ def test_what_puts_the_comparison_in_doubt_comes_first(learned):
         assert parts[2 - learned].startswith("tiny, classification: 1 test pair of 2 images, one seed (3); ")
         assert page.count(leak) == 1
         assert parts.index(other) > parts.index(leak) + 1  # below the table
+
+
+def test_matching_is_compared_with_random_scores_seed_by_seed():
+    rows = [
+        row_by_hand(name, chance=chance, seeds=3, task="matching")
+        for name, chance in (("full", 0), ("part", 3), ("other", 1), ("third", 0), ("last", 2))
+    ]
+    assert notes_of(rows) == [
+        "At chance, not measurably better than random scores: part.",
+        "At chance with some of the 3 seeds: other (1), last (2).",
+    ]
+    unlearnt = notes_of([row_by_hand("full", chance=3, seeds=3, task="matching"), *rows[1:]])
+    assert unlearnt[0].startswith(f"{NO_MORE_THAN_CHANCE}random scores: what its parts contribute cannot be told")
+    assert unlearnt[1] == "At chance, not measurably better than random scores: full, part."
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, monkeypatch):

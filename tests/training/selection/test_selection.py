@@ -15,10 +15,11 @@ from frevl.models.fusion import Fusion
 from frevl.models.registry import build
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.training.loop import FitReport
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.choose import Selection
-from frevl.training.selection.held_out import NO_TIME, TOO_LONG, CandidateScores, whole_schedule
+from frevl.training.selection.held_out import NO_TIME, TOO_LONG, CandidateScores, fit_candidate, whole_schedule
 from frevl.training.selection.measures import one_standard_error
 from frevl.training.training import train
 
@@ -201,6 +202,33 @@ def test_an_average_is_the_mean_of_calibrated_probabilities():
     soft = Average.of(networks, calibrations, soft=True)
     by_hand = ((networks[0](image, text) * 2).sigmoid() + (networks[1](image, text) / 2).sigmoid()) / 2
     torch.testing.assert_close(soft(image, text).sigmoid(), by_hand)
+
+
+@pytest.mark.slow
+def test_an_average_says_which_of_its_members_the_time_limit_cut_short(made, tmp_path, monkeypatch):
+    seen = iter((0.25, 1.5, 0.5))
+
+    def cut(member, *arguments, **named):
+        fitted = fit_candidate(member, *arguments, **named)
+        return replace(fitted, report=FitReport(1, 1, 0.5, 1.0, "time", next(seen)), notes=[f"about {member.name}"])
+
+    def average(scored, clusters, **named):
+        _, _, rows = one_standard_error(scored, clusters, **named)
+        return next(one for one in scored if len(one.candidate.members) == 3), "by hand", rows
+
+    monkeypatch.setattr("frevl.training.selection.choose.fit_candidate", cut)
+    monkeypatch.setattr("frevl.training.selection.comparison.one_standard_error", average)
+    monkeypatch.setattr("frevl.training.selection.choose.TRIED", ("majority", "linear", "kernel"))
+    run = train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="auto", time_limit=3000)
+    first, second, third = run.results["selection"]["chosen"].split(" + ")
+    assert run.results["warnings"] == [
+        f"The time limit ended the training of {first} when 25 % and that of {third} when 50 % of the training pairs "
+        "had been seen; raise it, or train on fewer pairs."
+    ]
+    late = f"The time limit cut short the training of {second}; a longer one may help."
+    assert [late, *(f"about {name}" for name in (first, second, third))] == [
+        note for note in run.results["notes"] if note == late or note.startswith("about ")
+    ]
 
 
 def test_an_average_is_saved_and_loaded_like_any_run(made, tmp_path):

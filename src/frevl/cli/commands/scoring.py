@@ -93,6 +93,7 @@ def evaluate(
     """
     from frevl.cli.tables import result_table
     from frevl.evaluation.evaluation import evaluate as run_evaluate
+    from frevl.evaluation.evaluation import refuse_itself
     from frevl.evaluation.seeds import evaluate_seeds, is_seeds, open_seeds
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
@@ -101,10 +102,8 @@ def evaluate(
         from frevl.diagnosis.report.page import check_page_libraries
 
         check_page_libraries()  # now, not after the evaluation
-    if versus is not None and versus.resolve() == run.resolve():
-        raise UsageError(
-            f"--versus {versus}: expected another run to compare with, found that of --run, from which it never differs"
-        )
+    if versus is not None:
+        refuse_itself(run, versus)
     opened = Store.open(store)
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.pairs import Pairs
 from frevl.errors import FrevlError, UsageError
+from frevl.evaluation.measures import Measure
 
-__all__ = ["wordnet_similarity", "wups", "wups_available"]
+__all__ = ["measure_wups", "wordnet_similarity", "wups", "wups_available"]
 
 Floats = NDArray[np.float64]
 
@@ -101,3 +103,17 @@ def _wordnet() -> Any:
     except LookupError:
         return None
     return wordnet
+
+
+def measure_wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> list[str]:
+    """Add WUPS at 0.9 if pairs hold DAQUAR answer sets, with a note if WordNet is missing."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if not all(isinstance(one, list) and len(one) != 10 for one in answers):
+        return []
+    if not wups_available():
+        return [
+            "WUPS at 0.9 is missing because WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."
+        ]
+    sets = [one for one in answers if isinstance(one, list)]
+    measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
+    return []

@@ -47,7 +47,7 @@ def ablation_markdown(ablation: Ablation) -> str:
 
 def _doubts(ablation: Ablation) -> tuple[list[str], list[str]]:
     """Return the notes that put the whole comparison in doubt, which come first, and the others."""
-    grave = [note for note in ablation.notes if note.startswith("Leak: ") or note == NO_MORE_THAN_CHANCE]
+    grave = [note for note in ablation.notes if note.startswith(("Leak: ", NO_MORE_THAN_CHANCE))]
     return grave, [note for note in ablation.notes if note not in grave]
 
 

@@ -118,11 +118,8 @@ def options_of(variant: Variant, model: str, full: FusionOptions) -> ModelOption
     return make_options(own, given)
 
 
-NO_MORE_THAN_CHANCE = (
-    "The full fusion is not measurably better than always giving the majority answer: what its parts contribute cannot "
-    "be told from these differences. Train it longer, on more pairs, or with other settings (--set)."
-)
-"""The first note of an ablation of a fusion that has learned nothing."""
+NO_MORE_THAN_CHANCE = "The full fusion is not measurably better than "
+"""How the first note of an ablation begins whose fusion has learned nothing."""
 
 _OF_ONE_ROW = ("Means of ", "Chance: ")  # notes about one row, not about the comparison
 
@@ -226,12 +223,24 @@ def notes_of(rows: Sequence[AblationRow]) -> list[str]:
     """
     notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
     notes.sort(key=lambda note: not note.startswith("Leak: "))
-    chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
-    if rows[0].variant.name in chance:
-        notes.insert(0, NO_MORE_THAN_CHANCE)
-    if chance:
-        notes.append(f"At chance, not measurably better than always giving the majority answer: {', '.join(chance)}.")
     full = rows[0]
+    # Classification compares the mean of the seeds with the majority answer, matching every seed with random scores.
+    guess = "random scores" if full.result.chance is None else "always giving the majority answer"
+    chance = [row.variant.name for row in rows if row.result.at_chance == row.result.seeds["n"]]
+    partly = {
+        row.variant.name: row.result.at_chance for row in rows if 0 < row.result.at_chance < row.result.seeds["n"]
+    }
+    if full.variant.name in chance:
+        notes.insert(
+            0,
+            f"{NO_MORE_THAN_CHANCE}{guess}: what its parts contribute cannot be told from these differences. Train it "
+            "longer, on more pairs, or with other settings (--set).",
+        )
+    if chance:
+        notes.append(f"At chance, not measurably better than {guess}: {', '.join(chance)}.")
+    if partly:
+        shown = ", ".join(f"{name} ({count})" for name, count in partly.items())
+        notes.append(f"At chance with some of the {full.result.seeds['n']} seeds: {shown}.")
     same = [
         row.variant.name
         for row in rows[1:]

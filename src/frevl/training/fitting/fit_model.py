@@ -79,11 +79,12 @@ class Fitted(Generic[N_co]):
     Attributes:
         network: The network on the CPU, in evaluation mode.
         seconds: Time spent, in seconds.
-        report: Report of gradient descent; None for closed forms and counts.
+        report: Report of gradient descent; None for closed forms, counts and averages.
         held_out: Scores and truth of all training pairs, each without its own cluster, if the solution provides them.
         held_out_clusters: ``(n,)`` int64 clusters of these pairs.
         notes: Notes for the user.
         approximation: How the solution was approximated; None if it is exact, or there is none.
+        members: Reports of gradient descent by name for the members of an average; otherwise empty.
     """
 
     network: N_co
@@ -93,12 +94,35 @@ class Fitted(Generic[N_co]):
     held_out_clusters: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     approximation: dict[str, Any] | None = None
+    members: dict[str, FitReport] = field(default_factory=dict)
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
         """Return logits and truth of pairs on which the network was not fitted: held out or development."""
         if self.held_out is not None:
             return self.held_out
         return list_logits(self.network, dev.pairs, 1024), dev.truth
+
+    def unseen_warning(self) -> list[str]:
+        """Return a warning if the time limit ended a training before every pair was seen once."""
+        if self.report is not None and self.report.passes < 1:
+            ended = f"the training when {_seen(self.report)}"
+        elif few := {name: report for name, report in self.members.items() if report.passes < 1}:
+            ended = " and ".join(f"that of {name} when {_seen(report)}" for name, report in few.items())
+            ended = f"the training{ended.removeprefix('that')}"
+        else:
+            return []
+        return [f"The time limit ended {ended} of the training pairs had been seen; raise it, or train on fewer pairs."]
+
+    def cut_short_note(self) -> list[str]:
+        """Return a note on the members of an average whose training the time limit ended later than that."""
+        names = [name for name, one in self.members.items() if one.stopped == "time" and one.passes >= 1]
+        return (
+            [f"The time limit cut short the training of {' and '.join(names)}; a longer one may help."] if names else []
+        )
+
+
+def _seen(report: FitReport) -> str:
+    return f"{100 * report.passes:.2g} %"
 
 
 def fit_model(

@@ -25,6 +25,7 @@ from frevl.terminal import Steps, print_progress
 from frevl.training.examples import Prepared, join
 from frevl.training.fitting.fit_model import Fitted
 from frevl.training.fitting.initialisation import Pretrained
+from frevl.training.loop import FitReport
 from frevl.training.options import AutoOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates, steps_of
@@ -309,6 +310,8 @@ def _final(
     ]
     networks: list[PairNetwork] = []
     calibrations: list[dict[str, float]] = []
+    reports: dict[str, FitReport] = {}
+    notes: list[str] = []
     seconds = 0.0
     fitted: Fitted[PairNetwork] | None = None
     for member, seed, weight in members:
@@ -319,6 +322,9 @@ def _final(
             checkpoint=place.part(f"{member.name} seed {seed}"), log_file=log_file,
         )  # fmt: skip
         seconds += fitted.seconds
+        notes += fitted.notes
+        if fitted.report is not None:
+            reports[f"{member.name} (seed {own.seed})" if tried[member.name] > 1 else member.name] = fitted.report
         networks.append(fitted.network)
         calibrations.append({**fit_calibration(*fitted.development(data.dev), shrink=False), "weight": weight})
     if len(networks) == 1 and fitted is not None:
@@ -328,4 +334,7 @@ def _final(
     # A member that trained on the development part knows it; the held-out folds of the selection do not.
     mean = compared.winner.probabilities.clamp(1e-7, 1 - 1e-7)
     logits, held = torch.logit(mean) if soft else mean.log(), compared.pairs.compared
-    return Fitted(average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters)
+    return Fitted(
+        average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters,
+        notes=list(dict.fromkeys(notes)), members=reports,
+    )  # fmt: skip

@@ -131,11 +131,7 @@ def fit_prepared(
             )
         elif selection is None:
             warnings += at_chance(scores, truth, clusters, data.labels)
-    if fitted.report is not None and fitted.report.passes < 1:
-        warnings.append(
-            f"The time limit ended the training when {100 * fitted.report.passes:.2g} % of the training pairs had been "
-            "seen; raise it, or train on fewer pairs."
-        )
+    warnings += fitted.unseen_warning()
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
@@ -144,7 +140,14 @@ def fit_prepared(
         "warnings": warnings,
         "notes": list(
             dict.fromkeys(
-                [*warnings, *fitted.notes, *_weighting(options), *data.notes, *calibration_notes(len(logits))]
+                [
+                    *warnings,
+                    *fitted.cut_short_note(),
+                    *fitted.notes,
+                    *_weighting(options),
+                    *data.notes,
+                    *calibration_notes(len(logits)),
+                ]
             )
         ),
         "fit": vars(fitted.report) if fitted.report else None,
