@@ -86,7 +86,7 @@ def read_text(path: Path) -> str:
 
 def write_json(path: Path, record: Any) -> None:
     """Write JSON atomically, in UTF-8; non-finite numbers become null."""
-    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = _as_json(record, indent=2) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -95,9 +95,20 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(plain(one), ensure_ascii=False, allow_nan=False) + "\n" for one in records)
+            lines.writelines(_as_json(one) + "\n" for one in records)
 
     replace_file(path, write)
+
+
+def _as_json(record: Any, indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can hold: half of a surrogate pair, as in a file name that is not UTF-8, stays escaped."""
+    values = plain(record)
+    text = json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(values, indent=indent, allow_nan=False)
+    return text
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -201,6 +201,18 @@ def test_a_dash_is_no_file(tmp_path, monkeypatch, frevl, made):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_a_summary_does_not_mix_with_lines_written_to_standard_output(run, made):
+    command = [sys.executable, "-m", "frevl", "score", "--store", made.store.path, "--run", run]
+    done = subprocess.run(
+        [*command, "--pairs", made.test_file, "--out", "/dev/stdout"], capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(made.test)
+    assert all("label" in json.loads(line) for line in lines)
+    assert f"Scored {len(lines)} pairs into /dev/stdout." in done.stderr
+
+
 def test_the_sentence_names_both_flags_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("p.csv").write_text("image,text\na,b\n")

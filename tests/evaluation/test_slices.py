@@ -39,8 +39,8 @@ def test_all_65_question_types_of_vqa_make_a_table():
 
 
 def test_more_than_200_values_never_make_a_table():
-    assert slice_rows([{"name": str(n % 201)} for n in range(201 * 20)]) == {}
-    assert len(slice_rows([{"name": str(n % 200)} for n in range(200 * 20)])["name"]) == 200
+    assert slice_rows([{"name": f"name {n % 201}"} for n in range(201 * 20)]) == {}
+    assert len(slice_rows([{"name": f"name {n % 200}"} for n in range(200 * 20)])["name"]) == 200
 
 
 def test_what_names_an_item_or_holds_pairs_together_makes_no_table():
@@ -61,12 +61,25 @@ def test_empty_cells_and_what_is_no_number_are_no_group_and_one_number_is_one():
 
 
 def test_numbers_in_a_table_of_text_are_numbers():
-    texts = [{"age": str(n)} for n in range(40)]
-    ranges = listed(group_rows([{"age": n} for n in range(40)], "age"))
-    assert listed(group_rows(texts, "age", text_numbers=True)) == ranges
-    assert len(group_rows(texts, "age")) == 40
+    ages = [n % 23 for n in range(60)]
+    texts = [{"age": str(n)} for n in ages]
+    ranges = listed(group_rows([{"age": n} for n in ages], "age"))
+    assert list(ranges) == ["0 to 4", "5 to 9", "10 to 15", "16 to 22"]
+    assert listed(group_rows(texts, "age")) == listed(slice_rows(texts)["age"]) == ranges
+    lengths = [f"{n / 7:.3f}" for n in range(60)]  # each occurs once, but these are no ids
+    assert len(group_rows([{"length": one} for one in lengths], "length")) == 4
     codes = [{"code": f"{n:03d}"} for n in range(12)]  # names that happen to consist of digits
-    assert len(group_rows(codes, "code", text_numbers=True)) == 12
+    assert len(group_rows(codes, "code", asked=True)) == 12
+
+
+def test_whole_numbers_in_text_of_which_most_occur_once_are_ids():
+    rows = [{"row": str(n)} for n in range(60)]
+    assert slice_rows(rows) == {}
+    assert len(group_rows(rows, "row", asked=True)) == 4
+    assert list(slice_rows([{"row": n} for n in range(60)])) == ["row"]  # numbers are numbers
+
+
+def test_numbers_have_one_name_however_they_are_written():
     values = ["1.0", 1, "-2.0", -2.0, "2.10", "2.1", "10.0"]
     groups = group_rows([{"side": value} for value in values], "side")
     assert listed(groups) == {"-2": [2, 3], "1": [0, 1], "10": [6], "2.1": [5], "2.10": [4]}

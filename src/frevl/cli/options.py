@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 _OF_THE_FILE = "frevl.settings"
+_OUTPUT_IS_STDOUT: ContextVar[bool] = ContextVar("output_is_stdout", default=False)
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -178,9 +180,10 @@ class _Command(TyperCommand):
         flags = {param.name: next((o for o in param.opts if o.startswith("-")), param.name) for param in self.params}
         outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)} | {"--model": None}  # no path
         inputs = {flags.get(name, name): value for name, value in ctx.params.items() if flags.get(name) not in outputs}
-        from frevl.data.outputs import refuse_inputs
+        from frevl.data.outputs import is_stdout, refuse_inputs
 
         refuse_inputs(outputs, inputs)
+        _OUTPUT_IS_STDOUT.set(any(isinstance(path, Path) and is_stdout(path) for path in outputs.values()))
         return super().invoke(ctx)
 
 
@@ -370,8 +373,8 @@ def typed(without: Collection[str] = (), /, **options: Any) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Print to standard output."""
-    typer.echo(text)
+    """Print to standard output, or to standard error if an output of the command is written to the former."""
+    typer.echo(text, err=_OUTPUT_IS_STDOUT.get())
 
 
 def write(path: Path | None, record: dict[str, Any]) -> None:

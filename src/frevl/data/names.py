@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from frevl.errors import UsageError
 
 __all__ = [
+    "are_ids",
     "as_list",
     "has_value",
     "list_or_none",
@@ -70,6 +71,14 @@ def number_of(value: object) -> float | None:
     if isinstance(value, str):
         return float(value) if _PLAIN.fullmatch(value.strip()) else None
     return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+
+
+def are_ids(values: Collection[object], items: int) -> bool:
+    """Return whether a key's distinct values number its items: whole numbers as text, more than half as many as items.
+
+    Tables of text hold ids and numbers alike; an age or a year is shared by many items.
+    """
+    return 2 * len(values) > items and all(isinstance(one, str) and one.strip().isdecimal() for one in values)
 
 
 def value_name(value: str | float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from frevl.errors import UsageError
 
-__all__ = ["refuse_inputs"]
+__all__ = ["is_stdout", "refuse_inputs"]
 
 # In an input folder, a file with an output's suffix may be replaced: most likely the same command wrote it before (a
 # result kept next to the images, or in its run). Any other file there, such as an image, may not be replaced ...
@@ -102,3 +102,11 @@ def _exists(path: str | Path) -> bool:
 def _is_stream(path: str | Path) -> bool:
     """Return whether it is a terminal, a pipe or a device, where writing replaces nothing."""
     return _exists(path) and not Path(path).is_file() and not Path(path).is_dir()
+
+
+def is_stdout(path: Path) -> bool:
+    """Return whether a path leads to standard output, such as ``/dev/stdout``, whatever that is redirected to."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(1))
+    except (OSError, ValueError):  # a new file, or no standard output
+        return False

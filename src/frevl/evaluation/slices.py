@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.names import has_value, number_of, value_name
+from frevl.data.names import are_ids, has_value, number_of, value_name
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, different
 from frevl.evaluation.intervals import bootstrap_interval
 
@@ -35,7 +35,7 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, Rows]]:
         The rows of each group, ``(members,)`` int64 ascending, by key, then value. Names, booleans and numbers form
         groups if there are 2 to 50 of them, or up to 200 with 20 pairs on average. A key with more than 10 distinct
         numbers is cut into up to four ranges with about equal numbers of pairs. ``cluster``, ``group`` and ids form no
-        groups.
+        groups (`frevl.data.names.are_ids`).
     """
     found: dict[str, dict[str, Rows]] = {}
     each = different(extras.extras if isinstance(extras, WithCluster) else extras)
@@ -49,29 +49,29 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, Rows]]:
     return found
 
 
-def group_rows(extras: Sequence[dict[str, Any]], key: str, *, text_numbers: bool = False) -> dict[str, Rows]:
+def group_rows(extras: Sequence[dict[str, Any]], key: str, *, asked: bool = False) -> dict[str, Rows]:
     """Return the rows of every value of a key, in value order: the groups used in tables and fairness.
 
     Args:
         extras: Extra keys of every pair.
-        key: Its names, booleans and numbers form groups; more than 10 distinct numbers are cut into up to four ranges
-            with about equal numbers of pairs. Pairs without it, or with an empty or
-            missing value, belong to no group.
-        text_numbers: Whether numbers that are written as text, as in a CSV file, are numbers too. Otherwise they are
-            names, as most keys of digits are.
+        key: Its names, booleans and numbers form groups; more than 10 distinct numbers, also those written as text, as
+            in a CSV file, are cut into up to four ranges with about equal numbers of pairs. Pairs without the key, or
+            with an empty or missing value, belong to no group.
+        asked: Whether somebody named this key: its numbers are then cut into ranges even if they look like ids.
     """
     codes, values = _values_of(extras, key)
     there = np.array([has_value(value) for value in values], bool)
     known = [value for value in values if has_value(value)]
-    numbers = [
-        number
-        for number in map(number_of, known if text_numbers else [one for one in known if not isinstance(one, str)])
-        if number is not None
-    ]
-    if len(numbers) == len(known) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
+    rows = np.flatnonzero(there[codes])
+    numbers = [number for number in map(number_of, known) if number is not None]
+    if (
+        len(numbers) == len(known)
+        and len(set(numbers)) > _MOST_NUMBERS
+        and np.isfinite(numbers).all()
+        and (asked or not are_ids(set(known), len(rows)))
+    ):
         of_value = np.zeros(len(values))
         of_value[there] = numbers
-        rows = np.flatnonzero(there[codes])
         return _ranges(rows, of_value[codes[rows]])
     names = sorted({value_name(value) for value in known})
     number = {name: place for place, name in enumerate(names)}

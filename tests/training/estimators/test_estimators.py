@@ -128,6 +128,9 @@ def test_the_matcher_from_right_pairs_alone_and_from_judged_ones():
         p = [fitted.predict_proba(rows[250:])[:, 1].mean() for rows in (right, wrong)]
         assert p[0] > p[1] + 0.1
         assert list(fitted.classes_) == [0, 1]
+    with pytest.raises(ValueError, match="y: score compares with known answers, found none"):
+        cross_val_score(FusionMatcher(image_dim=12, model="linear"), right, cv=2, error_score="raise")
+    assert captions.score(np.vstack([right, wrong]), np.repeat([1, 0], 300)) > 0.6
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_arrays_that_cannot_be_written_to_are_read():
     "labels",
     [np.array(["2020-01-01", "2020-02-01", "2021-01-01"], "datetime64[D]"), np.array([3, 1, 2], np.int8),
      np.array([2**63, 2**63 + 1, 5], np.uint64), np.array([4.0, 1.0, 2.0], np.float32), np.array(["é", "ß", " é"]),
-     np.array(["é", "ß", "x"], object)],
+     np.array(["é", "ß", "x"], object), np.array(["\ud800", "ß", "x"], object)],
 )  # fmt: skip
 def test_labels_keep_their_type(labels, tmp_path):
     X, _ = drawn()

@@ -94,7 +94,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     Raises:
         UsageError: No pair has the key, or fewer than two groups have enough images.
     """
-    rows = group_rows(pairs.extras, key, text_numbers=True)
+    rows = group_rows(pairs.extras, key, asked=True)
     if not rows:
         known = sorted({name for extra in pairs.extras for name in extra if name != key})
         hint = nearest(key, known) if known else "The pairs have no further keys."

@@ -1,4 +1,4 @@
-"""Near copies in the pool of ``frevl select``: `margin` would have several images of one thing labelled."""
+"""Near copies in the pool of ``frevl select``, of which `margin` would otherwise choose several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pool of ``frevl select`` on numbers: which pairs need no label, without a Python object for each."""
+"""The pool of ``frevl select`` as arrays: which pairs need no label, without a Python object for each."""
 
 from __future__ import annotations
 

@@ -243,6 +243,19 @@ class FusionMatcher(FusionClassifier):
         super().fit(X, np.ones(np.shape(X)[0], np.int64) if y is None else y, groups, sample_weight)
         return self
 
+    def score(self, X: ArrayLike, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
+        """Return the share of right answers, between 0 and 1.
+
+        Raises:
+            ValueError: There are no answers to compare with.
+        """
+        if y is None:
+            raise ValueError(
+                "y: score compares with known answers, found none; give rows that belong together and rows that do not "
+                "with y, or, in cross_val_score, a scoring function of estimator and X"
+            )
+        return float(super().score(X, y, sample_weight))
+
     def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
         found = np.array([0, 1]) if self._captions else super()._classes(y)
         if len(found) > 2:

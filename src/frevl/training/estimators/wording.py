@@ -1,4 +1,4 @@
-"""Sentences of training in the terms of arrays, and what the rows themselves give reason to say."""
+"""Reword the sentences of a training for arrays, and warn of what the rows themselves show."""
 
 from __future__ import annotations
 

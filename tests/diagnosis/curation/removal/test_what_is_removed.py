@@ -50,6 +50,10 @@ def test_keys_become_groups():
     assert columns["good"][:2] == ["True", "False"]
     assert set(columns["year"]) == {"1900 to 1919", "1920 to 1939", "1940 to 1959", "1960 to 1979", None}
     assert columns_of_keys([], 0) == {}
+    written = [{"age": str(n % 51), "row": str(n), "length": f"{n / 7:.3f}"} for n in range(204)]
+    columns = columns_of_keys(written, 204)  # as in a table of text, which holds numbers and ids alike
+    assert list(columns) == ["age", "length"]
+    assert list(dict.fromkeys(columns["age"])) == ["0 to 12", "13 to 25", "26 to 38", "39 to 50"]
     ages = (1, 1.0, "1", " 2 ", "", None, float("nan"), "2")
     mixed = columns_of_keys(({"age": value} for value in ages), len(ages))
     assert {key: list(groups) for key, groups in mixed.items()} == {"age": ["1", "1", "1", "2", None, None, None, "2"]}

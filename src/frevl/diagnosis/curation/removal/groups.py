@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.names import has_value, value_name
+from frevl.data.names import has_value, number_of, value_name
 from frevl.evaluation.slices import range_names
 
 __all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "Groups", "columns_of_keys", "quarters", "shares_kept"]
@@ -94,33 +94,42 @@ class Groups(Sequence[str | None]):
 
 
 class _Key:
-    """The values of one key: numbers, and the first distinct values."""
+    """The values of one key: numbers, also those written as text, and the first distinct values."""
 
     def __init__(self, lines: int) -> None:
         self.numbers: NDArray[np.float64] = np.full(lines, np.nan)
         self.codes: NDArray[np.int32] = np.full(lines, -1, np.int32)
         self.known: dict[str, int] = {}
         self.words = False
+        self.digits = True  # whether all values are whole numbers written as text
 
     def put(self, row: int, value: str | float) -> None:
-        if isinstance(value, str):
+        number = float(value) if isinstance(value, bool) else number_of(value)
+        if number is None:
             self.words = True
         else:
-            self.numbers[row] = value
+            self.numbers[row] = number
+        self.digits &= isinstance(value, str) and value.strip().isdecimal()
         if len(self.known) <= _MOST_VALUES:
             self.codes[row] = self.known.setdefault(value_name(value), len(self.known))
 
     def groups(self) -> Groups | None:
         if 2 <= len(self.known) <= _MOST_VALUES:
             return Groups(self.codes, list(self.known))
-        return None if self.words or len(self.known) < 2 else quarters(self.numbers)
+        if self.words or len(self.known) < 2:
+            return None
+        given = self.numbers[~np.isnan(self.numbers)]
+        if self.digits and 2 * len(np.unique(given)) > len(given):  # ids, as in `frevl.data.names.are_ids`
+            return None
+        return quarters(self.numbers)
 
 
 def columns_of_keys(extras: Iterable[Mapping[str, Any]], lines: int) -> dict[str, Groups]:
     """Return the keys whose values form groups, with the group of every line.
 
-    Strings and booleans form groups if there are 2 to 50 of them; more numbers than that are cut into quartiles. Values
-    are named as in `frevl.evaluation.slices`; empty ones are missing.
+    Strings and booleans form groups if there are 2 to 50 of them; more numbers than that, also those written as text,
+    are cut into quartiles, unless they are ids. Values are named as in `frevl.evaluation.slices`; empty ones are
+    missing.
 
     Args:
         extras: The keys of every line.
