@@ -33,13 +33,17 @@ def newcomer(made, tmp_path, monkeypatch):
     (tmp_path / "STORE").symlink_to(made.store.path)
     (tmp_path / "train.jsonl").write_bytes(made.train_file.read_bytes())
     (tmp_path / "test.jsonl").write_bytes(made.test_file.read_bytes())
+    (tmp_path / "images").symlink_to(made.images)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_command_of_the_document_works(newcomer, frevl):
+    extract, diagnose = executed("bash").splitlines()
+    (newcomer / "STORE").unlink()
+    assert frevl(*shlex.split(extract.replace("--encoder packaged", "--encoder toy"))[1:]).code == 0
     models = [argument for model in FASTEST for argument in ("--model", model)]
-    said = frevl(*shlex.split(executed("bash"))[1:], *models)
+    said = frevl(*shlex.split(diagnose)[1:], *models)
     assert said.code == 0, said.err
     record = json.loads((newcomer / "report.json").read_text())
     assert said.out.startswith(record["verdict"]["sentence"])
