@@ -16,7 +16,7 @@ def main() -> None:
     pairs = write(asked.folder / "pairs.jsonl", questions(drawn))
     store, run, file = asked.folder / "store", asked.folder / "run", asked.folder / "model.onnx"
     frevl.extract(store, images=asked.folder / "images", pairs=[pairs], encoder=[asked.encoder])
-    frevl.train(store, pairs, run=run, task="classification", model="tiny")
+    frevl.train(store, pairs, run=run, task="classification", model="kernel")
     export(run, file)
 
     session = onnxruntime.InferenceSession(file)

@@ -49,7 +49,7 @@ def main() -> None:
     pairs = write(asked.folder / "pairs.jsonl", [row for row in questions(drawn) if "is it a" not in row["text"]])
     store = asked.folder / "store"
     frevl.extract(store, images=asked.folder / "images", pairs=[pairs], encoder=["histogram"])
-    run = frevl.train(store, pairs, run=asked.folder / "run", task="classification", model="tiny")
+    run = frevl.train(store, pairs, run=asked.folder / "run", task="classification", model="kernel")
     print(f"{run.results['development']['accuracy']:.1f} % of held-out answers are right")
 
 

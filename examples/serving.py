@@ -16,7 +16,7 @@ def main() -> None:
     pairs = write(asked.folder / "pairs.jsonl", questions(drawn))
     store, run, ready = asked.folder / "store", asked.folder / "run", asked.folder / "ready.json"
     frevl.extract(store, images=asked.folder / "images", pairs=[pairs], encoder=[asked.encoder])
-    frevl.train(store, pairs, run=run, task="classification", model="tiny")
+    frevl.train(store, pairs, run=run, task="classification", model="kernel")
     command = ["serve", "--store", store, "--run", run, "--port", "0", "--no-page", "--json", ready]
     with subprocess.Popen([sys.executable, "-m", "frevl", *map(str, command)], stdout=subprocess.PIPE) as service:
         try:

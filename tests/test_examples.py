@@ -19,7 +19,7 @@ PRINTED = {
     "few_shot": " % of the other images are right",
     "new_encoder": " % of held-out answers are right",
     "own_vectors": " % of held-out answers are right",
-    "questions": "better than the linear probe by ",
+    "questions": "difference from the linear probe: +",
     "serving": "'answer': 'yes'",
     "zero_shot": " % of 120 images are right, without an example",
 }
