@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.label_doubts import contradiction_note, unseen_note
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, read_pairs, with_targets
@@ -23,12 +22,12 @@ from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import (
     Measure,
     accepted_answers,
-    best_answers,
     calibration_measures,
     evaluate_sets,
     few_each_note,
     macro_f1_measure,
     single_answer,
+    vqa_weights,
 )
 from frevl.evaluation.metrics import brier, correct
 from frevl.evaluation.retrieval_metrics import evaluate_retrieval
@@ -40,7 +39,7 @@ from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
 
-__all__ = ["Result", "evaluate", "leak_of_other", "refuse_itself"]
+__all__ = ["Result", "difference_from", "evaluate", "leak_of_other", "refuse_itself"]
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -144,22 +143,7 @@ def evaluate(
         PairsError: The pairs cannot be used.
         StoreError: Embeddings are missing.
     """
-    for one in (scorer, *([] if versus is None else [versus])):
-        if isinstance(one, str | Path):
-            raise UsageError(
-                f"evaluate: expected a scorer, found '{one}'; open it with Scorer.open({str(one)!r}, store=...)"
-            )
-    if versus is not None:
-        refuse_itself(scorer.run.path, versus.run.path)
-        if versus.run.task != scorer.run.task:
-            raise UsageError(
-                f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for "
-                f"'{versus.run.task}'"
-            )
-    if sets is not None:
-        check_level(sets)
-    elif calibrate is not None:
-        raise UsageError("--calibrate is for prediction sets; request them with --sets, such as --sets 0.9")
+    _check(scorer, versus, sets, calibrate)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     runs = [scorer.run] if versus is None else [scorer.run, versus.run]
     not_read = [note for run in runs for note in run.check_pairs(read)]
@@ -200,18 +184,48 @@ def evaluate(
     if versus is not None:
         other = evaluate_task(versus, usable)
         result.notes = [*leak_of_other(versus, usable), *result.notes]
-        first = next(iter(result.metrics))
-        if len(other.hits) == len(result.hits):
-            gap = paired_difference(result.hits, other.hits, result.clusters)
-            p = paired_test(result.hits, other.hits, result.clusters)
-            result.difference = {
-                "versus": str(versus.run.path),
-                "metric": first,
-                "difference": 100 * gap.value,
-                "ci95": gap.percent(),
-                "p": p,
-            }
+        result.difference = difference_from(other.hits, result, versus=str(versus.run.path))
     return result
+
+
+def _check(scorer: Scorer, versus: Scorer | None, sets: float | None, calibrate: str | Path | Pairs | None) -> None:
+    """Refuse runs that cannot be compared, and options that do not go together."""
+    for one in (scorer, *([] if versus is None else [versus])):
+        if isinstance(one, str | Path):
+            raise UsageError(
+                f"evaluate: expected a scorer, found '{one}'; open it with Scorer.open({str(one)!r}, store=...)"
+            )
+    if versus is not None:
+        refuse_itself(scorer.run.path, versus.run.path)
+        if versus.run.task != scorer.run.task:
+            raise UsageError(
+                f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for "
+                f"'{versus.run.task}'"
+            )
+    if sets is not None:
+        check_level(sets)
+    elif calibrate is not None:
+        raise UsageError("--calibrate is for prediction sets; request them with --sets, such as --sets 0.9")
+
+
+def difference_from(hits: np.ndarray, result: Result, *, versus: str) -> dict[str, Any] | None:
+    """Return the record of a result's difference from another run on the same pairs; None if the hits do not match.
+
+    Args:
+        hits: ``(n,)``, the main metric of the other run for every pair or query, as `Result.hits`.
+        result: The result of this run.
+        versus: Path of the other run.
+    """
+    if len(hits) != len(result.hits):
+        return None
+    gap = paired_difference(result.hits, hits, result.clusters)
+    return {
+        "versus": versus,
+        "metric": next(iter(result.metrics)),
+        "difference": 100 * gap.value,
+        "ci95": gap.percent(),
+        "p": paired_test(result.hits, hits, result.clusters),
+    }
 
 
 def refuse_itself(run: str | Path, versus: str | Path) -> None:
@@ -249,7 +263,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     accepted = accepted_answers(pairs)
     hits = correct(predicted, accepted)
     measured: dict[str, Measure] = {}
-    weights = _vqa_weights(predicted, pairs)
+    weights = vqa_weights(predicted, pairs)
     if weights is not None:
         measured["vqa_accuracy"] = Measure(clusters, weights)
     first = hits if weights is None else weights
@@ -352,25 +366,10 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
     ]
 
 
-def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
-    """Return the official VQA accuracy if every pair has ten answers, the soft weight if it has weights."""
-    answers = [extra.get("answers") for extra in pairs.extras]
-    if all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
-        return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
-    if any(isinstance(target, dict) for target in pairs.targets):
-        return np.array(
-            [
-                target.get(label, 0.0) if isinstance(target, dict) else float(label in best_answers(target))
-                for label, target in zip(predicted, pairs.targets, strict=True)
-            ]
-        )
-    return None
-
-
 def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
     """Return the credit of a constant answer for each pair, in the unit of the main metric."""
     predicted = [label] * len(pairs)
-    weights = _vqa_weights(predicted, pairs) if weighted else None
+    weights = vqa_weights(predicted, pairs) if weighted else None
     return correct(predicted, accepted_answers(pairs)) if weights is None else weights
 
 

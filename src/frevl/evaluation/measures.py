@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.packed.columns import coded_values
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError
@@ -37,6 +38,7 @@ __all__ = [
     "macro_f1_of",
     "mean_measure",
     "single_answer",
+    "vqa_weights",
 ]
 
 Statistic = Callable[[NDArray[np.int64]], float]
@@ -312,3 +314,18 @@ def accepted_answers(pairs: Pairs) -> list[list[str]]:
         shared.setdefault(target, [target]) if isinstance(target, str) else best_answers(target)
         for target in pairs.targets
     ]
+
+
+def vqa_weights(predicted: list[str], pairs: Pairs) -> NDArray[Any] | None:
+    """Return the official VQA accuracy if every pair has ten answers, the soft weight if it has weights."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
+        return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
+    if any(isinstance(target, dict) for target in pairs.targets):
+        return np.array(
+            [
+                target.get(label, 0.0) if isinstance(target, dict) else float(label in best_answers(target))
+                for label, target in zip(predicted, pairs.targets, strict=True)
+            ]
+        )
+    return None

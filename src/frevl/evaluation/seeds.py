@@ -13,8 +13,7 @@ import numpy as np
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.chance import against_majority
-from frevl.evaluation.evaluation import Result, evaluate, leak_of_other, refuse_itself
-from frevl.evaluation.intervals import paired_difference, paired_test
+from frevl.evaluation.evaluation import Result, difference_from, evaluate, leak_of_other, refuse_itself
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
 from frevl.files import read_record
@@ -153,16 +152,9 @@ def evaluate_seeds(
         others.append(evaluate(scorer, first.evaluated or read, find_groups=False))
         if len(others) == 1:  # all seeds learned from the same pairs
             done.notes[:0] = leak_of_other(scorer, first.evaluated or read)
-    if others and len(others[0].hits) == len(hits):
-        other_hits = np.mean([other.hits for other in others], axis=0)
-        gap = paired_difference(hits, other_hits, first.clusters)
-        done.difference = {
-            "versus": _folder_of(others),
-            "metric": names[0],
-            "difference": 100 * gap.value,
-            "ci95": gap.percent(),
-            "p": paired_test(hits, other_hits, first.clusters),
-        }
+    if others:
+        mean = np.mean([other.hits for other in others], axis=0)
+        done.difference = difference_from(mean, done, versus=_folder_of(others))
     return done
 
 
