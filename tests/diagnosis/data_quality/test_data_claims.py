@@ -8,24 +8,39 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
 
 
 @pytest.mark.parametrize(
-    ("named", "accuracies", "start"),
+    ("named", "found", "accuracies", "start"),
     [
-        (0, (0.95, 0.94), "None of the 1,000 labels examined is likely wrong according to mlp and kernel."),
-        (0, (0.95, 0.89), "None of the 1,000 labels examined is called wrong, but the models may miss wrong ones (acc"),
+        (0, 0.0, (0.95, 0.94), "None of the 1,000 labels examined is likely wrong according to mlp and kernel."),
         (
-            185,
-            (0.68, 0.66),
-            "185 of 1,000 labels are called wrong (18.5 %), and some of them may be model errors, while others are ",
+            0,
+            0.0,
+            (0.95, 0.89),
+            "None of the 1,000 labels examined is called wrong, but the models may miss wrong ones: up to 5.4 % of the "
+            "labels may be wrong (accuracy on ",
         ),
-        (330, (0.68, 0.66), "330 of 1,000 labels are called wrong"),  # all that they get wrong
-        (40, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained on"),
-        (1, (0.95, 0.94), "1 of 1,000 labels is called wrong (0.1 %), and"),
-        (20, (0.95, 0.94), "20 of 1,000 labels are called wrong"),  # less than half of what the second gets wrong
-        (40, (0.95, 0.89), "40 of 1,000 labels are called wrong"),  # one of them is not right often enough
+        (
+            17,
+            0.08,
+            (0.68, 0.66),
+            "17 of 1,000 labels are called wrong (1.7 %), some of them may be model errors, and about 92 % of the "
+            "wrong labels are missed (of labels exchanged at random, 8 % are found) (accuracy on ",
+        ),
+        (
+            330,
+            0.9,
+            (0.68, 0.66),
+            "330 of 1,000 labels are called wrong (33.0 %), and some of them may be model errors (acc",
+        ),
+        (40, 0.9, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained"),
+        (40, 0.6, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %), and about 40 % of the wrong labels are "),
+        (1, 0.9, (0.95, 0.94), "1 of 1,000 labels is called wrong (0.1 %), and"),
+        (20, 0.9, (0.95, 0.94), "20 of 1,000 labels are called wrong"),  # less than half of the second's errors
+        (40, 0.9, (0.95, 0.89), "40 of 1,000 labels are called wrong"),  # one of them is not right often enough
     ],
 )
-def test_label_errors(named, accuracies, start):
-    claim, advice = label_claim(named, 1000, dict(zip(("mlp", "kernel"), accuracies, strict=True)))
+def test_label_errors(named, found, accuracies, start):
+    measured = dict(zip(("mlp", "kernel"), accuracies, strict=True))
+    claim, advice = label_claim(named, 1000, measured, most=0.054, found_share=found)
     assert claim.startswith(start)
     if named == 0:
         assert advice == "Nothing to do." if "miss" not in claim else "Look at a hundred labels" in advice

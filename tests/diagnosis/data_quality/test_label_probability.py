@@ -30,7 +30,7 @@ def planted(seed, strength, wrong, of_kind=False):
 def test_labels_that_weak_models_contradict_are_not_called_wrong(strength):
     """The models are right on 55 and 90 % of clean lines; counting contradictions calls many of these wrong."""
     labels, said, _ = planted(0, strength, 0.0)
-    found = judge_labels(labels, said, np.arange(N), seed=0)
+    found = judge_labels(labels, said, np.arange(N), seed=0).mixture
     assert (found.right < 0.5).mean() < 0.01
     assert found.ci95[0] <= 0.005
     assert (said.argmax(axis=1) != labels).mean() > 0.08
@@ -39,7 +39,7 @@ def test_labels_that_weak_models_contradict_are_not_called_wrong(strength):
 @pytest.mark.parametrize(("wrong", "of_kind"), [(0.1, False), (0.3, False), (0.1, True)])
 def test_exchanged_labels_are_found_and_their_share_is_told(wrong, of_kind):
     labels, said, exchanged = planted(1, 8.0, wrong, of_kind)
-    found = judge_labels(labels, said, np.arange(N), seed=0)
+    found = judge_labels(labels, said, np.arange(N), seed=0).mixture
     flagged = found.right < 0.5
     assert (flagged & exchanged).sum() / flagged.sum() > 0.8
     assert (flagged & exchanged).sum() / exchanged.sum() > 0.8
@@ -68,5 +68,5 @@ def test_of_two_classes_the_other_is_wrong():
     rows, drawn = draw_wrong_labels(labels, said, seed=0)
     assert sorted(rows.tolist()) == sorted([*range(200), *range(200)])
     assert (drawn == 1 - labels[rows]).all()
-    found = judge_labels(labels, said, np.arange(200), seed=0)
+    found = judge_labels(labels, said, np.arange(200), seed=0).mixture
     assert np.flatnonzero(found.right < 0.5).tolist() == [0, 1]

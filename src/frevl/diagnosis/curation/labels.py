@@ -24,6 +24,7 @@ from frevl.diagnosis.data_quality.label_rule import (
     TRUSTED,
     find_wrong_labels,
     least_accuracy,
+    missed,
     stands_out,
 )
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
@@ -95,18 +96,21 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
 
     flagged = np.zeros(len(lines), bool)
     flagged[rows[wrong]] = True
+    share, (low, high) = found.wrong_share, found.ci95
     doubts = []
+    clause = missed(found.found_share)
+    if len(wrong) and clause:
+        doubts = [f"{clause[0].upper()}{clause[1:]}."]
     if len(wrong) and not stands_out(len(wrong) / len(rows), accuracies):
-        doubts = [
+        doubts.append(
             f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {measured}). Look at a "
             "hundred of them first."
-        ]
+        )
     elif not len(wrong) and min(accuracies) < TRUSTED:
         doubts = [
-            "No label is flagged as wrong, but the models may miss wrong ones (accuracy on held-out lines: "
-            f"{measured})."
+            f"No label is flagged as wrong, but the models may miss wrong ones: up to {100 * high:.1f} % may be wrong "
+            f"(accuracy on held-out lines: {measured})."
         ]
-    share, (low, high) = found.wrong_share, found.ci95
     notes += (
         f"About {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as wrong ones; "
         "labels exchanged for classes that the models hardly tell apart count as right.",
@@ -116,6 +120,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True)),
         "wrong_share": share,
         "ci95": [low, high],
+        "found_share": found.found_share,
     }
     return Found(Values(len(lines), values), flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
 

@@ -23,6 +23,7 @@ from frevl.diagnosis.data_quality.label_rule import (
     deal_blocks,
     find_wrong_labels,
     least_accuracy,
+    missed,
     stands_out,
 )
 from frevl.diagnosis.data_quality.mixture import share_interval
@@ -131,23 +132,33 @@ class _CalledWrong:
         rows: One table row per label called wrong, likeliest first.
         wrong_share: Estimated share of wrong labels, in [0, 1].
         standard_error: Standard error of that share.
+        found_share: Estimated share of the wrong labels that are called wrong, in [0, 1].
     """
 
     looked_at: int
     rows: list[dict[str, Any]]
     wrong_share: float
     standard_error: float
+    found_share: float
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Return the interval of the wrong share."""
+        return share_interval(self.wrong_share, self.standard_error)
 
 
 def _together(found: Sequence[_CalledWrong]) -> _CalledWrong:
     """Join what was found in several sets of labels."""
     looked_at = sum(one.looked_at for one in found)
     weights = np.array([one.looked_at for one in found]) / max(looked_at, 1)
+    shares = np.array([one.wrong_share for one in found])
+    wrong = weights * shares if (weights * shares).any() else weights
     return _CalledWrong(
         looked_at,
         sorted((row for one in found for row in one.rows), key=_odds_for),
-        float(weights @ [one.wrong_share for one in found]) if found else 0.0,
+        float(weights @ shares) if found else 0.0,
         float(np.linalg.norm(weights * [one.standard_error for one in found])) if found else 0.0,
+        float(wrong @ [one.found_share for one in found] / wrong.sum()) if looked_at else 0.0,
     )
 
 
@@ -202,15 +213,17 @@ def _called_wrong(parts: list[_Part], classes: list[str], splits: Splits, specs:
                 }
             )  # fmt: skip
         labelled = int((given_numbers == 1).sum()) if drawn else len(numbers)
-        found.append(_CalledWrong(labelled, table, wrong.wrong_share, wrong.standard_error))
+        found.append(_CalledWrong(labelled, table, wrong.wrong_share, wrong.standard_error, wrong.found_share))
     return _together(found)
 
 
 def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
     table, n = found.rows, found.looked_at
     measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
-    claim, advice = label_claim(len(table), n, accuracies, _mostly(table))
-    low, high = share_interval(found.wrong_share, found.standard_error)
+    low, high = found.ci95
+    claim, advice = label_claim(
+        len(table), n, accuracies, most=high, found_share=found.found_share, mostly=_mostly(table)
+    )
     return Finding(
         name="label-errors",
         section="data",
@@ -223,7 +236,8 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
             "the odds against them in the average of the models that makes the given labels likeliest, compared with "
             "the odds against labels that are drawn and wrong; test labels and the others apart. About "
             f"{100 * found.wrong_share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as "
-            "wrong ones; those exchanged for classes that the models hardly tell apart count as right. Single answers "
+            f"wrong ones, and of labels exchanged at random {100 * found.found_share:.0f} % would be called wrong; "
+            "those exchanged for classes that the models hardly tell apart count as right. Single answers "
             f"of classes with at least {FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels."
         ),
         advice=advice,
@@ -231,13 +245,17 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
     )
 
 
-def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str = "") -> tuple[str, str]:
+def label_claim(
+    named: int, of: int, accuracies: dict[str, float], *, most: float, found_share: float, mostly: str = ""
+) -> tuple[str, str]:
     """Return claim and advice.
 
     Args:
         named: Number of labels called wrong.
         of: Number of labels examined.
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
+        most: Upper end of the interval of the share of wrong labels, in [0, 1].
+        found_share: Estimated share of the wrong labels that are called wrong, in [0, 1].
         mostly: The most frequent confusion in words, preceded by a semicolon; may be empty.
     """
     share = named / max(of, 1)
@@ -245,24 +263,25 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     if named == 0 and min(accuracies.values()) < TRUSTED:
         return (
-            f"None of the {of:,} labels examined is called wrong, but the models may miss wrong ones (accuracy on "
-            f"unseen pairs: {measured}).",
+            f"None of the {of:,} labels examined is called wrong, but the models may miss wrong ones: up to "
+            f"{100 * most:.1f} % of the labels may be wrong (accuracy on unseen pairs: {measured}).",
             "Look at a hundred labels by hand if much depends on them.",
         )
     if named == 0:
         return f"None of the {of:,} labels examined is likely wrong according to {names}.", "Nothing to do."
     some = f"{named:,} of {of:,} labels {'is' if named == 1 else 'are'}"
+    clause = missed(found_share)
+    others = f", and {clause}" if clause else ""
     if stands_out(share, list(accuracies.values())):
         return (
-            f"{some} likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
+            f"{some} likely wrong ({100 * share:.1f} %{mostly}){others}: {names}, which were not "
             "trained on these pairs, together favour another answer.",
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
+    doubt = f"some of them may be model errors{others}" if clause else "and some of them may be model errors"
     return (
-        f"{some} called wrong ({100 * share:.1f} %{mostly}), and some of them may be model "
-        f"errors{', while others are missed' if min(accuracies.values()) < TRUSTED else ''} (accuracy on unseen pairs: "
-        f"{measured}).",
+        f"{some} called wrong ({100 * share:.1f} %{mostly}), {doubt} (accuracy on unseen pairs: {measured}).",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
     )

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 import frevl
+from blobs import grey, picture, sphere
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.copies.duplicates import duplicate_filter, plain_text
 from frevl.diagnosis.curation.copies.groups import LARGEST_CHAIN, group_copies
@@ -45,14 +46,6 @@ def test_a_large_group_of_real_copies_is_not_cut():
     assert groups.cut == 0
 
 
-def picture(seed, size=(160, 120)):
-    """Blobs of colour as a photo has them: broad ones and fine ones."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    fine = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    return Image.blend(coarse, fine, 0.4)
-
-
 def cut(image, left, top, right, bottom):
     width, height = image.size
     return image.crop((int(width * left), int(height * top), int(width * right), int(height * bottom)))
@@ -86,10 +79,6 @@ FAR = (  # to the toy encoder
     "upside down", "a quarter turn", "mirrored, turned and cut", "inverted",
 )  # fmt: skip
 CLOSE = [copy for kind, copy in COPIES.items() if kind not in FAR]
-
-
-def grey(image):
-    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 @pytest.mark.slow
@@ -147,12 +136,6 @@ def test_a_flat_picture_agrees_with_nothing():
     flat = edges_of(np.full((SIDE, SIDE), 128, np.uint8))
     assert agreement(flat, flat) == 0
     assert agreement(flat, edges_of(grey(picture(0)))) == 0
-
-
-def sphere(n, seed, width=61):
-    random = np.random.default_rng(seed)
-    values = random.standard_normal((n, 17)) @ random.standard_normal((17, width))
-    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
 def test_the_graph_of_a_large_set_finds_the_links_that_comparing_all_finds(monkeypatch):

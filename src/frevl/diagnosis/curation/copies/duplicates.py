@@ -52,23 +52,25 @@ def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
     first = np.unique(contents, return_index=True)[1]  # contents are numbered in order of appearance
     originals = first[contents]
     copies = np.flatnonzero(originals != np.arange(len(units)))
-    near, notes, figures = _near(lines, units, first)
+    near, doubts, notes, figures = _near(lines, units, first)
     links = chain(zip(originals[copies].tolist(), copies.tolist(), strict=True), near)
     groups = group_copies(links, _preference(lines, units, numbers, found))
-    return _found(lines, units, numbers, groups, len(copies), notes, figures)
+    return _found(lines, units, numbers, groups, len(copies), doubts, notes, figures)
 
 
 def _near(
     lines: Lines, units: Sequence[str], originals: NDArray[np.int64]
-) -> tuple[list[tuple[int, int]], list[str], dict[str, Any]]:
-    """Return links between images of different content, notes, and figures for the JSON."""
+) -> tuple[list[tuple[int, int]], list[str], list[str], dict[str, Any]]:
+    """Return links between images of different content, doubts, notes, and figures for the JSON."""
     if "image" not in lines.pairs.sides or not lines.image_towers:
-        return [], [], {}
+        return [], [], [], {}
     ids = chosen(units, originals)
     session = lines.session
     vectors = unit_vectors(lines.store, ids, lines.image_towers, half=len(ids) > MOST_COMPARED)
     by_embedding, index = embedding_links(vectors, threads=processors(), progress=session.progress)
-    links, notes = by_embedding.links, []
+    links = by_embedding.links
+    doubts: list[str] = []
+    notes: list[str] = []
     figures: dict[str, Any] = {
         "by": "embedding",
         "bound": _number(by_embedding.within),
@@ -82,9 +84,10 @@ def _near(
         )
         figures["agreement"] = enough
         if enough > TELLS:
-            notes.append(
-                "Near copies were found by embeddings alone: in this set the pixels of unrelated images agree "
-                f"as much as those of copies ({enough:.2f}), or many images occur five or more times."
+            doubts.append(
+                "Most near copies may be missed, as they were found by embeddings alone: in this set the pixels of "
+                f"unrelated images agree as much as those of copies ({enough:.2f}), or many images occur five or more "
+                "times."
             )
         else:
             # The pixels decide if both can be read; otherwise the embeddings do.
@@ -105,10 +108,10 @@ def _near(
         )
     else:
         notes.append(
-            "Near copies were found by embeddings alone, which miss much smaller copies and those with a fifth "
-            "cropped; --images DIR compares the pixels."
+            "Near copies were found by embeddings alone, which miss most copies that are smaller, grey, rotated, "
+            "cropped by a fifth, in a frame or on a screen; --images DIR compares the pixels."
         )
-    return [(one, other) for one, other in originals[links].tolist()], notes, figures
+    return [(one, other) for one, other in originals[links].tolist()], doubts, notes, figures
 
 
 def _preference(
@@ -167,6 +170,7 @@ def _found(
     numbers: NDArray[np.int64],
     groups: CopyGroups,
     same: int,
+    doubts: list[str],
     notes: list[str],
     figures: dict[str, Any],
 ) -> Found:
@@ -197,7 +201,9 @@ def _found(
         "repeated_lines": int(repeated.sum()),
         **figures,
     }
-    return Found(Values(len(lines), values), flagged | repeated, notes=tuple(notes), figures=figures)
+    return Found(
+        Values(len(lines), values), flagged | repeated, doubts=tuple(doubts), notes=tuple(notes), figures=figures
+    )
 
 
 def _repeated(pairs: Pairs, units: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from frevl.diagnosis.curation.copies.margins import picture_within
 from frevl.diagnosis.curation.copies.picture_match import (
     CROPS,
     LOST_BY_SMALL_CROPS,
@@ -46,15 +47,22 @@ class Picture:
     Attributes:
         grey: ``(96, 96)`` uint8.
         edges: ``(crops, 576)`` from `frevl.diagnosis.curation.copies.picture_match.edges_of`.
+        within: The picture in a frame, between bars or on a screen; None if the image is nothing but a picture.
     """
 
     grey: NDArray[np.uint8]
     edges: NDArray[np.float16]
+    within: Picture | None = None
 
     @classmethod
     def of(cls, grey: NDArray[np.uint8]) -> Picture:
         """Return the image with these grey values."""
-        return cls(grey, edges_of(grey))
+        box = picture_within(grey)
+        within = None
+        if box is not None:
+            part = Image.fromarray(grey).resize(grey.shape[::-1], Image.Resampling.BILINEAR, box)
+            within = cls(np.asarray(part), edges_of(np.asarray(part)))
+        return cls(grey, edges_of(grey), within)
 
 
 def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
@@ -65,6 +73,12 @@ def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
         other: Another image.
         enough: Agreement from which the two are copies; no better crop is sought above it.
     """
+    # Frames agree whatever is in them, so they are left out.
+    return _aligned(one.within or one, other.within or other, enough)
+
+
+def _aligned(one: Picture, other: Picture, enough: float) -> float:
+    """Return the agreement of two images as they are."""
     found = agreement(one.edges, other.edges)
     if PROMISING <= found < enough:
         found = max(found, _climb(one, other, enough), _climb(other, one, enough))
@@ -79,7 +93,8 @@ def aligned_agreement(one: Picture, other: Picture, *, enough: float) -> float:
 def _rotated(picture: Picture, degrees: float) -> Picture:
     image = Image.fromarray(picture.grey)
     middle = int(picture.grey.mean())  # fills the empty corners, so that few edges arise there
-    return Picture.of(np.asarray(image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=middle)))
+    rotated = np.asarray(image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=middle))
+    return Picture(rotated, edges_of(rotated))
 
 
 def _climb(whole: Picture, within: Picture, enough: float) -> float:
