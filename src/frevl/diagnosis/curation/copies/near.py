@@ -19,8 +19,8 @@ __all__ = ["AGREES", "TELLS", "confirmed_links", "embedding_links"]
 AGREES = 0.7
 """Agreement (`frevl.diagnosis.curation.copies.picture_alignment`) from which two images may be the same."""
 
-TELLS = 0.97
-"""If unrelated images reach this agreement, pixels cannot identify copies, which have 0.98 or more."""
+TELLS = 0.9
+"""If unrelated images reach this agreement, pixels cannot identify copies: the nearest ones agree still more."""
 
 _ORDINARY = 0.005  # share of images whose more distant neighbours may agree as much as required of copies
 _FURTHER = slice(4, 12)  # ranks of neighbours that are rarely copies
@@ -65,8 +65,8 @@ def confirmed_links(
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], float]:
     """Find near copies among the nearest neighbours by embedding, by comparing their pixels.
 
-    The required agreement is measured on the set itself: at most one image in two hundred agrees that much with its
-    fifth to eighth neighbour. Shirts on a white background agree more than photos do.
+    The required agreement is measured on the set itself: at most one image in two hundred agrees that much with two of
+    its fifth to twelfth neighbours (one may be a copy). Shirts on a white background agree more than photos do.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content.
@@ -118,6 +118,8 @@ def _enough(
         agreed = [aligned_agreement(own, its, enough=1) for its in found if own is not None and its is not None]
         if agreed:  # one of these neighbours may be a copy, if its embedding is far away; two of them rarely
             reached.append(sorted(agreed)[-2:][0])
+        if sum(one > TELLS for one in reached) > _ORDINARY * len(rows):
+            break  # whatever the others reach, pixels cannot identify copies
     return max(AGREES, float(np.quantile(reached, 1 - _ORDINARY, method="higher"))) if reached else AGREES
 
 
