@@ -9,6 +9,7 @@ from test_upkeep_in_a_bucket import until_it_comes_through
 import frevl
 from conftest import new_bucket
 from frevl.errors import StoreError
+from frevl.store.commits.unfinished import UNFINISHED, Work, unfinished_work
 from frevl.store.reader import Store
 from frevl.store.remote.address import place_of
 from frevl.store.remote.copying import copy_store
@@ -121,3 +122,19 @@ def test_a_server_that_cuts_its_answers_takes_nothing(store, flaky, monkeypatch,
     report = until_it_comes_through(lambda: repair(cut))
     assert report.sentence().endswith("nothing needed recovering.")
     assert until_it_comes_through(lambda: content(place_of(cut))) == content(store)
+
+
+def test_work_that_has_not_finished_is_named_until_it_has_or_the_store_is_accepted(there, tmp_path):
+    assert unfinished_work(there) == []
+    Work(there, "frevl import a.npy").begin()
+    (said,) = unfinished_work(there)
+    assert said.startswith("'frevl import a.npy', begun 20")
+    assert copy_store(there, tmp_path / "copy").sentence().endswith(said)
+    assert [one.split(" so ")[0] for one in unfinished_work(tmp_path / "copy")] == [said.split(" so ")[0]]
+    Work(there, "frevl import a.npy").end()
+    assert unfinished_work(there) == []
+    copy_store(there, tmp_path / "copy")
+    assert unfinished_work(tmp_path / "copy") == []
+    Work(there, "frevl import b.npy").begin()
+    repair(there)
+    assert Objects(there).names(UNFINISHED) == set()

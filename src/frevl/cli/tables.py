@@ -255,6 +255,7 @@ def store_table(description: dict[str, Any]) -> str:
     rejects = ", ".join(f"{n:,} {kind}" for kind, n in description["rejects"].items()) or "none"
     return "\n".join(
         [
+            *description["unfinished"],
             f"{description['path']}: {counted(description['images'], 'image')}, "
             f"{counted(description['texts'], 'text')}, {description['bytes'] / 1e6:,.1f} MB, "
             f"encoders: {', '.join(description['encoders']) or 'none'}",

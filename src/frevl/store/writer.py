@@ -29,6 +29,7 @@ from frevl.store.commits.table_writer import (
     make_store_folder,
     reject_rows,
 )
+from frevl.store.commits.unfinished import Work
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, open_table
 from frevl.store.reader import TABLES, Store
@@ -46,6 +47,8 @@ class StoreWriter:
 
     Args:
         path: Folder of the store; created if missing.
+        work: The call that fills it, the same for every repetition. Until the writer ends normally, the store says that
+            it has not finished; None: it says nothing.
 
     Attributes:
         store: The store as it was when this writer began.
@@ -55,8 +58,9 @@ class StoreWriter:
         StoreError: The folder cannot be written, holds something else, has lost commits, or another process is writing.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, work: str | None = None) -> None:
         self.path = place_of(path)
+        self._work = Work(self.path, work)
         self.notes: list[str] = []
         self._tables: TableWriter | SharedTables
         if is_remote(self.path):
@@ -80,6 +84,8 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tables.__exit__(kind, error, trace)
+        if kind is None:
+            self._work.end()
         self.notes = list(dict.fromkeys([*self.notes, *self._tables.notes]))
 
     def rows(self) -> dict[str, int]:
@@ -355,6 +361,7 @@ class StoreWriter:
         embeddings: dict[str, Embeddings],
         metadata: Mapping[str, pa.Array] | None = None,
     ) -> pa.Table:
+        self._work.begin()
         towers = [tower for tower in self.store.towers.values() if tower.modality == modality]
         filled: list[list[dict[str, str | int]]] = [[] for _ in items]
         columns: list[pa.Array] = []

@@ -17,8 +17,9 @@ from frevl.errors import UsageError
 from frevl.files import write_json
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.contact_sheet import contact_sheet
-from frevl.runs.search.searching import Searcher, search
+from frevl.runs.search.searching import Searcher, index_store, search
 from frevl.runs.search.vectors import Shortlist
+from frevl.store.commits.unfinished import Work
 from frevl.store.extraction.extract import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.upkeep.removal import compact, remove
@@ -357,3 +358,13 @@ def test_the_public_name(made, dual):
     assert package.search(scorer, "a red square", k=1).hits == package.search(scorer, "a red square", k=1).hits
     searcher = Searcher(scorer)
     assert searcher.search("a red square", k=1).hits == package.search(scorer, "a red square", k=1).hits
+
+
+def test_a_search_in_a_store_that_is_not_complete_says_so_first(world):
+    scorer, store, _ = world
+    Work(store, "frevl import more.npy").begin()
+    found = search(scorer, "a red square", k=3)
+    assert found.notes[0].startswith("'frevl import more.npy', begun 20")
+    assert index_store(scorer)[1][0] == found.notes[0]
+    Work(store, "frevl import more.npy").end()
+    assert not any("has not finished" in note for note in search(scorer, "a red square", k=3).notes)

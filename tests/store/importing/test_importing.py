@@ -80,7 +80,11 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path, frevl):
     killed = subprocess.run([sys.executable, "-c", DOOMED, *map(str, arguments)], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(Store.open(tmp_path / "s").image_ids) == 2
+    assert frevl("store", "info", tmp_path / "s").out.startswith(
+        f"'frevl import {tmp_path / 'clip'} --encoder e', begun 20"
+    )
     said = frevl(*arguments)
+    assert frevl("store", "info", tmp_path / "s").out.startswith(f"{tmp_path / 's'}: 4 images")
     assert "Imported 2 images and 5 texts" in said.out
     assert "2 images and 0 texts were already in the store" in said.out
     store = Store.open(tmp_path / "s")

@@ -106,6 +106,7 @@ def classify(
     from frevl.runs.labelling.label_sheet import missing_images, write_label_sheet
     from frevl.runs.labelling.label_store import label_store
     from frevl.runs.scorer import Scorer
+    from frevl.store.commits.unfinished import unfinished_work
     from frevl.store.reader import Store
     from frevl.training.classification.classify import classify as run_classify
 
@@ -139,7 +140,7 @@ def classify(
         scorer = Scorer.open(run, store=opened)
         labelling = label_store(scorer, out, where=where, ray=ray, notes=lost, progress=not quiet)
         unshown = [] if html is None else missing_images(labelling, images)
-        say(" ".join([labelling_sentence(labelling), *lost, *unshown]))
+        say(" ".join([*unfinished_work(opened.path), labelling_sentence(labelling), *lost, *unshown]))
         record["labelling"] = labelling.record()
         if html is not None:
             write_label_sheet(html, labelling, images=images, notes=found.results["warnings"])

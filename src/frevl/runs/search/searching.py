@@ -171,7 +171,7 @@ class Searcher:
             searched=searched,
             reranked=reranked,
             exact=use_index is None,
-            notes=[*notes, *shortlist.notes],
+            notes=[*shortlist.notes, *notes],
         )
 
     # ---- the query

@@ -23,6 +23,7 @@ from filelock import FileLock
 from frevl.errors import StoreError
 from frevl.files import replace_file, write_json
 from frevl.runs.scorer import Scorer
+from frevl.store.commits.unfinished import unfinished_work
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import cache_of, is_remote
@@ -67,7 +68,7 @@ class Shortlist:
         self.scorer, self.modality = scorer, modality
         place = scorer.store.path
         self.folder = (cache_of(place) if is_remote(place) else place) / "vectors" / key_of(scorer) / TABLES[modality]
-        self.notes: list[str] = []
+        self.notes = unfinished_work(place)
         self._parts: list[_Part] = []
         self._dead: set[int] = set()
         self._load()

@@ -18,6 +18,7 @@ from frevl.encoders.runtime import on_device
 from frevl.errors import UsageError
 from frevl.machine import processors
 from frevl.store.canaries import tower_records
+from frevl.store.commits.unfinished import call_of
 from frevl.store.extraction.embedder import Embedder, Here
 from frevl.store.extraction.inputs import Inputs
 from frevl.store.extraction.items import CommitBuffer, ExtractionReport
@@ -135,9 +136,12 @@ def extract(
             ray, tuple(names), towers(), tokens=tokens, dtype=dtype, device=device, workers=workers, notes=report.notes
         )
         inputs = inputs.absolute()
+    sources = [*([] if images is None else [images]), *sorted(inputs.names_of_pairs)]
+    # A part says itself whether it is complete.
+    work = None if shard_of is not None else call_of("frevl extract", sources, *(f"--encoder {name}" for name in names))
     with (
         embedding as embedder,
-        StoreWriter(store) as writer,
+        StoreWriter(store, work=work) as writer,
         Captions(None if write_pairs is None else Path(write_pairs)) as captions,
     ):
         if shard_of is None:

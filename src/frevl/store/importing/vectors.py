@@ -18,6 +18,7 @@ from frevl.data.outputs import refuse_inputs
 from frevl.encoders.interface import Embeddings
 from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
 from frevl.files import replace_file
+from frevl.store.commits.unfinished import call_of
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers
@@ -181,7 +182,8 @@ def import_embeddings(
     if verified:
         report.notes.append(f"'{encoder}' gives the same vectors for the items embedded again.")
     imported: dict[Modality, dict[str, int]] = {}
-    with StoreWriter(store) as writer:
+    work = call_of("frevl import", [source], f"--encoder {encoder}", *([] if of is None else [f"--of {of}"]))
+    with StoreWriter(store, work=work) as writer:
         writer.register(list(towers.values()))
         for modality in dims:
             own = [part for part in parts if part.modality == modality]

@@ -19,6 +19,7 @@ from frevl.store.commits.failures import reading
 from frevl.store.commits.record import manifest_names
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows
 from frevl.store.commits.table_writer import lock_store, make_store_folder
+from frevl.store.commits.unfinished import UNFINISHED, forget_work, unfinished_work
 from frevl.store.lance_tables import ALL_TABLES, open_committed
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
@@ -164,6 +165,10 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
         _copy_files(there, ends, tables, report, common, progress=progress)
     report.images, report.texts = (store.count(modality) for modality in ("image", "text"))
     _check_copy(store, there, tables)
+    unfinished = unfinished_work(here)
+    if not unfinished:
+        forget_work(there)  # of a copy made while the original was incomplete
+    report.notes += unfinished
     report.seconds = time.monotonic() - started
     return report
 
@@ -315,6 +320,7 @@ def _copy_files(
     # First files that are not visible yet, then those that make them visible.
     visible = [table.manifest for table in tables if table.manifest not in ends.target_names]
     beside = [f"commits/{table.name}.json" for table in tables] + list(_BESIDE)
+    beside += [name for name in ends.source_names if name.startswith(f"{UNFINISHED}/")]
     last = [name for name in beside if name in ends.source_names]
     report.files_kept = len(wanted) - len(missing) + len(tables) - len(visible)
     report.files = len(missing) + len(visible) + len(last)

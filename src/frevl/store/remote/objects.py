@@ -64,6 +64,13 @@ class Objects:
             source.write_bytes(content)
             self.put(source, name)
 
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        try:
+            self._session.delete_file(name)
+        except _FAILURES as error:
+            raise remote_failure(self._store, f"deleting {name}", error) from None
+
     def put(self, source: Path, name: str) -> None:
         """Upload a local file atomically."""
         try:

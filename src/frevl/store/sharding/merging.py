@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from frevl.errors import Reject, StoreError, UsageError, counted, rejects_sentence
 from frevl.store.commits.soundness import checksums_of, sound_rows
+from frevl.store.commits.unfinished import call_of
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.pictures.extract_tars import in_a_tar
@@ -107,7 +108,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
         raise UsageError("parts: expected a list of folders, found one path")
     with opened(parts, place_of(into)) as (several, notes):
         report = MergeReport(str(into), len(several), notes=notes)
-        with StoreWriter(into) as writer:
+        with StoreWriter(into, work=call_of("frevl store merge", parts)) as writer:
             writer.register(list(several[0].towers.values()))
             for modality in TABLES:
                 _merge_items(writer, modality, several, report, progress=progress)

@@ -25,6 +25,7 @@ from frevl.store.commits.record import (
 from frevl.store.commits.session import drop_unfinished, unclaimed_files
 from frevl.store.commits.soundness import file_problems
 from frevl.store.commits.table_writer import lock_store
+from frevl.store.commits.unfinished import forget_work
 from frevl.store.lance_tables import ALL_TABLES, open_table, remove_parts, replace_rows
 from frevl.store.reader import TABLES
 from frevl.store.remote.address import is_remote, place_of
@@ -63,6 +64,7 @@ def repair(store: str | Path) -> RepairReport:
     report = RepairReport(str(path))
     if is_remote(path):
         repair_remote(path, report)
+        forget_work(path)
         return report
     if not any((path / known).is_dir() for known in ("towers.lance", "commits")):
         raise StoreError(f"{path}: expected a store (a folder with 'towers.lance'), found none")
@@ -79,6 +81,7 @@ def repair(store: str | Path) -> RepairReport:
             writer_at_work(path).unlink(missing_ok=True)
     _check_towers(path)
     salvaged = salvage(path)
+    forget_work(path)
     report.rows, report.removed, report.unread = salvaged.rows, salvaged.removed, salvaged.unread
     for name, commit in recorded.items():
         table = open_table(path, name)

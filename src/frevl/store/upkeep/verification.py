@@ -15,6 +15,7 @@ from frevl.store.commits.failures import reading
 from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
+from frevl.store.commits.unfinished import unfinished_work
 from frevl.store.ids.hashing import id_hashes
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed
 from frevl.store.reader import TABLES, Store
@@ -34,6 +35,7 @@ def describe(store: Store) -> dict[str, Any]:
     rejects, part = store.rejects(), read_part(store.path)
     return {
         "path": str(store.path),
+        "unfinished": unfinished_work(store.path),
         **({} if part is None else {"shard": f"{part.number}/{part.of}", "complete": part.complete}),
         "fingerprint": store.fingerprint,
         "bytes": bytes_on_disk(store.path),
