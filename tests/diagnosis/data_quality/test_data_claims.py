@@ -23,16 +23,23 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
             0.08,
             (0.68, 0.66),
             "17 of 1,000 labels are called wrong (1.7 %), some of them may be model errors, and about 92 % of the "
-            "wrong labels are missed (of labels exchanged at random, 8 % are found) (accuracy on ",
+            "wrong labels are missed (of labels made wrong for comparison, 8 % are found): 1.2 to 5.4 % of all labels "
+            "may be wrong. Accuracy on ",
         ),
         (
             330,
             0.9,
             (0.68, 0.66),
-            "330 of 1,000 labels are called wrong (33.0 %), and some of them may be model errors (acc",
+            "330 of 1,000 labels are called wrong (33.0 %), and some of them may be model errors. Acc",
         ),
-        (40, 0.9, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained"),
-        (40, 0.6, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %), and about 40 % of the wrong labels are "),
+        (40, 0.9, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %), as mlp and kernel, which were not"),
+        (
+            40,
+            0.6,
+            (0.95, 0.94),
+            "40 of 1,000 labels are likely wrong (4.0 %), as mlp and kernel, which were not trained on these pairs, "
+            "together favour another answer, and about 40 % of the wrong labels are missed (of ",
+        ),
         (1, 0.9, (0.95, 0.94), "1 of 1,000 labels is called wrong (0.1 %), and"),
         (20, 0.9, (0.95, 0.94), "20 of 1,000 labels are called wrong"),  # less than half of the second's errors
         (40, 0.9, (0.95, 0.89), "40 of 1,000 labels are called wrong"),  # one of them is not right often enough
@@ -40,12 +47,12 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
 )
 def test_label_errors(named, found, accuracies, start):
     measured = dict(zip(("mlp", "kernel"), accuracies, strict=True))
-    claim, advice = label_claim(named, 1000, measured, most=0.054, found_share=found)
+    claim, advice = label_claim(named, 1000, measured, ci95=(0.012, 0.054), found_share=found)
     assert claim.startswith(start)
     if named == 0:
         assert advice == "Nothing to do." if "miss" not in claim else "Look at a hundred labels" in advice
     elif "called wrong" in claim:
-        assert "(accuracy on unseen pairs: mlp " in claim
+        assert "ccuracy on unseen pairs: mlp " in claim
         assert "before changing anything" in advice
         assert "likely wrong" not in claim
     else:

@@ -101,9 +101,12 @@ def test_how_many_wrong_labels_are_found_is_known(strength, least, most):
 
 
 def test_missed_labels_in_words():
-    assert missed(0.08).startswith("about 92 % of the wrong labels are missed (of labels exchanged at random, 8 % ")
-    assert missed(0.79).startswith("about 21 % of")
-    assert missed(0.8) == missed(1.0) == ""
+    assert missed(0.08, (0.012, 0.0544)) == (
+        "about 92 % of the wrong labels are missed (of labels made wrong for comparison, 8 % are found): "
+        "1.2 to 5.4 % of all labels may be wrong"
+    )
+    assert missed(0.79, (0, 0.1)).startswith("about 21 % of")
+    assert missed(0.8, (0, 0.1)) == missed(1.0, (0, 0.1)) == ""
 
 
 def test_the_share_that_is_found_is_that_of_the_wrong_labels_of_all_parts():

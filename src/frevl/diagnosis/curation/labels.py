@@ -98,7 +98,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     flagged[rows[wrong]] = True
     share, (low, high) = found.wrong_share, found.ci95
     doubts = []
-    clause = missed(found.found_share)
+    clause = missed(found.found_share, found.ci95)
     if len(wrong) and clause:
         doubts = [f"{clause[0].upper()}{clause[1:]}."]
     if len(wrong) and not stands_out(len(wrong) / len(rows), accuracies):

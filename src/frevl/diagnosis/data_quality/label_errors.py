@@ -222,7 +222,7 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
     measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     low, high = found.ci95
     claim, advice = label_claim(
-        len(table), n, accuracies, most=high, found_share=found.found_share, mostly=_mostly(table)
+        len(table), n, accuracies, ci95=(low, high), found_share=found.found_share, mostly=_mostly(table)
     )
     return Finding(
         name="label-errors",
@@ -236,7 +236,7 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
             "the odds against them in the average of the models that makes the given labels likeliest, compared with "
             "the odds against labels that are drawn and wrong; test labels and the others apart. About "
             f"{100 * found.wrong_share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as "
-            f"wrong ones, and of labels exchanged at random {100 * found.found_share:.0f} % would be called wrong; "
+            f"wrong ones, and of labels made wrong for comparison {100 * found.found_share:.0f} % are found; "
             "those exchanged for classes that the models hardly tell apart count as right. Single answers "
             f"of classes with at least {FEWEST_OF_CLASS} pairs that both models were trained on; percent of labels."
         ),
@@ -246,7 +246,13 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
 
 
 def label_claim(
-    named: int, of: int, accuracies: dict[str, float], *, most: float, found_share: float, mostly: str = ""
+    named: int,
+    of: int,
+    accuracies: dict[str, float],
+    *,
+    ci95: tuple[float, float],
+    found_share: float,
+    mostly: str = "",
 ) -> tuple[str, str]:
     """Return claim and advice.
 
@@ -254,7 +260,7 @@ def label_claim(
         named: Number of labels called wrong.
         of: Number of labels examined.
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
-        most: Upper end of the interval of the share of wrong labels, in [0, 1].
+        ci95: Interval of the share of wrong labels, in [0, 1].
         found_share: Estimated share of the wrong labels that are called wrong, in [0, 1].
         mostly: The most frequent confusion in words, preceded by a semicolon; may be empty.
     """
@@ -264,24 +270,24 @@ def label_claim(
     if named == 0 and min(accuracies.values()) < TRUSTED:
         return (
             f"None of the {of:,} labels examined is called wrong, but the models may miss wrong ones: up to "
-            f"{100 * most:.1f} % of the labels may be wrong (accuracy on unseen pairs: {measured}).",
+            f"{100 * ci95[1]:.1f} % of the labels may be wrong (accuracy on unseen pairs: {measured}).",
             "Look at a hundred labels by hand if much depends on them.",
         )
     if named == 0:
         return f"None of the {of:,} labels examined is likely wrong according to {names}.", "Nothing to do."
     some = f"{named:,} of {of:,} labels {'is' if named == 1 else 'are'}"
-    clause = missed(found_share)
+    clause = missed(found_share, ci95)
     others = f", and {clause}" if clause else ""
     if stands_out(share, list(accuracies.values())):
         return (
-            f"{some} likely wrong ({100 * share:.1f} %{mostly}){others}: {names}, which were not "
-            "trained on these pairs, together favour another answer.",
+            f"{some} likely wrong ({100 * share:.1f} %{mostly}), as {names}, which were not "
+            f"trained on these pairs, together favour another answer{others}.",
             "Look at the first ones (likeliest first) before training again; correct them rather than just "
             "deleting them.",
         )
     doubt = f"some of them may be model errors{others}" if clause else "and some of them may be model errors"
     return (
-        f"{some} called wrong ({100 * share:.1f} %{mostly}), {doubt} (accuracy on unseen pairs: {measured}).",
+        f"{some} called wrong ({100 * share:.1f} %{mostly}), {doubt}. Accuracy on unseen pairs: {measured}.",
         "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
         "whether the rest are worth checking.",
     )

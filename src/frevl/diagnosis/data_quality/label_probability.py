@@ -40,8 +40,8 @@ class JudgedLabels:
     def found_share(self, called: NDArray[np.int64]) -> float:
         """Return the share of drawn wrong labels that score no better than the best of some labels, in [0, 1].
 
-        Where these are the labels called wrong, this is the share of labels made wrong at random that would be called
-        wrong too; 0 if none is.
+        Where these are the labels called wrong, this is the share of drawn ones that would be called wrong too; 0 if
+        none is.
 
         Args:
             called: ``(c,)`` places among the judged labels.

@@ -56,7 +56,7 @@ class WrongLabels:
         likeliest: ``(n,)`` probability of the most probable label.
         wrong_share: Estimated share of the judged labels that are wrong, in [0, 1].
         standard_error: Standard error of that share, with groups as units.
-        found_share: Share of labels made wrong at random that the rule would call wrong, in [0, 1]; 0 if it calls none.
+        found_share: Share of labels made wrong for comparison that the rule would call wrong, in [0, 1]; 0 if none is.
     """
 
     rows: NDArray[np.int64]
@@ -94,18 +94,21 @@ def stands_out(share: float, accuracies: Sequence[float]) -> bool:
     return weakest >= TRUSTED and 2 * share >= 1 - weakest
 
 
-def missed(found_share: float) -> str:
+def missed(found_share: float, ci95: tuple[float, float]) -> str:
     """Say how many wrong labels are missed, in a clause; empty if few are.
 
     Args:
-        found_share: As in `WrongLabels`. On planted errors it was within a few points of the share of wrong labels that
-            were found, also where models are weak (research/experiments/log.md).
+        found_share: As in `WrongLabels`. On planted errors, the share of wrong labels that were found was as large or a
+            few points larger, also where models are weak (research/experiments/log.md).
+        ci95: Interval of the share of wrong labels. It held the planted share; the estimate itself was often half of it
+            or twice as much, so it is not named here.
     """
     if 1 - found_share <= _FEW_MISSED:
         return ""
+    low, high = ci95
     return (
-        f"about {100 * (1 - found_share):.0f} % of the wrong labels are missed (of labels exchanged at random, "
-        f"{100 * found_share:.0f} % are found)"
+        f"about {100 * (1 - found_share):.0f} % of the wrong labels are missed (of labels made wrong for comparison, "
+        f"{100 * found_share:.0f} % are found): {100 * low:.1f} to {100 * high:.1f} % of all labels may be wrong"
     )
 
 
