@@ -33,7 +33,7 @@ from frevl.errors import UsageError
 @app.command()
 def curate(
     store: StoreOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Lines to judge.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Lines to check.")],
     out: Annotated[Path, typer.Option(readable=False, help="File to write the kept lines to."), OUTPUT],
     dropped: Annotated[
         Path | None, typer.Option(readable=False, help="File to write the dropped lines to."), OUTPUT
