@@ -215,7 +215,7 @@ def _with_notes(done: str, run: Run) -> str:
 
 
 def search_table(found: SearchResult) -> str:
-    """Return the hits of a search as a table, and its notes."""
+    """Return the notes of a search, and its hits as a table."""
     reranked = any(hit.probability is not None for hit in found.hits)
     rows = [
         [
@@ -230,7 +230,7 @@ def search_table(found: SearchResult) -> str:
     width = max((len(row[-1]) for row in rows), default=0)
     rows = [[*row[:-1], row[-1].ljust(width)] for row in rows]
     header = ["#", "similarity", *(["match %"] if reranked else []), found.find.ljust(width)]
-    return "\n".join([*([table(header, rows)] if rows else []), *found.notes])
+    return "\n".join([*found.notes, *([table(header, rows)] if rows else [])])
 
 
 def seeds_sentence(record: dict[str, Any]) -> str:

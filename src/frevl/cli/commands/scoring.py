@@ -304,5 +304,5 @@ def index(
     from frevl.runs.search.searching import index_store
 
     report, notes = index_store(Scorer.open(run, store=store), **typed(find=find, recall=recall), progress=not quiet)
-    say("\n".join([report.sentence(), *notes]))
+    say("\n".join([*notes, report.sentence()]))
     write(json, {**vars(report), "notes": notes})
