@@ -22,7 +22,7 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
             17,
             0.08,
             (0.68, 0.66),
-            "17 of 1,000 labels are called wrong (1.7 %), some of them may be model errors, and about 92 % of the "
+            "17 of 1,000 labels are called wrong (1.7 %), some of them may be model errors, and up to 92 % of the "
             "wrong labels are missed (of labels made wrong for comparison, 8 % are found): 1.2 to 5.4 % of all labels "
             "may be wrong. Accuracy on ",
         ),
@@ -38,7 +38,7 @@ from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_c
             0.6,
             (0.95, 0.94),
             "40 of 1,000 labels are likely wrong (4.0 %), as mlp and kernel, which were not trained on these pairs, "
-            "together favour another answer, and about 40 % of the wrong labels are missed (of ",
+            "together favour another answer, and up to 40 % of the wrong labels are missed (of ",
         ),
         (1, 0.9, (0.95, 0.94), "1 of 1,000 labels is called wrong (0.1 %), and"),
         (20, 0.9, (0.95, 0.94), "20 of 1,000 labels are called wrong"),  # less than half of the second's errors
