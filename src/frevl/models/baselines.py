@@ -16,11 +16,14 @@ from frevl.models.classification.linear_problem import Blocks, InBlocks, InMemor
 from frevl.models.inputs import ZScore, frozen, mean_pool
 from frevl.models.interface import PairNetwork
 
-__all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
+__all__ = ["PENALTIES", "Linear", "Majority", "Mlp", "best_of_path", "fit_linear"]
 
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
 _ROUGHLY = 1e-3  # the same while penalties are only being compared: their metrics differ by far more
 _FEWEST_LOOKS = 10  # full passes over the pairs before the time limit counts
+
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Penalties that are compared, strongest first."""
 
 
 class Majority(PairNetwork):
@@ -160,7 +163,7 @@ def fit_linear(
     loss: Loss | None,
     development: Callable[[], float],
     *,
-    penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+    penalties: tuple[float, ...] = PENALTIES,
     iterations: int = 150,
     time_limit: float | None = None,
 ) -> float:
@@ -198,37 +201,72 @@ def fit_linear(
         problem = InMemory(features, loss, ends)
     else:
         raise TypeError("features in memory need their loss")
-    variances, directions = problem.variances, problem.directions
-    weight, bias = (
-        variances.new_zeros(network.linear.out_features, len(variances)),
-        network.linear.bias.detach().clone(),
+
+    def keep(weight: Tensor, bias: Tensor) -> None:
+        with torch.no_grad():
+            network.linear.weight.copy_(weight if problem.directions is None else weight @ problem.directions.T)
+            network.linear.bias.copy_(bias)
+
+    def metric(weight: Tensor, bias: Tensor) -> float:
+        keep(weight, bias)
+        return development()
+
+    best, weight, bias = best_of_path(
+        problem, network.linear.bias.detach().clone(), metric, penalties=penalties, iterations=iterations, ends=ends
     )
+    keep(weight, bias)
+    return best
+
+
+def best_of_path(
+    problem: LinearProblem,
+    bias: Tensor,
+    metric: Callable[[Tensor, Tensor], float],
+    *,
+    penalties: tuple[float, ...] = PENALTIES,
+    iterations: int = 150,
+    enough: float = 0.0,
+    ends: float = float("inf"),
+) -> tuple[float, Tensor, Tensor]:
+    """Minimise a problem along a path of penalties; see `fit_linear`.
+
+    Args:
+        problem: The loss to minimise.
+        bias: ``(outputs,)`` biases to start from; the weights start at zero.
+        metric: Returns the development metric of ``(outputs, r)`` weights and ``(outputs,)`` biases.
+        penalties: As in `fit_linear`.
+        iterations: As in `fit_linear`.
+        enough: While penalties are compared, a fit ends when a step promises to lower the loss by no more than this
+            share of it.
+        ends: `time.monotonic` time at which to stop with the best found so far.
+
+    Returns:
+        The best penalty, and the weights and biases at its optimum.
+    """
+    variances = problem.variances
+    weight = variances.new_zeros(len(bias), len(variances))
     best = (float("-inf"), penalties[0], weight, bias)
 
     def refined(penalty: float, weight: Tensor, bias: Tensor, tolerance: float, least: int) -> tuple[Tensor, Tensor]:
         curvature = problem.curvature(weight, bias)
         scales = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        return _minimised(problem, penalty, weight, bias, *scales, iterations, tolerance, ends, least)
-
-    def keep(weight: Tensor, bias: Tensor) -> None:
-        with torch.no_grad():
-            network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
-            network.linear.bias.copy_(bias)
+        ended = enough if tolerance > _TOLERANCE else 0.0
+        return _minimised(problem, penalty, weight, bias, *scales, iterations, tolerance, ended, ends, least)
 
     falls, several = 0, len(penalties) > 1
     for number, penalty in enumerate(penalties):
         weight, bias = refined(
             penalty, weight, bias, _ROUGHLY if several else _TOLERANCE, 1 if number else _FEWEST_LOOKS
         )
-        keep(weight, bias)
-        metric = development()
-        falls = 0 if metric >= best[0] else falls + 1
-        if metric > best[0]:
-            best = (metric, penalty, weight, bias)
+        found = metric(weight, bias)
+        falls = 0 if found >= best[0] else falls + 1
+        if found > best[0]:
+            best = (found, penalty, weight, bias)
         if falls == 2 or time.monotonic() > ends:
             break
-    keep(*(refined(*best[1:], _TOLERANCE, 0) if several and time.monotonic() <= ends else best[2:]))
-    return best[1]
+    if not several or time.monotonic() > ends:
+        return best[1:]
+    return best[1], *refined(*best[1:], _TOLERANCE, 0)
 
 
 def _minimised(
@@ -240,6 +278,7 @@ def _minimised(
     bias_scale: Tensor,
     iterations: int,
     tolerance: float,
+    enough: float,
     ends: float,
     least: int,
 ) -> tuple[Tensor, Tensor]:
@@ -264,6 +303,7 @@ def _minimised(
         torch.cat([(weight * weight_scale).flatten(), bias * bias_scale]),
         steps=iterations,
         tolerance=tolerance,
+        enough=enough,
         out_of_time=lambda: looks >= least and time.monotonic() > ends,
     )
     return point[: -len(bias)].view(shape) / weight_scale, point[-len(bias) :] / bias_scale

@@ -21,6 +21,7 @@ from torch import Tensor
 from frevl.models.inputs import ZScore
 
 __all__ = [
+    "LEAST_CURVATURE",
     "Block",
     "Blocks",
     "Evaluate",
@@ -29,6 +30,7 @@ __all__ = [
     "LinearProblem",
     "Loss",
     "minimise",
+    "principal_directions",
     "statistics_in_blocks",
 ]
 
@@ -119,7 +121,8 @@ Loss = Callable[[Tensor], Tensor]
 _TIMED = 512  # pairs used to measure the speed of the machine
 _WIDEST = 5_000  # principal directions are worth computing for at most this many features or pairs
 _ROWS_A_FEATURE = 16  # sampled to find the principal directions if not all is in memory; the optimum is the same
-_LEAST_CURVATURE = 1e-8
+LEAST_CURVATURE = 1e-8
+"""Lower bound of a curvature, which is 0 where every pair is explained."""
 
 
 class LinearProblem(Protocol):
@@ -157,7 +160,7 @@ class InMemory:
             ends: `time.monotonic` time by which a fit must be finished; inf without a limit.
         """
         self._loss = loss
-        self.directions, self.variances = _principal_directions(features, len(features), ends)
+        self.directions, self.variances = principal_directions(features, len(features), ends)
         self._features = features if self.directions is None else features @ self.directions
 
     def value(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
@@ -168,7 +171,7 @@ class InMemory:
     def curvature(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the curvature of the loss in each logit, ``(outputs,)``."""
         _, residuals = _residuals(self._loss, torch.addmm(bias, self._features, weight.T))
-        return (len(residuals) * residuals.square().sum(dim=0)).clamp(min=_LEAST_CURVATURE)
+        return (len(residuals) * residuals.square().sum(dim=0)).clamp(min=LEAST_CURVATURE)
 
 
 class Block(NamedTuple):
@@ -216,7 +219,7 @@ class InBlocks:
         """
         self._blocks = blocks
         some = min(len(blocks), _ROWS_A_FEATURE * width if width <= _WIDEST else _TIMED)
-        self.directions, self.variances = _principal_directions(blocks.sample(some), len(blocks), ends)
+        self.directions, self.variances = principal_directions(blocks.sample(some), len(blocks), ends)
 
     def value(self, weight: Tensor, bias: Tensor) -> tuple[float, Tensor, Tensor]:
         """Return the mean loss and its gradients."""
@@ -237,7 +240,7 @@ class InBlocks:
         for features, loss in self._blocks:
             _, residuals = _residuals(loss, torch.addmm(bias, features, turned.T))
             squares.add_(residuals.square().sum(dim=0), alpha=len(features) ** 2 / len(self._blocks))
-        return squares.clamp(min=_LEAST_CURVATURE).to(bias.dtype)
+        return squares.clamp(min=LEAST_CURVATURE).to(bias.dtype)
 
     def _in_features(self, weight: Tensor) -> Tensor:
         return weight if self.directions is None else weight @ self.directions.T
@@ -263,7 +266,7 @@ def _residuals(loss: Loss, logits: Tensor) -> tuple[Tensor, Tensor]:
     return value, gradient
 
 
-def _principal_directions(features: Tensor, pairs: int, ends: float) -> tuple[Tensor | None, Tensor]:
+def principal_directions(features: Tensor, pairs: int, ends: float) -> tuple[Tensor | None, Tensor]:
     """Return an orthonormal ``(features, r)`` basis of the row space, and the ``(r,)`` variance along each vector.
 
     Return None and a variance of 1 if the eigenvalues would take longer than the iterations they save, or more than a

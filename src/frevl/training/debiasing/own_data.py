@@ -17,6 +17,7 @@ import torch
 
 from frevl.data.pairs import Pairs
 from frevl.errors import PairsError, RunError, UsageError
+from frevl.models.baselines import Linear
 from frevl.models.kernel_ridge import KernelFusion
 from frevl.runs.run import Run, settings_named
 from frevl.runs.targets import Answers, row_prefixes
@@ -25,6 +26,7 @@ from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import stored_contents_of
 from frevl.training.examples import Examples, Prepared
+from frevl.training.fitting.linear_folds import is_folded
 from frevl.training.prepare import prepare, read_file
 
 __all__ = ["OwnData", "Sources", "own_data", "own_store", "sources_of"]
@@ -137,13 +139,21 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
                 f"{len(again):,} {pairs.sides[0]}s of its training pairs (the first is '{units[int(again[0])]:.80}'); "
                 "give others with --dev"
             )
-    elif data.dev_is_spare and KernelFusion.key in kinds:
+    elif data.dev_is_spare and (KernelFusion.key in kinds or _is_folded(run, kinds, data)):
+        kind = "kernel model" if KernelFusion.key in kinds else "linear probe of few pairs"
         raise PairsError(
-            f"{run.path}: a kernel model also trains on its development part, so nothing is left to choose the "
+            f"{run.path}: a {kind} also trains on its development part, so nothing is left to choose the "
             "strength on; give pairs of other images with --dev"
         )
     data = _as_read_by(run, _in_classes(run, data, _place(sources.pairs), same=not sources.given_dev))
     return OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes)
+
+
+def _is_folded(run: Run, kinds: list[str], data: Prepared) -> bool:
+    """Return whether a run contains a linear probe that was also fitted to the development part."""
+    if Linear.key not in kinds or run.results.get("train_pairs") == len(data.train):  # made by an earlier version
+        return False
+    return is_folded(data.train, data.dev, len(data.labels), dev_is_spare=True)
 
 
 def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:

@@ -81,7 +81,9 @@ class FusionClassifier(ArrayClassifier):
             raise ValueError(f"options: expected a mapping such as {{'epochs': 5}}, found {given!r}")
         options = make_options(self.model, self.options)
         data = self._prepared(X, y, clusters, weights)
-        fitted = fit_prepared(data, task=self._task, model=self.model, options=options, session=self._session())
+        fitted = fit_prepared(
+            data, task=self._task, model=self.model, options=options, session=self._session(), with_posterior=False
+        )
         return fitted.network, fitted.calibration, fitted.results
 
     @property

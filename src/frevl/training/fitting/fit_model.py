@@ -27,6 +27,7 @@ from frevl.training.fitting.initialisation import (
     release_statistics,
     statistics_of,
 )
+from frevl.training.fitting.linear_folds import fit_linear_by_folds, is_folded
 from frevl.training.fitting.linear_probe import fit_linear_on
 from frevl.training.fitting.pairwise import fusion_loss, pair_loss
 from frevl.training.kernel.approximate import fit_kernel_approximately
@@ -82,6 +83,7 @@ class Fitted(Generic[N_co]):
         report: Report of gradient descent; None for closed forms, counts and averages.
         held_out: Scores and truth of all training pairs, each without its own cluster, if the solution provides them.
         held_out_clusters: ``(n,)`` int64 clusters of these pairs.
+        pairs: Number of pairs it was fitted to, if that is neither the training part nor all of `held_out`.
         notes: Notes for the user.
         approximation: How the solution was approximated; None if it is exact, or there is none.
         members: Reports of gradient descent by name for the members of an average; otherwise empty.
@@ -92,6 +94,7 @@ class Fitted(Generic[N_co]):
     report: FitReport | None = None
     held_out: tuple[Tensor, Answers | Tensor] | None = None
     held_out_clusters: Tensor | None = None
+    pairs: int | None = None
     notes: list[str] = field(default_factory=list)
     approximation: dict[str, Any] | None = None
     members: dict[str, FitReport] = field(default_factory=dict)
@@ -173,6 +176,10 @@ def fit_model(
         raise UsageError(f"The model '{model}' is for matching only; for classification choose a fusion, mlp or linear")
     if isinstance(options, LinearOptions):
         linear = Linear(**sizes)
+        if is_folded(train, dev, outputs, dev_is_spare=dev_is_spare):
+            logits, truth, clusters = fit_linear_by_folds(linear, train, dev, options, session, checkpoint)
+            return Fitted(linear, clock.seconds() - started, held_out=(logits, truth), held_out_clusters=clusters,
+                          pairs=len(train) + len(dev))  # fmt: skip
         notes = fit_linear_on(linear, train, dev, options, session, checkpoint)
         return Fitted(linear, clock.seconds() - started, notes=notes)
     if not isinstance(options, PairwiseOptions):

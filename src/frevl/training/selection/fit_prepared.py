@@ -50,7 +50,7 @@ class FittedRun:
         results: Development metrics, seconds, notes and the like.
         data: The examples as used: with the chosen encoders.
         encoders: Names of the chosen encoders.
-        posterior: Posterior of the last layer, if known.
+        posterior: Posterior of the last layer, if known and asked for.
     """
 
     network: PairNetwork
@@ -72,6 +72,7 @@ def fit_prepared(
     start: Pretrained | None = None,
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
+    with_posterior: bool = True,
 ) -> FittedRun:
     """Fit and calibrate a network.
 
@@ -85,6 +86,7 @@ def fit_prepared(
         start: In classification, a trained fusion to initialise from.
         checkpoint: Where finished and unfinished work is saved.
         log_file: Log file of gradient descent.
+        with_posterior: Whether to fit the posterior of the last layer, which takes as long as a fit to few pairs.
 
     Raises:
         UsageError: The model does not fit the task.
@@ -134,7 +136,7 @@ def fit_prepared(
     warnings += fitted.unseen_warning()
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
-        "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
+        "train_pairs": fitted.pairs or (len(data.train) if fitted.held_out is None else len(logits)),
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
         "warnings": warnings,
@@ -157,7 +159,7 @@ def fit_prepared(
         results |= {"train_pairs": fitted.approximation["pairs"], "approximation": fitted.approximation}
     if clusters is not None and not data.dev_is_seen:
         results["prediction_sets"] = kept_scores(logits, truth, clusters, calibration)
-    posterior = _posterior(fitted.network, data.train, options, session)
+    posterior = _posterior(fitted.network, data.train, options, session) if with_posterior else None
     return FittedRun(fitted.network, calibration, results, data, encoders, posterior)
 
 
