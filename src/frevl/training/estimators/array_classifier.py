@@ -18,7 +18,7 @@ from frevl.models.interface import PairNetwork
 from frevl.provenance import provenance
 from frevl.runs.calibration import ConformalScores, calibrated
 from frevl.runs.run import Run
-from frevl.training.estimators.checks import check_seconds, is_between, is_whole
+from frevl.training.estimators.checks import check_all_given, check_seconds, is_between, is_whole
 from frevl.training.estimators.saved_parts import labels_of, parameters_of, record_of_labels
 from frevl.training.estimators.wording import contradiction, in_terms_of_arrays, without_weight
 from frevl.training.options import Session
@@ -85,7 +85,10 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         Raises:
             ValueError: As in scikit-learn: mismatched shapes, or values that are not finite.
         """
-        checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        given = np.asarray(y)
+        if given.ndim == 1 and given.dtype == object:  # scikit-learn answers with an unknown type of labels
+            check_all_given("y", "label", given, "leave such a row out")
+        checked: tuple[NDArray[Any], NDArray[Any]] = self._validated(X, y)
         vectors, labels = checked
         with warnings.catch_warnings():  # one example per class is common here, and is not regression
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
@@ -128,10 +131,22 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return calibrated probabilities, ``(n, classes)``, in the order of ``classes_``."""
         check_is_fitted(self)
-        vectors: NDArray[Any] = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        vectors: NDArray[Any] = self._validated(X, reset=False)
         if self.network_ is None:
             return np.ones((len(vectors), 1))
         return self._probabilities(self._logits(_as_float32(vectors)))
+
+    def _validated(self, *given: Any, reset: bool = True) -> Any:
+        """Return ``X``, or ``X`` and ``y``, as arrays, checked as scikit-learn does."""
+        try:
+            return validate_data(self, *given, dtype=[np.float32, np.float64], reset=reset)
+        except ValueError as error:
+            if "array element with a sequence" not in str(error):
+                raise
+            raise ValueError(
+                f"X: expected a number in every cell, and as many in every row, found {type(given[0]).__name__} with "
+                f"other contents ({error}); if a column holds whole embeddings, give np.stack(X['its name'])"
+            ) from error
 
     def predict_set(self, X: ArrayLike, level: float = 0.9) -> NDArray[np.bool_]:
         """Return the classes that cannot be ruled out, with coverage ``level``.
@@ -339,12 +354,7 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
     values = np.asarray(groups)
     if values.shape != (count,):
         raise ValueError(f"groups: expected {count} values, one a row of X, found the shape {values.shape}")
-    missing = np.array([one is None or one != one for one in values.tolist()], bool)  # NaN is not itself
-    if missing.any():
-        raise ValueError(
-            f"groups: expected the group of every row, found none in {missing.sum():,} of {count:,}, first in row "
-            f"{missing.argmax():,}; give such a row a group of its own"
-        )
+    check_all_given("groups", "group", values, "give such a row a group of its own")
     try:
         found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
     except TypeError as error:  # they cannot be ordered
