@@ -1,4 +1,4 @@
-"""Estimators take tables of other libraries, and scikit-learn's tools bring them the groups and weights of their rows."""
+"""Estimators take tables of other libraries, and scikit-learn brings them the groups and weights of their own rows."""
 
 import numpy as np
 import pandas as pd
