@@ -25,7 +25,7 @@ from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.debiasing.neutral import make_neutral, read_biases
 from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
-from frevl.training.debiasing.prior import without_side
+from frevl.training.debiasing.prior import check_both_sides, without_side
 from frevl.training.examples import dev_metric
 from frevl.training.options import ModelOptions
 from frevl.training.prepare import read_file
@@ -105,6 +105,7 @@ def debias(
             time.monotonic() - started, seed, arguments={**named, "neutral": str(Path(str(neutral)).resolve())},
         )  # fmt: skip
     side: PriorSide = "image" if without == "image" else "text"
+    check_both_sides(former, side)
     data = own_data(former, opened, sources)
     lessened = without_side(former, data, side, strength=strength, seed=seed)
     done = {"without": side, "strength": lessened.strength, "tried": lessened.tried}

@@ -26,7 +26,7 @@ from frevl.training.retrieval.reranker import bank_of
 from frevl.training.retrieval.score_fusion import DEPTHS, development_part, recall_by_image
 from frevl.training.retrieval.two_tower import pooled_items
 
-__all__ = ["BANK_OF_CLASSES", "STRENGTHS", "Lessened", "flattened", "without_side"]
+__all__ = ["BANK_OF_CLASSES", "STRENGTHS", "Lessened", "check_both_sides", "flattened", "without_side"]
 
 STRENGTHS = tuple(tenth / 10 for tenth in range(11))
 BANK_OF_CLASSES = 64
@@ -52,15 +52,8 @@ class Lessened:
     notes: list[str]
 
 
-def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | None, seed: int) -> Lessened:
-    """Subtract a run's answer to one side alone.
-
-    Args:
-        run: The finished run.
-        data: The run's own examples.
-        side: The side to remove: ``image`` subtracts the answer to the text alone.
-        strength: In [0, 1]; None chooses it on the development pairs.
-        seed: Random seed for the bank.
+def check_both_sides(run: Run, side: PriorSide) -> None:
+    """Refuse a run that reads one side.
 
     Raises:
         UsageError: The run does not read both sides.
@@ -70,6 +63,18 @@ def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | 
             f"{run.path}: --without {side} expects a run that reads images and texts, found one of "
             f"{run.sides[0]}s alone"
         )
+
+
+def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | None, seed: int) -> Lessened:
+    """Subtract a run's answer to one side alone.
+
+    Args:
+        run: The finished run.
+        data: The run's own examples.
+        side: The side to remove: ``image`` subtracts the answer to the text alone.
+        strength: In [0, 1]; None chooses it on the development pairs.
+        seed: Random seed for the bank.
+    """
     make = _of_matching if run.task == "matching" else _of_classes
     return make(run, data, side, strength, seed)
 
