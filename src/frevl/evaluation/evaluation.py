@@ -196,7 +196,8 @@ def _check(scorer: Scorer, versus: Scorer | None, sets: float | None, calibrate:
                 f"evaluate: expected a scorer, found '{one}'; open it with Scorer.open({str(one)!r}, store=...)"
             )
     if versus is not None:
-        refuse_itself(scorer.run.path, versus.run.path)
+        if type(scorer.network) is type(versus.network):  # an exported network is compared with that of its run
+            refuse_itself(scorer.run.path, versus.run.path)
         if versus.run.task != scorer.run.task:
             raise UsageError(
                 f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for "
