@@ -1,6 +1,7 @@
 """One path to a score: the same pair gets the same score in any batch, order, padding, and by any entry point."""
 
 import json
+import shutil
 import traceback
 from dataclasses import replace
 
@@ -292,7 +293,8 @@ def test_a_difference_between_two_runs_is_paired(made, answering, tmp_path):
     alone = evaluate(other, made.test_file)
     assert result.difference["metric"] == "accuracy"
     assert result.difference["difference"] == pytest.approx(result.metrics["accuracy"] - alone.metrics["accuracy"])
-    same = evaluate(scorer, made.test_file, versus=scorer)
+    twin = Scorer.open(shutil.copytree(answering, tmp_path / "twin"), store=made.store)
+    same = evaluate(scorer, made.test_file, versus=twin)
     assert (same.difference["difference"], same.difference["ci95"]) == (0.0, [0.0, 0.0])
 
 
