@@ -6,6 +6,7 @@ Not part of plain ``pytest``, because it wants the extra ``ray``: ``pytest onray
 import os
 import secrets
 import signal
+import subprocess
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,18 @@ def children(parent):
     return found
 
 
+def processes_of(node):
+    """Return the processes that make up a node."""
+    return [one.process for processes in node.all_processes.values() for one in processes]
+
+
+def wait_for(processes):
+    """Wait for processes that were told to end: Python warns of those that it forgets before."""
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+
+
 class Nodes:
     """A cluster on this machine: a head without processors, and nodes that come and go."""
 
@@ -72,20 +85,25 @@ class Nodes:
 
     def kill(self, node):
         """End all processes of a node at once, as if its machine had lost power."""
-        started = [one.process.pid for processes in node.all_processes.values() for one in processes]
-        workers = [pid for parent in started for pid in children(parent)]
+        started = processes_of(node)
+        workers = [pid for parent in started for pid in children(parent.pid)]
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
         for pid in workers:  # Ray leaves them to end by themselves, and meanwhile they may finish a block
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        wait_for(started)
 
     def kill_head(self):
         """End all processes of the head at once."""
+        started = processes_of(self._cluster.head_node)
         self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        wait_for(started)
 
     def shutdown(self):
+        started = [process for node in (self._cluster.head_node, *self.nodes) for process in processes_of(node)]
         self._cluster.shutdown()
+        wait_for(started)
 
 
 @pytest.fixture(scope="session")

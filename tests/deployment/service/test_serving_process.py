@@ -130,11 +130,12 @@ def test_a_port_that_is_taken_and_other_wrong_use(frevl, made, runs, tmp_path):
         assert "Traceback" not in said.err
 
 
+@pytest.mark.slow
 def test_a_connection_that_never_finishes_its_head_is_closed(monkeypatch):
-    monkeypatch.setattr(service_connection, "_HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(service_connection, "_HEAD_SECONDS", 1.0)
 
     async def app(scope, receive, send):
-        await asyncio.sleep(0.2)  # longer than a head may take: an answer may
+        await asyncio.sleep(1.5)  # longer than a head may take: an answer may
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -162,7 +163,7 @@ def test_a_connection_that_never_finishes_its_head_is_closed(monkeypatch):
             assert b"ok" in await talk(b"GET / HTTP/1.1\r\n", b"host: x\r\nconnection: close\r\n\r\n")
             assert await talk(b"") == b""
             # What still comes of a body after its answer keeps the connection open as long, not for ever.
-            assert b"ok" in await talk(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n", b"ab", after=0.25)
+            assert b"ok" in await talk(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n", b"ab", after=2)
             large = await talk(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 70_000, b"b")
             assert large.startswith(b"HTTP/1.1 431 ")
             head, _, said = large.partition(b"\r\n\r\n")
