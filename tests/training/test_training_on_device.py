@@ -18,7 +18,7 @@ from frevl.runs.targets import Answers
 from frevl.training import examples, loop
 from frevl.training.examples import Examples
 from frevl.training.fitting import pairwise
-from frevl.training.fitting.contrast import contrastive_loss
+from frevl.training.fitting.contrast import Positives, contrastive_loss
 from frevl.training.options import DescentOptions, FusionOptions, Session
 from frevl.training.retrieval.two_tower import _contrast
 
@@ -99,11 +99,17 @@ def test_embeddings_and_answers_move_and_row_numbers_stay():
     assert matching.truth.device.type == "cpu", "wrong pairs are drawn here, and their truth is made here"
 
 
-def test_row_numbers_select_what_flags_select():
-    v, t = torch.randn(6, 4), torch.randn(6, 4)
-    ids, flags = torch.arange(6), torch.tensor([True, False, True, True, False, True])
-    by_flags = contrastive_loss(v, t, ids, ids, matching=flags)
-    assert torch.equal(by_flags, contrastive_loss(v, t, ids, ids, matching=flags.nonzero()[:, 0]))
+def test_wrong_pairs_are_no_part_of_the_contrastive_term():
+    torch.manual_seed(0)
+    network = Fusion(image_dim=8, text_dim=5, outputs=1, width=8, layers=1, heads=2)
+    kept, options = made("match"), FusionOptions(mixup_share=0.0, negatives=3)
+    loss_of = pairwise.fusion_loss(network, kept, 1, options=options, device="cpu")
+    rows = torch.tensor([1, 4, 7, 2])  # two of one image, which are positives of each other
+    found = loss_of(rows, torch.Generator().manual_seed(0))[1]["contrastive"]
+    right = kept.pairs.image_rows[rows], kept.pairs.text_rows[rows]
+    image, text = network.project(kept.pairs.images[right[0]], kept.pairs.texts[right[1]])
+    alone = contrastive_loss(image[:, 0], text[:, 0], Positives.of(*right), temperature=options.temperature)
+    torch.testing.assert_close(found, alone)
 
 
 def test_a_compiled_loss_is_the_same_loss(monkeypatch):

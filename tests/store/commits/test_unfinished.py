@@ -7,7 +7,7 @@ import pytest
 
 from clip_folders import unit
 from frevl.errors import FrevlError
-from frevl.store.commits.unfinished import Work, unfinished_work
+from frevl.store.commits.unfinished import Work, call_of, unfinished_work
 from frevl.store.extraction.extract import extract
 from frevl.store.importing import vectors
 from frevl.store.importing.vectors import import_embeddings
@@ -109,6 +109,22 @@ def test_extraction_and_merge_say_so_too(tmp_path, monkeypatch, stopped, draw):
     merge(parts, into=tmp_path / "m")
     assert unfinished_work(tmp_path / "m") == []
     assert Store.open(tmp_path / "m").fingerprint == Store.open(tmp_path / "s").fingerprint
+
+
+def test_calls_that_add_other_items_are_other_calls(tmp_path, draw, monkeypatch):
+    folder = draw(tmp_path / "images", range(1))
+    monkeypatch.chdir(tmp_path)
+    assert call_of("frevl extract", ["images", "pairs in memory", "s3://b/x"], {"encoder": ["a", "b"], "of": None}) == (
+        f"frevl extract {folder} pairs in memory s3://b/x --encoder a --encoder b"
+    )
+    seen = []
+    monkeypatch.setattr(
+        "frevl.store.extraction.extract.call_of", lambda *given: seen.append(call_of(*given)) or seen[-1]
+    )
+    for options in ({}, {"include": ["0*"]}, {"exclude": ["1*"]}, {"tokens": "7x7"}):
+        extract(tmp_path / f"s{len(seen)}", images=folder, encoder="toy", **options)
+    common = f"frevl extract {folder} --encoder toy"
+    assert seen == [common, f"{common} --include 0*", f"{common} --exclude 1*", f"{common} --tokens 7x7"]
 
 
 def test_long_calls_are_shortened_and_damaged_records_are_ignored(tmp_path):

@@ -8,9 +8,24 @@ import torch
 from torch import Tensor
 
 from frevl.errors import UsageError
-from frevl.training.fitting.contrast import Positives, contrast, contrastive_loss
+from frevl.training.fitting.contrast import Positives, contrastive_loss
 
 N, D = 11, 5
+
+
+def loss_of(
+    images: Tensor,
+    texts: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    *,
+    temperature: float = 0.07,
+    matching: Tensor | None = None,
+) -> Tensor:
+    """The loss as in a step of training: of rows by their ids, and of those alone that match."""
+    rows = None if matching is None else matching.nonzero()[:, 0]
+    kept = (images, texts) if rows is None else (images[rows], texts[rows])
+    return contrastive_loss(*kept, Positives.of(image_ids, text_ids, rows), temperature=temperature)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -48,13 +63,13 @@ def ids(*numbers: int) -> Tensor:
 def test_contrastive_loss_by_hand() -> None:
     # Cosines: 1 on the diagonal, 0 next to it. At temperature 1 each anchor costs ln(1 + 1/e).
     same = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
-    loss = contrastive_loss(same, same, ids(0, 1), ids(0, 1), temperature=1.0)
+    loss = loss_of(same, same, ids(0, 1), ids(0, 1), temperature=1.0)
     assert loss.item() == pytest.approx(0.3132617)
     # Exchanged texts: ln(1 + e).
-    loss = contrastive_loss(same, same.flip(0), ids(0, 1), ids(0, 1), temperature=1.0)
+    loss = loss_of(same, same.flip(0), ids(0, 1), ids(0, 1), temperature=1.0)
     assert loss.item() == pytest.approx(1.3132617)
     # The same image twice: nothing is left to tell apart.
-    assert contrastive_loss(same, same, ids(0, 0), ids(0, 1), temperature=1.0).item() == 0.0
+    assert loss_of(same, same, ids(0, 0), ids(0, 1), temperature=1.0).item() == 0.0
 
 
 def test_contrastive_loss_by_hand_with_a_shared_image() -> None:
@@ -70,7 +85,7 @@ def test_contrastive_loss_by_hand_with_a_shared_image() -> None:
     to_image_1 = math.log(2)
     to_image_2 = math.log1p(2 * math.exp(-2))
     expected = ((2 * to_text_01 + to_text_2) / 3 + (to_image_0 + to_image_1 + to_image_2) / 3) / 2
-    loss = contrastive_loss(images, texts, ids(4, 4, 9), ids(0, 1, 2), temperature=1.0)
+    loss = loss_of(images, texts, ids(4, 4, 9), ids(0, 1, 2), temperature=1.0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -81,9 +96,7 @@ def test_contrastive_loss_equals_its_slow_twin(masked: bool) -> None:
     rows = [0, 2, 3, 5, 7, 8, 10] if masked else list(range(N))
     matching = torch.tensor([i in rows for i in range(N)]) if masked else None
     for temperature in (0.07, 0.5):
-        actual = contrastive_loss(
-            images, texts, ids(*image_ids), ids(*text_ids), temperature=temperature, matching=matching
-        )
+        actual = loss_of(images, texts, ids(*image_ids), ids(*text_ids), temperature=temperature, matching=matching)
         expected = slow_contrastive(images, texts, image_ids, text_ids, temperature, rows)
         assert actual.item() == pytest.approx(expected, rel=1e-5)
 
@@ -93,7 +106,7 @@ def test_contrastive_loss_without_shared_ids_is_clips() -> None:
     logits = torch.nn.functional.normalize(images, dim=1) @ torch.nn.functional.normalize(texts, dim=1).T / 0.07
     cross_entropy, diagonal = torch.nn.functional.cross_entropy, torch.arange(N)
     expected = (cross_entropy(logits, diagonal) + cross_entropy(logits.T, diagonal)) / 2
-    actual = contrastive_loss(images, texts, diagonal, diagonal)
+    actual = loss_of(images, texts, diagonal, diagonal)
     torch.testing.assert_close(actual, expected)
 
 
@@ -108,7 +121,7 @@ def test_whatever_shares_an_image_or_a_text_is_only_ever_pulled_closer(shared: s
     def loss(angle: float) -> float:
         images, texts = torch.tensor([0.0, 0.1, 2.0]).double(), torch.tensor([-1.0, angle, 2.0]).double()
         vectors = [torch.stack([angles.cos(), angles.sin()], dim=1) for angles in (images, texts)]
-        return contrastive_loss(*vectors, image_ids, text_ids, temperature=0.5).item()
+        return loss_of(*vectors, image_ids, text_ids, temperature=0.5).item()
 
     costs = [loss(angle) for angle in (0.1, 0.3, 0.5, 0.7, 0.9, 1.1)]
     assert costs == sorted(costs)
@@ -120,7 +133,7 @@ def test_contrastive_loss_without_negatives_is_exactly_zero(image_ids: Tensor, t
     n = len(image_ids)
     images = torch.randn(n, D, generator=seeded(), requires_grad=True)
     texts = torch.randn(n, D, generator=seeded(1), requires_grad=True)
-    loss = contrastive_loss(images, texts, image_ids, text_ids)
+    loss = loss_of(images, texts, image_ids, text_ids)
     loss.backward()
     assert loss.item() == 0.0
     assert images.grad.tolist() == texts.grad.tolist() == torch.zeros(n, D).tolist()
@@ -130,7 +143,7 @@ def test_contrastive_loss_without_matching_rows_is_zero_with_a_gradient_of_zero(
     images = torch.randn(N, D, generator=seeded(), requires_grad=True)
     texts = torch.randn(N, D, generator=seeded(1), requires_grad=True)
     no_row = torch.zeros(N, dtype=torch.bool)
-    loss = contrastive_loss(images, texts, torch.arange(N), torch.arange(N), matching=no_row)
+    loss = loss_of(images, texts, torch.arange(N), torch.arange(N), matching=no_row)
     loss.backward()
     assert loss.item() == 0.0
     assert images.grad.tolist() == texts.grad.tolist() == torch.zeros(N, D).tolist()
@@ -141,9 +154,9 @@ def test_rows_that_do_not_match_change_nothing() -> None:
     texts = torch.randn(N, D, generator=seeded(1))
     matching = torch.arange(N) % 3 != 1
     image_ids, text_ids = torch.arange(N) // 2, torch.arange(N)
-    loss = contrastive_loss(images, texts, image_ids, text_ids, matching=matching)
+    loss = loss_of(images, texts, image_ids, text_ids, matching=matching)
     loss.backward()
-    alone = contrastive_loss(images.detach()[matching], texts[matching], image_ids[matching], text_ids[matching])
+    alone = loss_of(images.detach()[matching], texts[matching], image_ids[matching], text_ids[matching])
     assert torch.equal(loss.detach(), alone)
     assert images.grad[~matching].abs().max() == 0
     assert images.grad[matching].abs().min() > 0
@@ -153,8 +166,8 @@ def test_order_of_the_batch_never_changes_the_contrastive_loss() -> None:
     images, texts = torch.randn(N, D, generator=seeded()), torch.randn(N, D, generator=seeded(1))
     image_ids, text_ids, order = torch.arange(N) // 3, torch.arange(N) % 5, torch.randperm(N, generator=seeded(2))
     torch.testing.assert_close(
-        contrastive_loss(images, texts, image_ids, text_ids),
-        contrastive_loss(images[order], texts[order], image_ids[order], text_ids[order]),
+        loss_of(images, texts, image_ids, text_ids),
+        loss_of(images[order], texts[order], image_ids[order], text_ids[order]),
     )
 
 
@@ -163,7 +176,7 @@ def test_contrastive_loss_is_finite_at_extreme_vectors_and_temperatures(scale: f
     vectors = torch.eye(3) - 0.5
     images, texts = (vectors * scale).requires_grad_(), (-vectors * scale).requires_grad_()
     for temperature in (1e-4, 0.07, 1e4):  # cosines over 1e-4 are logits of +-10,000
-        loss = contrastive_loss(images, texts, ids(0, 1, 2), ids(0, 1, 2), temperature=temperature)
+        loss = loss_of(images, texts, ids(0, 1, 2), ids(0, 1, 2), temperature=temperature)
         loss.backward()
         assert loss.isfinite()
         assert loss.item() >= 0
@@ -203,7 +216,8 @@ def test_padded_lists_have_one_of_few_lengths_and_the_same_loss() -> None:
         padded, plain = Positives.of(*shared, padded=True), Positives.of(*shared)
         lengths.add(len(padded.places) - N)
         torch.testing.assert_close(
-            contrast(images, texts, *padded, temperature=0.2), contrast(images, texts, *plain, temperature=0.2)
+            contrastive_loss(images, texts, padded, temperature=0.2),
+            contrastive_loss(images, texts, plain, temperature=0.2),
         )
     assert lengths == {64, 128}
 
@@ -214,7 +228,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     places, shares = Positives.of(image_ids, text_ids, padded=True)
 
     def loss(v: Tensor, t: Tensor) -> Tensor:
-        return contrast(v, t, places, shares.double(), temperature=0.3)
+        return contrastive_loss(v, t, Positives(places, shares.double()), temperature=0.3)
 
     assert torch.autograd.gradcheck(loss, vectors)
 
@@ -225,7 +239,7 @@ def test_in_half_precision_the_loss_is_that_of_single_precision_but_for_the_roun
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         given = [vector.to(dtype, copy=True).requires_grad_() for vector in vectors]
-        loss = contrast(*given, *positives, temperature=0.07)
+        loss = contrastive_loss(*given, positives, temperature=0.07)
         loss.backward()
         found[dtype] = (loss.item(), torch.cat([one.grad.float() for one in given]))
     single, half = found[torch.float32], found[torch.bfloat16]
@@ -234,19 +248,14 @@ def test_in_half_precision_the_loss_is_that_of_single_precision_but_for_the_roun
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("shapes", "temperature", "message"),
     [
-        (
-            lambda: contrastive_loss(torch.zeros(3, 2), torch.zeros(3, 2), ids(0, 1, 2), ids(0, 1)),
-            "contrastive_loss expects images and texts (n, d) and ids and matching (n,), "
-            "but got (3, 2), (3, 2) and (3,), (2,).",
-        ),
-        (
-            lambda: contrastive_loss(torch.zeros(1, 2), torch.zeros(1, 2), ids(0), ids(0), temperature=0.0),
-            "contrastive_loss: temperature must be positive, but is 0.0.",
-        ),
+        (((3, 2), (3, 3)), 1.0, "contrastive_loss expects images and texts (n, d), but got (3, 2) and (3, 3)."),
+        (((3,), (3,)), 1.0, "contrastive_loss expects images and texts (n, d), but got (3,) and (3,)."),
+        (((1, 2), (1, 2)), 0.0, "contrastive_loss: temperature must be positive, but is 0.0."),
     ],
 )
-def test_wrong_use_is_refused(call, message) -> None:
+def test_wrong_use_is_refused(shapes, temperature, message) -> None:
+    vectors = [torch.zeros(shape) for shape in shapes]
     with pytest.raises(UsageError, match=re.escape(message)):
-        call()
+        contrastive_loss(*vectors, Positives.of(ids(0), ids(0)), temperature=temperature)

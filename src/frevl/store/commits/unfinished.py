@@ -11,7 +11,7 @@ import datetime
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from frevl.files import write_json
@@ -61,10 +61,17 @@ class Work:
             _end(self._store, _name(self._what))
 
 
-def call_of(command: str, sources: Iterable[str | Path], *others: str) -> str:
-    """Return what identifies a call for `Work`: the command, what it reads as absolute paths, and further arguments."""
-    places = (str(source) if "://" in str(source) else os.path.abspath(source) for source in sources)  # noqa: PTH100
-    return " ".join([command, *places, *others])
+def call_of(command: str, sources: Iterable[str | Path], options: Mapping[str, str | Iterable[str] | None]) -> str:
+    """Return what identifies a call for `Work`: the command, what it reads, and the options that decide what it adds.
+
+    Args:
+        command: Its words.
+        sources: Files and folders, which become absolute paths; addresses, and names of data in memory, stay.
+        options: Values by name; None, and an option without any value, are left out.
+    """
+    places = [os.path.abspath(source) if os.path.exists(source) else str(source) for source in sources]  # noqa: PTH100, PTH110
+    given = {name: [value] if isinstance(value, str) else value or () for name, value in options.items()}
+    return " ".join([command, *places, *(f"--{name} {value}" for name, values in given.items() for value in values)])
 
 
 def forget_work(store: Path) -> None:

@@ -138,7 +138,9 @@ def extract(
         inputs = inputs.absolute()
     sources = [*([] if images is None else [images]), *sorted(inputs.names_of_pairs)]
     # A part says itself whether it is complete.
-    work = None if shard_of is not None else call_of("frevl extract", sources, *(f"--encoder {name}" for name in names))
+    asked = {"encoder": list(names), "include": inputs.choice.include, "exclude": inputs.choice.exclude,
+             "tokens": [] if tokens == "pooled" else [tokens]}  # fmt: skip
+    work = None if shard_of is not None else call_of("frevl extract", sources, asked)
     with (
         embedding as embedder,
         StoreWriter(store, work=work) as writer,

@@ -182,8 +182,8 @@ def import_embeddings(
     if verified:
         report.notes.append(f"'{encoder}' gives the same vectors for the items embedded again.")
     imported: dict[Modality, dict[str, int]] = {}
-    work = call_of("frevl import", [source], f"--encoder {encoder}", *([] if of is None else [f"--of {of}"]))
-    with StoreWriter(store, work=work) as writer:
+    asked = {"encoder": encoder, "of": of, "array": array, "vector-column": vector_column}
+    with StoreWriter(store, work=call_of("frevl import", [source], asked)) as writer:
         writer.register(list(towers.values()))
         for modality in dims:
             own = [part for part in parts if part.modality == modality]

@@ -108,7 +108,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
         raise UsageError("parts: expected a list of folders, found one path")
     with opened(parts, place_of(into)) as (several, notes):
         report = MergeReport(str(into), len(several), notes=notes)
-        with StoreWriter(into, work=call_of("frevl store merge", parts)) as writer:
+        with StoreWriter(into, work=call_of("frevl store merge", parts, {})) as writer:
             writer.register(list(several[0].towers.values()))
             for modality in TABLES:
                 _merge_items(writer, modality, several, report, progress=progress)

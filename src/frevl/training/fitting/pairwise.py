@@ -15,7 +15,7 @@ from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
 from frevl.runs.batches import moved
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
-from frevl.training.fitting.contrast import Positives, contrast
+from frevl.training.fitting.contrast import Positives, contrastive_loss
 from frevl.training.fitting.recorded_steps import RecordedTerms
 from frevl.training.loop import LossOf
 from frevl.training.losses import draw_mixup, feature_norm_loss, mixed, task_loss
@@ -104,11 +104,9 @@ def fusion_loss(
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        # Wrong pairs are ignored altogether in the contrastive term: their texts and images occur in right pairs. Row
-        # numbers instead of flags: counting flags would mean waiting for the accelerator.
+        # Row numbers instead of flags: counting flags would mean waiting for the accelerator.
         matching = (truth > 0.5).nonzero()[:, 0] if kind == "match" else None
-        related = (image_rows, text_rows) if matching is None else (image_rows[matching], text_rows[matching])
-        positives = Positives.of(*related, padded=is_accelerator(device))
+        positives = Positives.of(image_rows, text_rows, matching, padded=is_accelerator(device))
         own = needed = team.share(len(image_rows))
         mix: tuple[float | Tensor, Tensor] | tuple[None, None] = (None, None)
         if pooled and torch.rand((), generator=random).item() < options.mixup_share:
@@ -154,7 +152,8 @@ def _fusion_terms(
     image, text = network.project(image, text)
     images, texts = (mean_pool(own.first(image), image_mask), mean_pool(own.first(text), text_mask))
     images, texts = own.both_gathered(images, texts, matching)
-    contrastive = own.counted_once(contrast(images, texts, places, shares, temperature=options.temperature))
+    positives = Positives(places, shares)
+    contrastive = own.counted_once(contrastive_loss(images, texts, positives, temperature=options.temperature))
     if mix_share is not None and partners is not None:
         image, text, truth = mixed(image, text, truth, mix_share, partners)
     with own.dropping():

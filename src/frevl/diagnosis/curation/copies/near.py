@@ -27,10 +27,9 @@ _FURTHER = slice(4, 12)  # ranks of neighbours that are rarely copies
 _MEASURED = 1_000  # images used for this measurement
 
 _CANDIDATES = 8  # nearest neighbours by embedding whose pixels are compared
-_SKETCHED = 4  # nearest neighbours by sketch, likewise ...
-_ALIKE = (
-    0.6  # ... from this cosine on: turned copies have 1.0, those with bars 0.85 or more, 3 % of ordinary images 0.6
-)
+# Nearest neighbours by sketch, likewise, from this cosine on. Turned copies have 1.0, those with bars 0.85 or more; 3 %
+# of ordinary images reach 0.6.
+_SKETCHED, _ALIKE = 4, 0.6
 _BLOCK = 1_024
 _KEPT = 2_048  # images in memory; 76 kB each
 
