@@ -371,7 +371,7 @@ class StoreWriter:
                 continue
             found = embeddings[tower.name]
             values = found.values.astype(tower.identity["dtype"], copy=False)
-            columns.append(embedding_column(values, found.mask, tower))
+            columns.append(embedding_column(values, found.mask, pooled=tower.pooled))
             for entries, item, value, mask in zip(filled, items, values, found.mask, strict=True):
                 entries.append({"tower": tower.name, "crc32": checksum(item.id, item.content_hash, value[mask])})
         described = [pa.array([getattr(item, field.name) for item in items], field.type) for field in ITEM_FIELDS[:-1]]

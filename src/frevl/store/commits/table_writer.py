@@ -27,7 +27,6 @@ from frevl.store.lance_tables import (
     open_table,
     replace_rows,
 )
-from frevl.store.towers import Tower
 
 if TYPE_CHECKING:
     import lance
@@ -66,11 +65,12 @@ def reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
     return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=REJECT_SCHEMA)
 
 
-def embedding_column(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.Array:
-    """Convert ``(n, tokens, dim)`` embeddings in the stored type to a column of a tower's type."""
-    if tower.pooled:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), tower.dim)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
+def embedding_column(values: np.ndarray, mask: np.ndarray, *, pooled: bool) -> pa.Array:
+    """Convert ``(n, tokens, dim)`` embeddings in the stored type to a column of vectors, or of lists of vectors."""
+    dim = values.shape[-1]
+    if pooled:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dim)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), dim)
     offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), vectors)
 
