@@ -273,7 +273,7 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, name, content, message):
 
 def test_a_folder_is_no_pairs_file(tmp_path):
     (tmp_path / "pairs.jsonl").mkdir()
-    with pytest.raises(PairsError, match=r"pairs.jsonl: the file cannot be read \(Is a directory\)"):
+    with pytest.raises(PairsError, match="found 'pairs.jsonl', a folder without any"):
         read_pairs(tmp_path / "pairs.jsonl")
 
 

@@ -139,5 +139,5 @@ def test_a_table_without_a_line_of_names_and_a_folder_are_told_what_to_do(tmp_pa
         read_pairs(table)
     assert "first line is an item" not in str(caught.value)
     (tmp_path / "dogs").mkdir()
-    with pytest.raises(PairsError, match="; found 'dogs', a folder; list its images in a file, a line such as"):
+    with pytest.raises(PairsError, match="found 'dogs', a folder without any; list its images in a file"):
         read_pairs(tmp_path / "dogs")

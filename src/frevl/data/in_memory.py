@@ -41,7 +41,8 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
     """
     table = table_of(source)
     if table is not None:
-        from frevl.data.formats.arrow_rows import arrow_rows, table_source
+        from frevl.data.formats.arrow_rows import arrow_rows
+        from frevl.data.formats.arrow_tables import table_source
 
         yield from in_fields(arrow_rows(table_source(PLACE, table), given, notes), notes)
     else:

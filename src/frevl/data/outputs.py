@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from frevl.data.formats.table_parts import ARROW, is_in_parts
 from frevl.errors import UsageError
 
 __all__ = ["is_stdout", "refuse_inputs"]
@@ -90,9 +91,17 @@ def _existing(value: Any) -> Iterator[str]:
         text = os.fspath(value)
         spellings = {text, text.removeprefix("hf:").partition("#")[0].partition("@")[0], text.partition("=")[2]}
         yield from sorted(filter(_exists, spellings))
+        yield from _matching(text)
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _existing(one)
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Yield the files of a table in parts that is given as a pattern."""
+    path = Path(pattern)
+    if path.suffix.lower() in ARROW and not _exists(pattern) and is_in_parts(path):
+        yield from map(str, path.parent.glob(path.name))
 
 
 def _exists(path: str | Path) -> bool:

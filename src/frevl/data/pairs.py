@@ -22,7 +22,6 @@ import numpy as np
 from frevl.data.columns import FIELDS, REQUIRED, columns_of, refuse_empty
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.formats.pair_rows import (
-    ARROW,
     ENDINGS,
     JSON_ENDINGS,
     LEFT_ALONE,
@@ -36,6 +35,7 @@ from frevl.data.formats.pair_rows import (
     with_the_same_sides,
     without_gaps,
 )
+from frevl.data.formats.table_parts import ARROW, is_in_parts, parts_of, place_of
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, is_given
 from frevl.data.packed.read import read_packed
@@ -174,7 +174,8 @@ def read_pairs(
 
     Args:
         source: A file: JSON (one object per line, or a list of objects), a text table (with commas, tabs or semicolons,
-            in UTF-8 or UTF-16), Parquet, Arrow or Feather. Or pairs in memory: `Pairs`, a table of pandas, polars,
+            in UTF-8 or UTF-16), Parquet, Arrow or Feather; a folder of the last three, or a pattern of their names, is
+            one table. Or pairs in memory: `Pairs`, a table of pandas, polars,
             Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a mapping of
             columns, or one pair.
         columns: Columns or keys of the fields, as in ``image=filepath,text=title``; by default those with the same or a
@@ -202,9 +203,11 @@ def read_pairs(
     rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
     rejected: list[tuple[int, Reject]] = []
     kept: list[tuple[int, str, dict[str, Any]]] = []
+    several = from_file and not Path(source).is_file() and is_in_parts(Path(source))
+    named = place_of(Path(source)) if several else lambda line: f"{path}:{line}"
     row: Any = None
     for number, (line, row, problem) in enumerate(rows):
-        place = f"{path}:{line}"
+        place = named(line)
         problem = problem or problem_in(row)
         if problem:
             rejected.append((number, Reject("pair", place, problem)))
@@ -238,19 +241,22 @@ def _refuse_empty(pairs: Pairs, given: Mapping[str, str]) -> None:
 
 def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
     """Read a large file; None for any other."""
-    if path.suffix.lower() not in ENDINGS or not path.is_file():
+    in_parts = not path.is_file() and is_in_parts(path)
+    if not in_parts and (path.suffix.lower() not in ENDINGS or not path.is_file()):
         return None
     try:
-        if path.stat().st_size < (_LARGE_TABLE if path.suffix.lower() in ARROW else _LARGE):
+        size = sum(file.stat().st_size for file in (parts_of(path) if in_parts else [path]))
+        if size < (_LARGE_TABLE if in_parts or path.suffix.lower() in ARROW else _LARGE):
             return None
         kept = read_packed(path, given)
     except OSError:
         return None  # reported when it is read row by row
     if kept is None:
         return None
-    rejects = tuple(Reject("pair", f"{path}:{line}", reason) for line, reason in kept.rejected)
+    places = kept.places(path)
+    rejects = tuple(Reject("pair", places.place(line), reason) for line, reason in kept.rejected)
     columns = kept.strings("images"), kept.strings("texts"), kept.objects("targets"), kept.objects("extras")
-    return Pairs(*columns, kept.places(str(path)), rejects, tuple(kept.notes), source=str(path))
+    return Pairs(*columns, places, rejects, tuple(kept.notes), source=str(path))
 
 
 def in_memory(pairs: Any) -> Any:

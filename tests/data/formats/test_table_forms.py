@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from frevl.data.formats.arrow_rows import open_arrow, pictures_of
+from frevl.data.formats.arrow_rows import pictures_of
+from frevl.data.formats.arrow_tables import open_arrow
 from frevl.data.pairs import read_pairs
 from frevl.errors import PairsError, UsageError
 

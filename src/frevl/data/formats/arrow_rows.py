@@ -1,4 +1,4 @@
-"""Read rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
+"""Read rows from Arrow tables (`frevl.data.formats.arrow_tables`).
 
 Columns of bytes never appear in the rows: images inside a table (Hugging Face, img2dataset) are referred to by id, and
 `pictures_of` reads them for embedding.
@@ -9,20 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from frevl.data.columns import FIELDS, Columns, choose_columns, means_image
+from frevl.data.formats.arrow_tables import ArrowSource, unreadable
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.formats.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import PairsError
 
-__all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "plain_batches", "table_source"]
+__all__ = ["arrow_rows", "pictures_of", "plain_batches"]
 
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 65_536, 64
 _LONGEST_LIST = 64  # numbers; a longer list is an embedding, not a key of a pair
@@ -30,58 +28,6 @@ _PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  #
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
 _HASH = 32  # characters of a content hash, as in a store
 _LONGEST_NAME = 1024  # bytes
-
-
-@dataclass(frozen=True)
-class ArrowSource:
-    """A table whose columns can be read one by one.
-
-    Attributes:
-        place: Name of the table in messages: the file.
-        schema: Schema of the table.
-        read: Maps column names (or ``column.child`` for a part of a struct) and a number of rows to batches.
-    """
-
-    place: str
-    schema: pa.Schema
-    read: Callable[[list[str], int], Iterator[pa.RecordBatch]] = field(repr=False)
-
-
-def open_arrow(path: Path) -> ArrowSource:
-    """Open a Parquet, Arrow or Feather file; only its schema is read.
-
-    Raises:
-        PairsError: The file cannot be read.
-    """
-    try:
-        if path.suffix.lower() == ".parquet":
-            with pq.ParquetFile(path, memory_map=True) as file:
-                schema = file.schema_arrow
-            check_names(schema)
-            return ArrowSource(str(path), schema, lambda names, rows: parquet_batches(path, rows, names))
-        mapped = pa.memory_map(str(path))
-        try:
-            table = pa.ipc.open_file(mapped).read_all()  # memory-mapped, not copied
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            table = pa.ipc.open_stream(mapped).read_all()
-        check_names(table.schema)
-        table.validate(full=True)  # an untrusted table may point outside its own memory
-        check_growth(path, table.nbytes)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(str(path), 0, error) from error
-    return table_source(str(path), table)
-
-
-def table_source(place: str, table: pa.Table) -> ArrowSource:
-    """Read from a table in memory."""
-
-    def read(names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-        known = set(table.column_names)
-        whole = dict.fromkeys(name if name in known else name.rpartition(".")[0] for name in names)
-        yield from table.select(list(whole)).to_batches(max_chunksize=rows)
-
-    return ArrowSource(place, table.schema, read)
 
 
 @dataclass(frozen=True)
@@ -128,7 +74,7 @@ def arrow_rows(source: ArrowSource, given: Mapping[str, str], notes: list[str]) 
                 problem = HALF_PAIR if any(map(has_half_pair, strings)) else ""
                 yield columns, (number, _plain_row(row, columns), problem)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(source.place, number, error) from error
+        raise unreadable(source.place, number, error) from error
 
 
 def plain_batches(
@@ -149,7 +95,7 @@ def plain_batches(
     try:
         plan = _plan(source, given)
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(source.place, 0, error) from error
+        raise unreadable(source.place, 0, error) from error
     names = [*plan.columns.values(), *plan.extras]
     types = {one.name: one.type for one in source.schema}
     sides = [name for field, name in plan.columns.items() if field != "target"]
@@ -203,7 +149,7 @@ def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[
                         "give a column of unique names, as in --columns image=NAME"
                     )
     except pa.ArrowException as error:
-        raise _unreadable(source.place, number, error) from error
+        raise unreadable(source.place, number, error) from error
 
 
 # ---- columns
@@ -380,8 +326,3 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
-
-
-def _unreadable(place: str, row: int, error: Exception) -> PairsError:
-    reason = " ".join(str(error).split())[:200]
-    return PairsError(f"{place}, after row {row:,}: the table cannot be read ({reason})")

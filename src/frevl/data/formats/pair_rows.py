@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
 from frevl.data.formats.csv_rows import table_rows
 from frevl.data.formats.json_rows import json_rows
+from frevl.data.formats.table_parts import ARROW, is_in_parts
 from frevl.data.names import has_value, value_name
 from frevl.errors import PairsError, Reject
 
@@ -38,7 +39,6 @@ __all__ = [
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".txt")
-ARROW = (".parquet", ".arrow", ".feather")
 TABLES = (".csv", ".tsv", ".tab")
 _REMEDIES = {
     ".xlsx": "save the sheet as CSV (UTF-8)", ".xls": "save the sheet as CSV (UTF-8)",
@@ -56,29 +56,26 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
     Text formats are recognised by content, not by suffix.
 
     Args:
-        path: The file.
+        path: The file, or a table in parts (`frevl.data.formats.table_parts`).
         given: Columns that the user named (`frevl.data.columns.columns_of`).
         notes: Receives sentences on renamed columns and on what was not read.
 
     Raises:
         PairsError: The file is missing or of another kind, or the columns of image and text cannot be determined.
     """
-    if not path.exists():
+    in_parts = not path.is_file() and is_in_parts(path)
+    if not in_parts and not path.exists():
         raise PairsError(f"{path}: no such pairs file; check the path")
     suffix = path.suffix.lower()
-    if suffix not in ENDINGS:
+    if suffix not in ENDINGS and not in_parts:
         remedy = f"; {_REMEDIES[suffix]}" if suffix in _REMEDIES else ""
-        if path.is_dir():
-            remedy = (
-                ", a folder; list its images in a file, a line such as "
-                '{"image": "dogs/1.jpg", "text": "a dog"} each, or {"image": "dogs/1.jpg", "target": "dog"} for classes'
-            )
         raise PairsError(
             f"{path}: expected a pairs file ending in {', '.join(ENDINGS)}; found '{path.suffix or path.name}'{remedy}"
         )
     try:
-        if suffix in ARROW:
-            from frevl.data.formats.arrow_rows import arrow_rows, open_arrow
+        if suffix in ARROW or in_parts:
+            from frevl.data.formats.arrow_rows import arrow_rows
+            from frevl.data.formats.arrow_tables import open_arrow
 
             yield from in_fields(arrow_rows(open_arrow(path), given, notes), notes)
             return

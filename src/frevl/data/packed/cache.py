@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frevl.data.formats.table_parts import is_in_parts, parts_of, place_of
 from frevl.data.packed.columns import Coded, Places
 from frevl.files import user_cache
 from frevl.version import __version__
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Kept", "kept_columns"]
 
-_FORMAT = 2
+_FORMAT = 3  # 2 had numbers where a table names its classes
 _ENDING = ".pairs.arrow"
 _COLUMNS = ("images", "texts", "targets", "extras")
 _ABANDONED = 3600.0  # seconds after which a partly written file counts as abandoned
+_UNUSUAL = re.compile(r"[*?\[\]]")  # of a pattern
 _ROWS_A_BATCH = 1 << 20
 
 
@@ -57,44 +60,47 @@ class Kept:
         """Return a column of values stored as JSON."""
         return Coded(self.columns[name].indices.to_numpy(), self.columns[name].dictionary, json.loads)
 
-    def places(self, path: str) -> Places:
-        """Return the places of the pairs."""
-        return Places(path, self.lines)
+    def places(self, path: Path) -> Places:
+        """Return the places of the pairs of this file."""
+        return Places(str(path), self.lines, place_of(path))
 
 
 def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept | None]) -> Kept | None:
     """Return a file's columns from the cache, or from ``read``, which are then cached.
 
     Args:
-        path: The pairs file.
+        path: The pairs file, or a table in parts.
         given: Columns that the user named, since they determine how the file is read.
         read: Reads the file.
     """
-    before = _state(path)
+    files = parts_of(path) if is_in_parts(path) else [path]
+    before = _state(files)
     content = hashlib.blake2b(json.dumps([_FORMAT, __version__, sorted(given.items())]).encode(), digest_size=16)
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            content.update(part)
+    for each in files:
+        with each.open("rb") as file:
+            while part := file.read(1 << 20):
+                content.update(part)
     folders = [path.absolute().parent]
     with contextlib.suppress(RuntimeError):  # no home folder is known
         folders.append(user_cache() / "pairs")
-    name = f".{path.name}.{content.hexdigest()}{_ENDING}"
+    prefix = f".{_UNUSUAL.sub('_', path.name)}."
+    name = f"{prefix}{content.hexdigest()}{_ENDING}"
     for folder in folders:
         found = _opened(folder / name)
         if found is not None:
             return found
     made = read()
-    if made is None or _state(path) != before:  # if the file changes meanwhile, it is not cached under its old content
+    if made is None or _state(files) != before:  # if the file changes meanwhile, it is not cached under its old content
         return made
     for folder in folders:
-        if _written(made, folder, name, f".{path.name}."):
+        if _written(made, folder, name, prefix):
             return _opened(folder / name) or made
     return made
 
 
-def _state(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
+def _state(files: list[Path]) -> list[tuple[int, int]]:
+    states = [file.stat() for file in files]
+    return [(state.st_size, state.st_mtime_ns) for state in states]
 
 
 def _opened(file: Path) -> Kept | None:

@@ -124,12 +124,13 @@ class Places(Sequence[str]):
     """Locations of pairs: ``file:line``.
 
     Attributes:
-        path: The file, as it was given.
+        path: The file, or the table in parts, as it was given.
         lines: ``(n,)`` line of each pair, counted from 1.
+        place: Maps a line to its place.
     """
 
-    def __init__(self, path: str, lines: np.ndarray) -> None:
-        self.path, self.lines = path, lines
+    def __init__(self, path: str, lines: np.ndarray, place: Callable[[int], str]) -> None:
+        self.path, self.lines, self.place = path, lines, place
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -141,7 +142,7 @@ class Places(Sequence[str]):
     def __getitem__(self, position: int | slice) -> str | Places:
         if isinstance(position, slice):
             return self.select(position)
-        return f"{self.path}:{int(self.lines[position])}"
+        return self.place(int(self.lines[position]))
 
     def __eq__(self, other: object) -> bool:
         return _equal(self, other)
@@ -153,7 +154,7 @@ class Places(Sequence[str]):
 
     def select(self, rows: np.ndarray | slice) -> Places:
         """Return the places of selected pairs."""
-        return Places(self.path, self.lines[rows])
+        return Places(self.path, self.lines[rows], self.place)
 
 
 class WithCluster(Sequence[dict[str, Any]]):

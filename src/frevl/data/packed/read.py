@@ -13,7 +13,8 @@ import numpy as np
 
 from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.formats.json_rows import is_lines, json_value, too_long
-from frevl.data.formats.pair_rows import ARROW, TABLES, as_target, is_missing, nothing_found, with_the_same_sides
+from frevl.data.formats.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
+from frevl.data.formats.table_parts import ARROW, is_in_parts, place_of
 from frevl.data.packed.blocks import Block, Layout, read_block
 from frevl.data.packed.cache import Kept, kept_columns
 from frevl.data.packed.columns import joined_codes
@@ -44,7 +45,7 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
     only the parts in use.
 
     Args:
-        path: The file.
+        path: The file, or a table in parts.
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
@@ -57,7 +58,7 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
             identified.
     """
     suffix = path.suffix.lower()
-    if suffix in ARROW:
+    if suffix in ARROW or is_in_parts(path):
         return _read_arrow(path, given)
     with path.open("rb") as file:
         head = file.read(_HEAD).removeprefix(_BOM)
@@ -85,7 +86,8 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Kept | None:
 def _read_arrow(path: Path, given: Mapping[str, str]) -> Kept | None:
     import pyarrow as pa
 
-    from frevl.data.formats.arrow_rows import open_arrow, plain_batches
+    from frevl.data.formats.arrow_rows import plain_batches
+    from frevl.data.formats.arrow_tables import open_arrow
 
     found = plain_batches(open_arrow(path), given)
     if found is None:
@@ -238,6 +240,6 @@ def _of_the_same_sides(
         examples: list[tuple[int, str, dict[str, Any]]] = []
         for row in (0, int(other[0])):
             fields = {0: {"image": "i", "text": "t"}, 1: {"text": "t"}, 2: {"image": "i"}}[int(sides[row])]
-            examples.append((row, f"{path}:{lines[kept][row]}", {**fields, "target": "known"}))
+            examples.append((row, place_of(path)(int(lines[kept][row])), {**fields, "target": "known"}))
         with_the_same_sides(examples, [])  # raises the error
     return kept

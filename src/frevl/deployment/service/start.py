@@ -15,6 +15,7 @@ from typing import Any, cast
 import uvicorn
 from starlette.types import ASGIApp
 
+from frevl.data.formats.table_parts import is_in_parts
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.curating.curations import Curations, Removal
@@ -145,7 +146,7 @@ def _check_files(images: str | Path | None, reports: Sequence[Path], pairs: str 
     for path in reports:
         if not path.is_file():
             raise UsageError(f"{path}: no such file; expected the HTML file of a diagnosis")
-    if pairs is not None and not Path(pairs).is_file():
+    if pairs is not None and not Path(pairs).is_file() and not is_in_parts(Path(pairs)):
         raise UsageError(f"{pairs}: no such file; expected a pairs file to curate")
 
 

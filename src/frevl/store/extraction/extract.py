@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from frevl.data.formats.arrow_rows import ArrowSource
+from frevl.data.formats.arrow_tables import ArrowSource
 from frevl.data.names import as_list
 from frevl.devices import check_device
 from frevl.encoders.interface import ImageTower

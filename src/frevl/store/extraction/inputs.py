@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from frevl.data.columns import columns_of
-from frevl.data.formats.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
+from frevl.data.formats.arrow_rows import pictures_of
+from frevl.data.formats.arrow_tables import ArrowSource, open_arrow, table_source
+from frevl.data.formats.table_parts import is_in_parts
 from frevl.data.in_memory import PLACE, table_of
 from frevl.data.names import as_list
 from frevl.data.packed.columns import joined
@@ -117,7 +119,8 @@ class Inputs:
         if self.images is not None:
             return []
         paths = dict.fromkeys(one for one in self.pairs if isinstance(one, Path))
-        files = [open_arrow(path) for path in paths if path.suffix.lower() in TABLES_WITH_PICTURES]
+        tables = [path for path in paths if path.suffix.lower() in TABLES_WITH_PICTURES or is_in_parts(path)]
+        files = [open_arrow(path) for path in tables]
         return [table for table in (*files, *self.in_memory) if pictures_of(table, self.columns) is not None]
 
     def absolute(self) -> Inputs:

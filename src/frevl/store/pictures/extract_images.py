@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from frevl.data.formats.arrow_rows import ArrowSource
+from frevl.data.formats.arrow_tables import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
 from frevl.store.extraction.embedder import GUESSED, IN_SILENCE, Embedder, Pictures

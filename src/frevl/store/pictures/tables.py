@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from frevl.data.formats.arrow_rows import ArrowSource, pictures_of
+from frevl.data.formats.arrow_rows import pictures_of
+from frevl.data.formats.arrow_tables import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError, Reject
 from frevl.store.extraction.embedder import MakePictures
