@@ -182,6 +182,14 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+_MISLEADING = ("Leak: ", "Chance: ", "Spelling: ", "Contradiction: ")
+
+
+def misleading(notes: Iterable[str]) -> list[str]:
+    """Return the notes on figures that are too good, show nothing or are wrong as they stand: these come first."""
+    return [note for note in notes if note.startswith(_MISLEADING)]
+
+
 def in_bytes(number: float) -> str:
     """Return a number of bytes in the unit that shows it: ``1.5 GB``, ``12 MB``, ``3 kB`` or ``1 byte``."""
     for unit, size in (("TB", 1e12), ("GB", 1e9)):

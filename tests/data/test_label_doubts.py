@@ -5,6 +5,7 @@ import json
 import pytest
 
 import frevl
+from frevl.cli.tables import result_table
 from frevl.data.label_doubts import contradiction_note, look_alike_note, unseen_note
 from frevl.data.pairs import read_pairs
 
@@ -22,9 +23,14 @@ def test_classes_that_differ_in_case_blanks_or_accents():
 
 
 def test_unseen_answers_that_look_like_a_class():
-    (note,) = unseen_note([["Red"], ["red"], ["violet"], []], ["red", "green"])
-    assert note.startswith("2 pairs have only classes that were not in training; they count as wrong. 1 of")
-    assert note.endswith("('Red' from 'red').")
+    spelt, unknown = unseen_note([["Red"], ["red"], ["violet"], []], ["red", "green"])
+    assert spelt == (
+        "Spelling: the right class of 1 pair differs from one of the run only in case, blanks, accents or invisible "
+        "characters ('Red' from 'red'), and no answer counts as right there; write them as in training."
+    )
+    assert unknown == "1 pair has only classes that were not in training; it counts as wrong."
+    (spelt,) = unseen_note([["RED", "red "], ["lila", " green"], ["red", "x"]], ["red", "green"])
+    assert spelt.startswith("Spelling: the right classes of 2 pairs differ from those of the run only in case")
     assert unseen_note([["red"], []], ["red"]) == []
 
 
@@ -68,6 +74,10 @@ def test_training_and_evaluation_say_so(tmp_path):
     other = written("b", ["red", "green"]).rename(tmp_path / "b.jsonl")
     result = frevl.evaluate(frevl.Scorer.open(odd.path, store=frevl.Store.open(tmp_path / "S")), other)
     assert any("'green' from 'Green'" in note for note in result.notes)
+    leak, spelling, pairs, *_ = result_table(result).split("\n\n")
+    assert leak.startswith("Leak: 24 of 24 ")
+    assert spelling.startswith("Spelling: the right classes of 12 pairs differ")
+    assert pairs == "24 pairs, task classification"
     mixed = written("c", ["red", "Green", "red", "green"]).rename(tmp_path / "c.jsonl")
     run = frevl.train(tmp_path / "S", mixed, run=tmp_path / "R2", task="classification", model="linear")
     assert run.results["notes"][0].startswith("Classes that look alike: 2 of 3")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frevl.errors import counted
+from frevl.errors import counted, misleading
 from frevl.terminal import table
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def demo_table(report: DemoReport) -> str:
 def result_table(result: Result) -> str:
     """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
-    # Notes on what makes the figures too optimistic, or on figures that show nothing, come first.
-    first = [note for note in result.notes if note.startswith(("Leak: ", "Chance: "))]
+    first = misleading(result.notes)
     parts = [
         *first,
         f"{counted(result.n, 'pair')}, task {result.task}",

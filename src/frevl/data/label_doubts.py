@@ -44,7 +44,7 @@ def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
 
 
 def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) -> list[str]:
-    """Return a note on pairs whose right answers are not classes of the run, and on classes that may be meant.
+    """Return notes on pairs whose right answers are not classes of the run: spelt otherwise than one, and unknown.
 
     Args:
         accepted: The right answers of every pair; none if it has none.
@@ -55,18 +55,26 @@ def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) ->
     if not unseen:
         return []
     meant = {plain_label(label): label for label in labels}
-    close = [(answer, meant[plain_label(answer)]) for answers in unseen for answer in answers
-             if plain_label(answer) in meant]  # fmt: skip
-    counts = "it counts" if len(unseen) == 1 else "they count"
-    some = counted(len(unseen), "pair has", "pairs have")
-    note = f"{some} only classes that were not in training; {counts} as wrong."
-    if close:
-        answer, label = close[0]
-        note += (
-            f" {len(close):,} of their answers differ from a class of the run only in case, {_OVERLOOKED} "
-            f"('{answer:.40}' from '{label:.40}')."
+    spelt: list[tuple[str, str]] = []
+    for answers in unseen:
+        alike = next((answer for answer in answers if plain_label(answer) in meant), None)
+        if alike is not None:
+            spelt.append((alike, meant[plain_label(alike)]))
+    notes = []
+    if spelt:
+        answer, label = spelt[0]
+        one = len(spelt) == 1
+        notes.append(
+            f"Spelling: the right {'class' if one else 'classes'} of {counted(len(spelt), 'pair')} "
+            f"{'differs from one' if one else 'differ from those'} of the run only in case, {_OVERLOOKED} "
+            f"('{answer:.40}' from '{label:.40}'), and no answer counts as right there; write them as in training."
         )
-    return [note]
+    unknown = len(unseen) - len(spelt)
+    if unknown:
+        counts = "it counts" if unknown == 1 else "they count"
+        some = counted(unknown, "pair has", "pairs have")
+        notes.append(f"{some} only classes that were not in training; {counts} as wrong.")
+    return notes
 
 
 def contradiction_note(pairs: Pairs, *, least: float = _WORTH_SAYING) -> list[str]:

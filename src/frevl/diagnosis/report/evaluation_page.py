@@ -9,6 +9,7 @@ from typing import Any
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.report.page import render, write_text
 from frevl.diagnosis.report.shareable import shareable
+from frevl.errors import misleading
 from frevl.files import plain
 
 __all__ = ["evaluation_findings", "write_evaluation_page"]
@@ -60,10 +61,9 @@ def write_evaluation_page(record: Mapping[str, Any], path: str | Path) -> None:
         InputError: The file cannot be written.
     """
     findings = evaluation_findings(record)
-    # Notes on overly optimistic figures, or on figures that show nothing, come first (as in `frevl.cli.tables`), then
-    # the claims on groups.
+    # Misleading figures come first, as in `frevl.cli.tables`, then the claims on groups.
     notes = list(record["notes"])
-    first = [note for note in notes if note.startswith(("Leak: ", "Chance: "))]
+    first = misleading(notes)
     sentences = [*first, *(one.claim for one in findings)]
     claims = {one.claim for one in findings}
     page = {
