@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import unicodedata
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeGuard, TypeVar
 from urllib.parse import unquote
@@ -17,12 +19,14 @@ __all__ = [
     "as_list",
     "has_value",
     "list_or_none",
+    "marks",
     "number_of",
     "same_names",
     "spelling_note",
     "text_content",
     "value_name",
     "why_unknown",
+    "word_pattern",
 ]
 
 A = TypeVar("A")
@@ -59,6 +63,23 @@ def list_or_none(value: Iterable[A] | A | None, name: str) -> list[A] | None:
 def text_content(text: str) -> str:
     """Return a canonical form, the same for texts that differ only in whitespace or Unicode composition."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+@lru_cache(1)
+def marks() -> str:
+    """Return all combining marks as the inside of a character class.
+
+    Regular expressions do not count them as parts of words, but vowels of Hindi, Thai and other scripts are such marks.
+    """
+    found = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
+    starts = [code for code, before in zip(found, [-1, *found], strict=False) if code != before + 1]
+    ends = [code for code, after in zip(found, [*found[1:], -1], strict=True) if code + 1 != after]
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in zip(starts, ends, strict=True))
+
+
+def word_pattern() -> str:
+    """Return a regular expression for a word of any script."""
+    return rf"[\w{marks()}]+"
 
 
 def has_value(value: object) -> TypeGuard[str | float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import word_pattern
 from frevl.data.packed.columns import chosen
 from frevl.errors import MissingExtraError
 from frevl.store.grouping.large_arrays import blank
@@ -25,7 +26,6 @@ _MOST_WEIGHTS = 4_000_000  # words times classes; the optimiser holds some twent
 _TEXTS_AT_ONCE = 16_384
 _PENALTY = 10.0  # inverse regularisation, as in scikit-learn
 _ITERATIONS = 300
-_PIECES = r"\w+|[^\w\s]"
 
 
 def words_weighed(classes: int) -> int:
@@ -53,7 +53,7 @@ def by_words(
     except ImportError as error:
         raise MissingExtraError("scikit-learn", "diagnose") from error
     predicted = blank((len(texts), classes), np.float32)
-    words = words_weighed(classes)
+    words, pieces = words_weighed(classes), rf"{word_pattern()}|[^\w\s]"
     for fold in np.unique(fold_of).tolist():
         inside, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         present = np.unique(labels[inside])
@@ -61,7 +61,7 @@ def by_words(
             predicted[held[:, None], present] = 1.0
             continue
         counts: Any = counting.CountVectorizer(
-            ngram_range=(1, 2), token_pattern=_PIECES, binary=True, dtype=np.float64, max_features=words
+            ngram_range=(1, 2), token_pattern=pieces, binary=True, dtype=np.float64, max_features=words
         )
         try:
             seen = counts.fit_transform(chosen(texts, inside))

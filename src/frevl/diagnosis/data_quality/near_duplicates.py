@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+from frevl.data.names import text_content, word_pattern
 
 __all__ = [
     "CRITERIA",
@@ -39,14 +43,43 @@ CRITERIA = {
 }
 _ROWS_AT_ONCE = 512
 
+_SYMBOLS = "<>=+$%#"  # what they stand for changes what is said
+_BRANDS = "\u00a9\u00ae\u2122"
+_MINUS = r"(?<!\w)-(?=\d)\w+"
+_ASCII_WORD = re.compile(rf"{_MINUS}|\w+|[{_SYMBOLS}]")
+
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of a text, ignoring case and punctuation."""
-    return tuple(re.findall(r"\w+", text.casefold()))
+    """Return the words of a text, ignoring case, punctuation and invisible characters.
+
+    Symbols such as ``<`` and emojis are words, and ``-5`` is another word than ``5``.
+    """
+    plain = text_content(text).casefold()
+    if plain.isascii():
+        return tuple(_ASCII_WORD.findall(plain))
+    pieces = _any_piece().findall("".join(char for char in plain if not _invisible(char)))
+    return tuple(piece for piece in pieces if len(piece) > 1 or _is_word(piece))
+
+
+@lru_cache(1)
+def _any_piece() -> re.Pattern[str]:
+    return re.compile(rf"{_MINUS}|{word_pattern()}|\S")
+
+
+@lru_cache(4096)
+def _invisible(char: str) -> bool:
+    return unicodedata.category(char) == "Cf" or "\ufe00" <= char <= "\ufe0f"  # forms of one emoji
+
+
+@lru_cache(4096)
+def _is_word(char: str) -> bool:
+    kind = unicodedata.category(char)
+    symbol = kind in ("Sm", "Sc", "So") and char not in _BRANDS if not char.isascii() else char in _SYMBOLS
+    return symbol or kind[0] in "LNM" or char == "_"
 
 
 def normal_text(text: str) -> str:
-    """Normalise a text for comparison: no case, punctuation or extra spaces."""
+    """Normalise a text for comparison: no case, punctuation or extra spaces; see `words_of`."""
     return " ".join(words_of(text))
 
 

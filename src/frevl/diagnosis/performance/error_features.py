@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.names import word_pattern
+
 __all__ = ["LEVEL", "Explained", "explain", "text_features"]
 
 LEVEL = 0.05
@@ -30,7 +32,6 @@ _PLACES = re.compile(
     r"inside|outside|around|bottom|middle|corner)\b"
 )
 _ASKS = re.compile(r"\b(what|which|who|whom|whose|where|when|why|how)\b")
-_WORDS = re.compile(r"\w+")
 _LEAST_SPREAD = 1e-9
 
 
@@ -41,13 +42,14 @@ def text_features(texts: Sequence[str], known: Sequence[str]) -> dict[str, NDArr
         texts: ``(n,)`` texts of the pairs to be explained.
         known: Texts of the training pairs, in which the rarity of words is counted.
     """
-    counts = Counter(word for text in known for word in set(_WORDS.findall(text.lower())))
+    found = re.compile(word_pattern()).findall
+    counts = Counter(word for text in known for word in set(found(text.lower())))
     features: dict[str, list[float]] = {
         name: [] for name in ("words", "rarest word", "number", "negation", "colour", "place", "question word")
     }
     for text in texts:
         lower = text.lower()
-        words = _WORDS.findall(lower)
+        words = found(lower)
         features["words"].append(float(len(words)))
         least = min((counts[word] for word in words), default=len(known))
         features["rarest word"].append(-math.log((least + 1) / (len(known) + 1)))

@@ -117,7 +117,7 @@ def test_every_reason_is_named_and_drops_its_line(tmp_path):
     texts = [f"a thing of colour {chr(97 + n // 26)}{chr(97 + n % 26)}" for n in range(60)]
     texts[3], texts[7], texts[11] = "12 34 ...", "IMG_2041.jpg", "рыжая собака"
     for n in range(20, 60, 8):
-        texts[n] = "Image  not available" if n % 16 else "image not available"
+        texts[n] = "Image  not available" if n % 16 else "\u200bimage not available."
     found = curated(tmp_path, texts)
     said = {n: line["curate"]["text"] for n, line in enumerate(found.lines) if line["curate"]["text"]}
     assert {n: own for n, own in said.items() if n in (3, 7, 11)} == {

@@ -297,6 +297,9 @@ def test_texts_alone_are_copies_by_their_words(album, tmp_path):
         ("3.5", "35", False),
         ("?", "!", False),
         ("a dog", "a dot", False),
+        ("\u0e2b\u0e21\u0e39", "\u0e2b\u0e21\u0e35", False),  # pig and bear: in Thai, a mark is the vowel
+        ("\u0e2b\u0e21\u0e39!", "\u0e2b\u0e21\u0e39", True),
+        ("\u092e\u094b\u091f\u0940", "\u092e\u094b\u091f\u093e", False),
     ],
 )
 def test_texts_that_tell_a_model_nothing_new(one, other, same):

@@ -16,6 +16,7 @@ from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.verdicts.reasons import Reasons
 from frevl.diagnosis.curation.verdicts.values import Values
+from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.store.grouping.contents import content_numbers, numbers_by
 from frevl.store.grouping.unit_vectors import unit_vectors
 
@@ -127,7 +128,7 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     pairs = lines.pairs
     (units,), names = joined([pairs.images])
     contents = content_numbers(lines.store, names, [pairs])
-    images, texts = contents[units], numbers_by(pairs.texts, _spelling)
+    images, texts = contents[units], numbers_by(pairs.texts, lambda text: normal_text(text) or _spelling(text))
     distinct = int(contents.max()) + 1
     # Every text with every content, once, in order of appearance; texts are numbered in that order, too.
     first = np.sort(np.unique(texts * distinct + images, return_index=True)[1])

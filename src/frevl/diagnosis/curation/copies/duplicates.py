@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.names import text_content
+from frevl.data.names import marks, text_content
 from frevl.data.packed.columns import chosen, joined
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
@@ -30,8 +31,6 @@ from frevl.store.towers import Tower
 __all__ = ["duplicate_filter", "graph_bytes", "groups_without_a_line", "plain_text"]
 
 
-# Punctuation before and after a word; "-5" is another number than "5", and "#1" another rank than "1".
-_AROUND_WORD = re.compile(r"^[^\w\s+\-#$€£%&@=<>*/°]+|[^\w\s+#$€£%&@=<>*/°]+$")
 _NOT_ALONE = re.compile(r"[\w+#$€£%&@=<>*/°]")
 
 
@@ -232,8 +231,15 @@ def plain_text(text: str) -> str:
 
     Signs of numbers, and texts of nothing but punctuation, stay as they are.
     """
-    words = (_AROUND_WORD.sub("", word) or word for word in text_content(text).casefold().split())
+    words = (_around_word().sub("", word) or word for word in text_content(text).casefold().split())
     return " ".join(word for word in words if _NOT_ALONE.search(word)) or text_content(text)
+
+
+@lru_cache(1)
+def _around_word() -> re.Pattern[str]:
+    """Return punctuation before and after a word; "-5" is another number than "5", and "#1" another rank than "1"."""
+    inside = rf"\w\s{marks()}+#$€£%&@=<>*/°"
+    return re.compile(rf"^[^{inside}\-]+|[^{inside}]+$")
 
 
 def _number(value: float) -> float | None:
