@@ -166,32 +166,35 @@ def miss_rate(scores: ConformalScores, judged: Judged, level: float, random: np.
     if rank > measured:
         return float(100 * (1 - level) > OFF)
     own = np.where(judged.right, one_score(judged.probabilities, scores.kind), np.inf).min(axis=1)
-    likeliest = judged.right[np.arange(n), judged.probabilities.argmax(axis=1)]
     order = np.argsort(own, kind="stable")  # in which the right classes enter the sets
     reached = np.cumsum((1 / sizes)[at][order]) / len(clusters)
-    entered = np.cumsum(~likeliest[order] & np.isfinite(own[order])) + likeliest.sum()
+
+    def entered(quantiles: np.ndarray) -> np.ndarray:
+        """The share of the pairs whose right class is in at these quantiles of the scores."""
+        values = own[order][np.minimum(np.searchsorted(reached, quantiles - 1e-9), n - 1)]
+        return np.searchsorted(own[order], values, side="right") / n
+
     if n == len(clusters):
-        quantiles = random.beta(rank, measured + 1 - rank, DRAWS)
-        truth = entered[np.minimum(np.searchsorted(reached, quantiles), n - 1)] / n
+        truth = entered(random.beta(rank, measured + 1 - rank, DRAWS))
         coverage = random.binomial(n, truth) / n
     else:
-        inside = own <= own[order][np.searchsorted(reached, level)]
-        of_image = (np.bincount(at, weights=inside) / sizes).std() / measured**0.5
-        quantiles = random.normal(level * (measured + 1) / measured, of_image, DRAWS)
-        truth = entered[np.minimum(np.searchsorted(reached, quantiles), n - 1)] / n
-        covered = inside | likeliest
-        sums = np.bincount(at, weights=covered) - covered.mean() * sizes
+        inside = own <= own[order][np.searchsorted(reached, level - 1e-9)]
+        of_images = (np.bincount(at, weights=inside) / sizes).std() / measured**0.5
+        truth = entered(random.normal(level * (measured + 1) / measured, of_images, DRAWS))
+        sums = np.bincount(at, weights=inside) - inside.mean() * sizes
         coverage = random.normal(truth, np.linalg.norm(sums) / n)
     return float((np.abs(100 * (coverage - level)) > OFF).mean())
 
 
 def one_score(probabilities: np.ndarray, kind: str) -> np.ndarray:
     """The scores of `frevl.runs.calibration`, written anew."""
-    if kind == "probability":
-        return 1 - probabilities
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    sums = np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1)
-    return np.take_along_axis(sums, np.argsort(order, axis=1), axis=1)
+    found = 1 - probabilities
+    if kind == "adaptive":
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        sums = np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1)
+        found = np.take_along_axis(sums, np.argsort(order, axis=1), axis=1)
+    found[probabilities == probabilities.max(axis=1, keepdims=True)] = 0
+    return found
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ one image are not independent, so every cluster has the same weight however many
 for a pair of a new image (hierarchical conformal prediction: Lee, Barber and Willett 2023, arXiv 2306.06342). Drawing
 one pair per cluster guarantees the same, but coverage then depends on the draw. Of two kinds of scores, the one with
 smaller sets is kept: ``probability``, one minus that of the right class, and ``adaptive``, the sum of all probabilities
-down to it (Romano, Sesia and Candes 2020, without randomisation). A set always holds the likeliest class.
+down to it (Romano, Sesia and Candes 2020, without randomisation). A set always holds the likeliest class, whose score
+is therefore 0.
 """
 
 from __future__ import annotations
@@ -201,8 +202,7 @@ class ConformalScores:
 
     def sets(self, probabilities: NDArray[Any], level: float) -> NDArray[np.bool_]:
         """Return ``(n, classes)`` bool: which classes belong to each row's set."""
-        mask = _scores(probabilities, self.kind) <= self.threshold(level)
-        mask[np.arange(len(mask)), probabilities.argmax(axis=1)] = True
+        mask: NDArray[np.bool_] = _scores(probabilities, self.kind) <= self.threshold(level)
         return mask
 
     def note(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
@@ -276,11 +276,15 @@ def check_level(level: float) -> None:
 
 
 def _scores(probabilities: NDArray[Any], kind: str) -> NDArray[np.float64]:
-    """Return ``(n, classes)`` nonconformity scores; the smaller, the likelier."""
-    if kind == "probability":
-        return 1 - probabilities.astype(np.float64)
-    order = np.argsort(-probabilities, axis=1, kind="stable")
-    sums = np.take_along_axis(probabilities.astype(np.float64), order, axis=1).cumsum(axis=1)
-    found = np.empty_like(sums)
-    np.put_along_axis(found, order, sums, axis=1)
+    """Return ``(n, classes)`` nonconformity scores; the smaller, the likelier.
+
+    The likeliest class is in every set, so its score is 0: otherwise the sets would contain the right class more often
+    than requested, and be larger than necessary.
+    """
+    found: NDArray[np.float64] = 1 - probabilities.astype(np.float64)
+    if kind != "probability":
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        sums = np.take_along_axis(probabilities.astype(np.float64), order, axis=1).cumsum(axis=1)
+        np.put_along_axis(found, order, sums, axis=1)
+    found[np.arange(len(found)), probabilities.argmax(axis=1)] = 0.0
     return found
