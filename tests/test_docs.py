@@ -197,7 +197,6 @@ def test_the_page_about_curating_works(tmp_path, made, frevl, monkeypatch, capfd
 @pytest.mark.slow
 def test_the_page_about_fairness_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
-    monkeypatch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)  # as with more pairs than are made here
     with (tmp_path / "test.jsonl").open("a") as file:  # the test pairs alone have too few images for groups
         file.write((tmp_path / "train.jsonl").read_text())
     page = (ROOT / "docs" / "fairness.md").read_text(encoding="utf-8")

@@ -203,8 +203,7 @@ def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path
 
 def test_a_linear_probe_without_time_for_all_pairs_takes_some_and_says_so(made, tmp_path, monkeypatch):
     monkeypatch.setattr("frevl.training.fitting.linear_probe._TIMED", 40)
-    monkeypatch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)
-    run = quick(made, tmp_path / "short", model="linear", time_limit=1e-9)
+    run = quick(made, tmp_path / "short", model="linear", time_limit=1e-9, dev=made.test)
     note = f"linear: fitted on 40 of {run.results['train_pairs']} pairs, as many as the time limit of 1e-09 s allows"
     assert note in run.results["notes"]
     assert weights(tmp_path / "short")["linear.weight"].abs().max() > 0.01, "what it has learnt from them stays"

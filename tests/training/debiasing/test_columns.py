@@ -9,8 +9,7 @@ from frevl.training.training import train
 
 
 @pytest.mark.slow
-def test_columns_are_those_of_the_training(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)  # the development part is needed
+def test_columns_are_those_of_the_training(made, tmp_path):
     rows = [json.loads(line) for line in made.train_file.read_text().splitlines()]
     file = tmp_path / "named.jsonl"
     file.write_text(

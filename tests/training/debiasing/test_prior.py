@@ -27,10 +27,8 @@ pytestmark = pytest.mark.slow  # small trainings
 def runs(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prior")
     options = {"epochs": 3, "hidden": 16}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)  # the development part is needed
-        for model, own in (("mlp", options), ("linear", {}), ("kernel", {}), ("image", options)):
-            train(made.store, made.train_file, run=folder / model, task="classification", model=model, options=own)
+    for model, own in (("mlp", options), ("linear", {}), ("kernel", {}), ("image", options)):
+        train(made.store, made.train_file, run=folder / model, task="classification", model=model, options=own)
     rows = [json.loads(line) for line in made.captions_file.read_text().splitlines()]
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:180]))
     (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[180:]))
@@ -84,8 +82,7 @@ def test_the_new_run_is_whole_and_says_what_it_is(made, runs):
     assert "prior_accuracy" not in evaluate(Scorer.open(runs / "mlp", store=made.store), made.test).metrics
 
 
-def test_what_the_former_run_said_of_its_answers_is_measured_again(made, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)  # the development part is needed
+def test_what_the_former_run_said_of_its_answers_is_measured_again(made, runs, tmp_path):
     shutil.copytree(runs / "mlp", tmp_path / "former")
     file = tmp_path / "former" / "run.json"
     record = json.loads(file.read_text())
@@ -290,3 +287,22 @@ def test_http_and_export_say_what_the_scorer_says(made, runs):
     export(runs / "less", store=made.store.path, pairs=made.test_file)
     exported = Scorer.open(runs / "less", store=made.store, backend="onnx")
     np.testing.assert_allclose(exported.score(pairs), scorer.score(pairs), atol=1e-4)
+
+
+def test_a_given_strength_needs_no_development_part(made, runs, tmp_path):
+    before = Run.load(runs / "kernel")
+    less = debias(runs / "kernel", out=tmp_path / "less", without="image", strength=0.5)
+    assert less.results["debias"]["strength"] == 0.5
+    assert less.results["debias"]["tried"] == []
+    assert less.calibration == before.calibration
+    assert "prediction_sets" in before.results
+    assert "prediction_sets" not in less.results
+    notes = " ".join(less.results["notes"])
+    assert "Without image, strength 0.5, as given: what this changes was not measured." in notes
+    assert "because a kernel model also trains on its development part" in notes
+    pairs = both(made.test)
+    scored, plain = (Scorer.open(path, store=made.store) for path in (tmp_path / "less", runs / "kernel"))
+    np.testing.assert_allclose(scored.score(pairs), plain.score(pairs) - 0.5 * scored.prior(pairs), atol=1e-3)
+    measured = debias(runs / "kernel", out=tmp_path / "dev", without="image", strength=0.5, dev=made.test_file)
+    assert "prediction_sets" in measured.results
+    assert measured.results["debias"]["tried"]

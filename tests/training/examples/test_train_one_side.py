@@ -52,9 +52,8 @@ def test_every_model_of_one_side_trains_evaluates_and_scores(one_side, tmp_path,
     assert list(first) == [one_side.side, "target", "label", "probability", "top"]
 
 
-def test_development_pairs_are_set_aside_by_item(one_side, tmp_path, monkeypatch):
-    monkeypatch.setattr("frevl.training.fitting.linear_folds.MOST_FOLDED", 0)
-    run = trained(one_side, tmp_path / "run", "linear", dev=None)
+def test_development_pairs_are_set_aside_by_item(one_side, tmp_path):
+    run = trained(one_side, tmp_path / "run", "majority", dev=None)
     assert run.results["development"]["n"] == 6
     assert len(run.train_image_hashes) == 60
 

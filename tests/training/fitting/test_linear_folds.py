@@ -14,7 +14,13 @@ from frevl.runs.targets import Answers
 from frevl.training.debiasing.debias import debias
 from frevl.training.examples import Examples
 from frevl.training.fitting.fit_model import fit_model
-from frevl.training.fitting.linear_folds import _folds, _SideBySide, fit_linear_by_folds, is_folded
+from frevl.training.fitting.linear_folds import (
+    _folds,
+    _SideBySide,
+    fit_again_by_folds,
+    fit_linear_by_folds,
+    is_folded,
+)
 from frevl.training.losses import task_loss
 from frevl.training.options import LinearOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
@@ -166,12 +172,43 @@ def test_given_development_pairs_are_not_fitted_to(spare):
     assert len(found.development(dev)[0]) == (60 if spare else 6)
 
 
+def test_the_fits_without_each_fold_can_be_repeated():
+    examples = drawn(60)
+    train, dev = split(examples, 6)
+    network, held_out = fitted(examples)
+    again = fit_again_by_folds(train, dev, network.eval(), LinearOptions(), SESSION.seed)
+    torch.testing.assert_close(again.logits(lambda one: one), held_out.logits, atol=1e-4, rtol=1e-4)
+    assert torch.equal(again.examples.truth.classes, held_out.truth.classes)
+    for one in again.networks:
+        assert not torch.allclose(one.linear.weight, network.linear.weight, atol=1e-3)
+    with pytest.raises(ValueError, match="other fits"):
+        fit_again_by_folds(train, dev, network, LinearOptions(), SESSION.seed + 1)
+
+
 @pytest.mark.slow
-def test_a_run_records_all_its_pairs_and_needs_others_to_be_debiased(made, tmp_path):
+def test_a_run_records_all_its_pairs_and_is_debiased_by_the_fits_without_each_fold(made, tmp_path):
     run = frevl.train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="linear")
     lines = made.train_file.read_text().splitlines()
     assert run.results["train_pairs"] == len(lines)
     assert run.results["development"]["n"] == len(lines)
+    less = debias(tmp_path / "run", out=tmp_path / "out", without="image")
+    assert less.results["development"]["n"] == len(lines)
+    chosen = less.results["debias"]["strength"]
+    tried = {one["strength"]: one["accuracy"] for one in less.results["debias"]["tried"]}
+    assert tried[0] == pytest.approx(run.results["development"]["accuracy"]), "that of the fits without each pair"
+    assert less.results["development"]["accuracy"] == pytest.approx(tried[chosen])
+    assert any(
+        f"recalibrated on {len(lines)} training pairs, each by a fit without it" in one for one in less.results["notes"]
+    )
+    debias(tmp_path / "run", out=tmp_path / "given", without="image", dev=made.test_file)
+
+
+@pytest.mark.slow
+def test_fits_of_another_training_do_not_judge_a_run(made, tmp_path):
+    run = frevl.train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="linear")
+    run.network.linear.bias.data[0] += 3  # as if the time had ended
+    run.save()
     with pytest.raises(PairsError, match=r"a linear probe of few pairs also trains on its development part"):
         debias(tmp_path / "run", out=tmp_path / "out", without="image")
-    debias(tmp_path / "run", out=tmp_path / "out", without="image", dev=made.test_file)
+    fixed = debias(tmp_path / "run", out=tmp_path / "fixed", without="image", strength=0.5)
+    assert fixed.calibration == run.calibration

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +17,6 @@ from frevl.errors import RunError, UsageError
 from frevl.models.hub import weights_digest
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.provenance import provenance
-from frevl.runs.batches import list_logits
 from frevl.runs.calibration import calibration_notes, fit_calibration
 from frevl.runs.posterior import carried_over
 from frevl.runs.run import Run
@@ -34,6 +33,9 @@ from frevl.training.selection.fit_prepared import at_chance, kept_scores
 from frevl.version import __version__
 
 __all__ = ["debias"]
+
+Change = Callable[[PairNetwork], PairNetwork]
+"""Makes the new network from the former one, or from another fit of it."""
 
 
 def debias(
@@ -101,17 +103,18 @@ def debias(
         named = {"neutral": str(neutral), "weight": weight, "whole_prompts": whole_prompts}
         held = None if former.model == "classify" else own_data(former, opened, sources)
         return _saved(
-            former, made.network, held, opened, sources, Path(out), {**named, **made.record}, made.notes,
-            time.monotonic() - started, seed, arguments={**named, "neutral": str(Path(str(neutral)).resolve())},
+            former, made.network, lambda _: made.network, held, opened, sources, Path(out), {**named, **made.record},
+            made.notes, time.monotonic() - started, seed,
+            arguments={**named, "neutral": str(Path(str(neutral)).resolve())},
         )  # fmt: skip
     side: PriorSide = "image" if without == "image" else "text"
     check_both_sides(former, side)
-    data = own_data(former, opened, sources)
+    data = own_data(former, opened, sources, with_fits=True)
     lessened = without_side(former, data, side, strength=strength, seed=seed)
     done = {"without": side, "strength": lessened.strength, "tried": lessened.tried}
     return _saved(
-        former, lessened.network, data, opened, sources, Path(out), done, lessened.notes, time.monotonic() - started,
-        seed,
+        former, lessened.network, lessened.change, data, opened, sources, Path(out), done, lessened.notes,
+        time.monotonic() - started, seed,
         arguments={"without": without, "strength": strength, "seed": seed},
     )  # fmt: skip
 
@@ -119,6 +122,7 @@ def debias(
 def _saved(
     former: Run,
     network: PairNetwork,
+    change: Change,
     data: OwnData | None,
     store: Store,
     sources: Sources,
@@ -138,9 +142,11 @@ def _saved(
         identity["pairs"] = _content(store, sources)
     with claim_run(out, {**settings, "data": identity}):
         if data is None:
-            calibration, results = _as_before(former, notes, seconds)
+            calibration, results = _as_before(former, notes, seconds, _BY_NAMES)
+        elif data.learned:
+            calibration, results = _as_before(former, notes, seconds, _ALL_LEARNED.format(data.learned))
         else:
-            calibration, results = _calibrated(former, network, data, notes, seconds)
+            calibration, results = _calibrated(former, network, change, data, notes, seconds)
         results["debias"] = origin
         finished = replace(
             former,
@@ -177,15 +183,16 @@ def _widths(run: Run, store: Store) -> dict[str, int]:
 
 
 def _calibrated(
-    former: Run, network: PairNetwork, data: OwnData, notes: list[str], seconds: float
+    former: Run, network: PairNetwork, change: Change, data: OwnData, notes: list[str], seconds: float
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Refit calibration and prediction sets; anything specific to the former network is dropped."""
-    logits, truth = list_logits(network, data.dev.pairs, 1024), data.dev.truth
+    logits, truth = data.logits(former.network, change), data.dev.truth
     decisive = network.probability_logits(logits)
     calibration = fit_calibration(decisive, truth) if not data.dev_is_seen else {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * decisive + calibration["offset"] if isinstance(truth, torch.Tensor) else decisive
     kept = former.results
-    said = [*notes, f"Made from {former.path} by frevl debias; recalibrated on {len(logits):,} development pairs."]
+    on = "development pairs" if data.fits is None else "training pairs, each by a fit without it"
+    said = [*notes, f"Made from {former.path} by frevl debias; recalibrated on {len(logits):,} {on}."]
     if "unknown" in kept and kept["unknown"] is not None:
         said.append("The former run's threshold for unknown images was dropped.")
     # What the former run said of its own answers is measured again.
@@ -209,12 +216,19 @@ def _calibrated(
     return calibration, results
 
 
-def _as_before(former: Run, notes: list[str], seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
-    """Keep the calibration of a classifier by names, whose examples are not available, with a note."""
+_BY_NAMES = "The calibration is unchanged, measured with the former names; prediction sets"
+_ALL_LEARNED = (
+    "The calibration and the development figures are those of the former run, because a {} also trains on its "
+    "development part: give pairs of other images with --dev to measure them again. Prediction sets"
+)
+
+
+def _as_before(former: Run, notes: list[str], seconds: float, why: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """Keep the calibration where there is nothing to measure it on, with a note that begins with the reason."""
     said = [
         *notes,
-        f"Made from {former.path} by frevl debias. The calibration is unchanged, measured with the former names; "
-        "prediction sets and the threshold for unknown images were dropped: calibrate sets with --calibrate.",
+        f"Made from {former.path} by frevl debias. {why} and the threshold for unknown images were dropped: calibrate "
+        "sets with --calibrate.",
     ]
     gone = ("prediction_sets", "unknown")
     results = {name: value for name, value in former.results.items() if name not in gone}

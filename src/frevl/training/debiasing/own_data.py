@@ -7,6 +7,7 @@ are refused.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 from frevl.data.pairs import Pairs
 from frevl.errors import PairsError, RunError, UsageError
 from frevl.models.baselines import Linear
+from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import KernelFusion
+from frevl.runs.batches import list_logits
 from frevl.runs.run import Run, settings_named
 from frevl.runs.targets import Answers, row_prefixes
 from frevl.store.grouping.contents import among
@@ -26,7 +29,8 @@ from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import stored_contents_of
 from frevl.training.examples import Examples, Prepared
-from frevl.training.fitting.linear_folds import is_folded
+from frevl.training.fitting.linear_folds import FoldFits, fit_again_by_folds, is_folded
+from frevl.training.options import LinearOptions
 from frevl.training.prepare import prepare, read_file
 
 __all__ = ["OwnData", "Sources", "own_data", "own_store", "sources_of"]
@@ -57,10 +61,12 @@ class OwnData:
 
     Attributes:
         train: Pairs that it was trained on.
-        dev: Pairs that it was not fitted on, for choosing a strength and for calibration.
+        dev: Pairs for choosing a strength and for calibration: not seen by the run, or by one of ``fits``.
         hashes: ``(n,)`` uint64: content hashes of the images (or texts, if there are only texts) of both.
         dev_is_seen: Whether the development pairs are also training pairs, so that a metric on them is meaningless.
         notes: Notes for the user.
+        learned: The kind of model, in words, if it was also fitted on ``dev``, so that nothing can be measured there.
+        fits: The fits of a linear probe without each fold, which measure what the run itself cannot.
     """
 
     train: Examples
@@ -68,6 +74,14 @@ class OwnData:
     hashes: np.ndarray
     dev_is_seen: bool
     notes: list[str]
+    learned: str = ""
+    fits: FoldFits | None = None
+
+    def logits(self, network: PairNetwork, change: Callable[[PairNetwork], PairNetwork]) -> torch.Tensor:
+        """Return ``(n, outputs)`` logits of ``dev`` by the changed network of the run, or its changed fits."""
+        if self.fits is not None:
+            return self.fits.logits(change)
+        return list_logits(change(network), self.dev.pairs, 1024)
 
 
 def sources_of(run: Run, *, store: Any = None, pairs: Any = None, dev: Any = None, columns: Any = None) -> Sources:
@@ -104,12 +118,18 @@ def own_store(run: Run, sources: Sources) -> Store:
     return store
 
 
-def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
+def own_data(run: Run, store: Store, sources: Sources, *, with_fits: bool = False) -> OwnData:
     """Read and split the pairs as in training.
+
+    Args:
+        run: The finished run.
+        store: Its store.
+        sources: Where its pairs are.
+        with_fits: Whether to repeat the fits of a linear probe of few pairs, if it was also fitted on ``dev``.
 
     Raises:
         UsageError: The run does not record where its pairs are.
-        PairsError: The pairs are not those that it was trained on, or development pairs are needed.
+        PairsError: The pairs are not those that it was trained on.
     """
     if sources.pairs is None:
         raise UsageError(
@@ -139,14 +159,27 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
                 f"{len(again):,} {pairs.sides[0]}s of its training pairs (the first is '{units[int(again[0])]:.80}'); "
                 "give others with --dev"
             )
-    elif data.dev_is_spare and (KernelFusion.key in kinds or _is_folded(run, kinds, data)):
-        kind = "kernel model" if KernelFusion.key in kinds else "linear probe of few pairs"
-        raise PairsError(
-            f"{run.path}: a {kind} also trains on its development part, so nothing is left to choose the "
-            "strength on; give pairs of other images with --dev"
-        )
+    learned = ""
+    if not sources.given_dev and data.dev_is_spare:
+        if KernelFusion.key in kinds:
+            learned = "kernel model"
+        elif _is_folded(run, kinds, data):
+            learned = "linear probe of few pairs"
     data = _as_read_by(run, _in_classes(run, data, _place(sources.pairs), same=not sources.given_dev))
-    return OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes)
+    own = OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes, learned)
+    return _with_fits(own, run, data) if learned and with_fits else own
+
+
+def _with_fits(own: OwnData, run: Run, data: Prepared) -> OwnData:
+    """Add the fits without each fold, if the run is a single linear probe and these pairs lead to it."""
+    if not isinstance(run.network, Linear):
+        return own
+    options = LinearOptions(class_weight=run.settings.get("class_weight"))
+    try:
+        fits = fit_again_by_folds(data.train, data.dev, run.network, options, int(run.settings.get("seed", 0)))
+    except ValueError:  # a time limit, or another version, ended the training elsewhere
+        return own
+    return replace(own, dev=fits.examples, learned="", fits=fits)
 
 
 def _is_folded(run: Run, kinds: list[str], data: Prepared) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -10,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.errors import UsageError
+from frevl.errors import PairsError, UsageError
 from frevl.evaluation.intervals import paired_difference
 from frevl.models.classification.without_prior import WithoutPrior
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked, TermWeights, hubness
-from frevl.runs.batches import EmbeddedPairs, list_logits
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.training.debiasing.own_data import OwnData
@@ -44,12 +45,14 @@ class Lessened:
         strength: Strength of the subtraction, in [0, 1]; 0 leaves the run unchanged.
         tried: The development results of each strength, in percent and points.
         notes: Notes for the user.
+        change: Makes such a network of the run's, or of another fit of it.
     """
 
     network: PairNetwork
     strength: float
     tried: list[dict[str, Any]]
     notes: list[str]
+    change: Callable[[PairNetwork], PairNetwork]
 
 
 def check_both_sides(run: Run, side: PriorSide) -> None:
@@ -74,7 +77,15 @@ def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | 
         side: The side to remove: ``image`` subtracts the answer to the text alone.
         strength: In [0, 1]; None chooses it on the development pairs.
         seed: Random seed for the bank.
+
+    Raises:
+        PairsError: The strength is to be chosen, and the run was fitted on its development pairs.
     """
+    if strength is None and data.learned:
+        raise PairsError(
+            f"{run.path}: a {data.learned} also trains on its development part, so nothing is left to choose the "
+            "strength on; give pairs of other images with --dev, or a strength with --strength"
+        )
     make = _of_matching if run.task == "matching" else _of_classes
     return make(run, data, side, strength, seed)
 
@@ -88,12 +99,18 @@ def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None
         raise UsageError(f"{run.path}: its prior was already subtracted; start from the original run")
     kept: PriorSide = "text" if side == "image" else "image"
     bank, mask = _bank(network, data.train.pairs, side, seed)
-    whole = WithoutPrior(network, bank, mask, kept=kept, strength=1.0).eval()
+
+    def changed(share: float) -> Callable[[PairNetwork], PairNetwork]:
+        return lambda one: WithoutPrior(one, bank, mask, kept=kept, strength=share).eval()
+
     truth = data.dev.truth
     if not isinstance(truth, Answers):
         raise UsageError(f"{run.path}: expected classes, found a matching")
-    plain = list_logits(network, data.dev.pairs, 1024)
-    prior = plain - list_logits(whole, data.dev.pairs, 1024)
+    if strength is not None and data.learned:
+        note = f"Without {side}, strength {strength:g}, as given: what this changes was not measured."
+        return Lessened(changed(strength)(network), strength, [], [note], changed(strength))
+    plain = data.logits(network, lambda one: one)
+    prior = plain - data.logits(network, changed(1.0))
     priors = (run.calibration["scale"] * prior).softmax(dim=1)
     weights = flattened(priors, truth)
     tried = compare(
@@ -103,9 +120,7 @@ def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None
     notes = [_sentence(side, chosen, tried)]
     if data.dev_is_seen:
         notes.append("The strength was chosen on training pairs of the run: give others with --dev.")
-    return Lessened(
-        WithoutPrior(network, bank, mask, kept=kept, strength=chosen).eval(), chosen, tried, notes,
-    )  # fmt: skip
+    return Lessened(changed(chosen)(network), chosen, tried, notes, changed(chosen))
 
 
 def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int) -> tuple[Tensor, Tensor]:
@@ -236,7 +251,8 @@ def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | Non
         f"development pairs{', without the fusion that reranks' if whole.fusion is not None else ''}."
     ]
     weights = replace(whole.weights, **{name: -chosen})
-    return Lessened(whole.weighed(weights, whole.depth), chosen, tried, notes)
+    made = whole.weighed(weights, whole.depth)
+    return Lessened(made, chosen, tried, notes, lambda _: made)
 
 
 def _with_bank(run: Run, network: PairNetwork, data: OwnData, seed: int) -> Reranked:

@@ -8,6 +8,8 @@ pairs, a step of L-BFGS costs the same for six fits as for one. The combination 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from frevl.models.baselines import Linear, best_of_path
 from frevl.models.classification.linear_problem import LEAST_CURVATURE, principal_directions
+from frevl.models.interface import PairNetwork
+from frevl.runs.batches import list_logits
 from frevl.runs.calibration import fit_calibration
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples, join
@@ -22,7 +26,7 @@ from frevl.training.fitting.linear_probe import all_features, mean_loss
 from frevl.training.options import LinearOptions, Session
 from frevl.training.run_folder import Checkpoint
 
-__all__ = ["MOST_FOLDED", "HeldOut", "fit_linear_by_folds", "is_folded"]
+__all__ = ["MOST_FOLDED", "FoldFits", "HeldOut", "fit_again_by_folds", "fit_linear_by_folds", "is_folded"]
 
 MOST_FOLDED = 1_000
 """Pairs up to which the linear probe is fitted by folds."""
@@ -46,6 +50,32 @@ class HeldOut(NamedTuple):
     logits: Tensor
     truth: Answers
     clusters: Tensor
+
+
+@dataclass(frozen=True)
+class FoldFits:
+    """The fits without each fold, as networks.
+
+    Attributes:
+        networks: One for each fold.
+        examples: ``m`` pairs, each with a right answer that the fit without its fold has seen.
+        folds: ``(m,)`` int64, the fold of each pair.
+        seen: ``(folds, outputs)``, whether the fit without a fold has seen a class.
+    """
+
+    networks: tuple[Linear, ...]
+    examples: Examples
+    folds: Tensor
+    seen: Tensor
+
+    def logits(self, change: Callable[[PairNetwork], PairNetwork]) -> Tensor:
+        """Return ``(m, outputs)`` logits of every pair by the changed network that was fitted without its fold."""
+        found = torch.zeros(len(self.examples), self.seen.shape[1])
+        for fold, network in enumerate(self.networks):
+            rows = (self.folds == fold).nonzero()[:, 0]
+            if len(rows):
+                found[rows] = list_logits(change(network), self.examples.select(rows).pairs, 1024)
+        return _with_lowest(found, self.seen[self.folds])
 
 
 def is_folded(train: Examples, dev: Examples, outputs: int, *, dev_is_spare: bool) -> bool:
@@ -80,7 +110,8 @@ def fit_linear_by_folds(
     saved = checkpoint.load()
     if saved is None:
         ends = float("inf") if session.time_limit is None else time.monotonic() + session.time_limit
-        rows, logits = _solved(network, examples, weights, session.seed, ends)
+        solved = _solved(network, examples, weights, session.seed, ends)
+        rows, logits = solved.rows, solved.logits
         state = {**network.state_dict(), **dict(zip(_HELD_OUT, (rows, logits), strict=True))}
         checkpoint.save(state, {"seconds": checkpoint.clock.seconds() - started, "notes": []})
     else:
@@ -92,6 +123,37 @@ def fit_linear_by_folds(
 _HELD_OUT = ("held_out_rows", "held_out_logits")
 
 
+def fit_again_by_folds(train: Examples, dev: Examples, former: Linear, options: LinearOptions, seed: int) -> FoldFits:
+    """Repeat the fits of `fit_linear_by_folds` to keep those without each fold, which a run does not hold.
+
+    Args:
+        train: Training pairs of a run.
+        dev: The development pairs that its training set aside.
+        former: The network of that run, for its sizes.
+        options: Options of its training.
+        seed: Its seed.
+
+    Raises:
+        ValueError: These fits do not lead to that network, so they are not those of its training.
+    """
+    again = Linear(**former.settings)
+    examples = join(train, dev)
+    weights = class_weights_of(_answers(examples), again.linear.out_features, options.class_weight)
+    solved = _solved(again, examples, weights, seed, float("inf"))
+    own, found = (list_logits(one, examples.pairs, 1024).softmax(dim=1) for one in (former, again.eval()))
+    if float((own - found).abs().max()) > _SAME:
+        raise ValueError("other fits than those of the training")
+    networks = []
+    for weight, bias in zip(solved.weights[:-1], solved.biases[:-1], strict=True):
+        network = Linear(**former.settings)
+        network.load_state_dict({**again.state_dict(), "linear.weight": weight, "linear.bias": bias})
+        networks.append(network.eval())
+    return FoldFits(tuple(networks), examples.select(solved.rows), solved.folds[solved.rows], solved.seen[:-1])
+
+
+_SAME = 0.01  # largest difference between probabilities of two fits to the same pairs, such as on two machines
+
+
 def _answers(examples: Examples) -> Answers:
     """Return the answers of a classification."""
     if not isinstance(examples.truth, Answers):
@@ -99,10 +161,28 @@ def _answers(examples: Examples) -> Answers:
     return examples.truth
 
 
-def _solved(
-    network: Linear, examples: Examples, class_weights: Tensor | None, seed: int, ends: float
-) -> tuple[Tensor, Tensor]:
-    """Fit the network; return ``(m,)`` pairs and their ``(m, outputs)`` logits by the fits without them.
+class _Solved(NamedTuple):
+    """All fits side by side.
+
+    Attributes:
+        rows: ``(m,)`` pairs that the fit without their fold can answer.
+        logits: ``(m, outputs)`` their logits by that fit.
+        folds: ``(n,)`` int64, the fold of each pair.
+        seen: ``(fits, outputs)``, whether a fit has seen a class; the last fit has all pairs.
+        weights: ``(fits, outputs, features)``.
+        biases: ``(fits, outputs)``.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    folds: Tensor
+    seen: Tensor
+    weights: Tensor
+    biases: Tensor
+
+
+def _solved(network: Linear, examples: Examples, class_weights: Tensor | None, seed: int, ends: float) -> _Solved:
+    """Fit the network; return it with the fits without each fold.
 
     Pairs are left out if the fit without their fold has seen none of their right answers; the fit to all pairs has.
     """
@@ -122,11 +202,18 @@ def _solved(
 
     start = network.linear.bias.detach().repeat(_FOLDS + 1)
     _, weight, bias = best_of_path(problem, start, calibrated_likelihood, enough=_ENOUGH, ends=ends)
+    weights, biases = weight.view(_FOLDS + 1, -1, weight.shape[1]), bias.view(_FOLDS + 1, -1)
+    weights = weights if problem.directions is None else weights @ problem.directions.T
     with torch.no_grad():
-        own = weight.view(_FOLDS + 1, -1, weight.shape[1])[-1]
-        network.linear.weight.copy_(own if problem.directions is None else own @ problem.directions.T)
-        network.linear.bias.copy_(bias.view(_FOLDS + 1, -1)[-1])
-    return rows, problem.held_out(weight, bias)[rows]
+        network.linear.weight.copy_(weights[-1])
+        network.linear.bias.copy_(biases[-1])
+    return _Solved(rows, problem.held_out(weight, bias)[rows], folds, problem.seen, weights, biases)
+
+
+def _with_lowest(logits: Tensor, seen: Tensor) -> Tensor:
+    """Return ``(n, outputs)`` logits in which classes that are not seen have the lowest of the others."""
+    lowest = logits.masked_fill(~seen, torch.inf).amin(dim=1, keepdim=True)
+    return torch.where(seen, logits, lowest)
 
 
 def _folds(examples: Examples, seed: int) -> Tensor:
@@ -191,9 +278,7 @@ class _SideBySide:
         A class that a fit has not seen gets the lowest logit of the others.
         """
         logits = self._logits(weight, bias)[self._folds, :, torch.arange(len(self._folds))]
-        seen = self.seen[self._folds]
-        lowest = logits.masked_fill(~seen, torch.inf).amin(dim=1, keepdim=True)
-        return torch.where(seen, logits, lowest)
+        return _with_lowest(logits, self.seen[self._folds])
 
     def _logits(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return ``(fits, outputs, n)``: with the pairs last, the sums over a few classes are several times as fast."""
