@@ -172,7 +172,7 @@ def own_data(run: Run, store: Store, sources: Sources, *, with_fits: bool = Fals
 
 def _with_fits(own: OwnData, run: Run, data: Prepared) -> OwnData:
     """Add the fits without each fold, if the run is a single linear probe and these pairs lead to it."""
-    if not isinstance(run.network, Linear):
+    if run.network_name != Linear.key:
         return own
     options = LinearOptions(class_weight=run.settings.get("class_weight"))
     try:

@@ -123,7 +123,9 @@ def fit_linear_by_folds(
 _HELD_OUT = ("held_out_rows", "held_out_logits")
 
 
-def fit_again_by_folds(train: Examples, dev: Examples, former: Linear, options: LinearOptions, seed: int) -> FoldFits:
+def fit_again_by_folds(
+    train: Examples, dev: Examples, former: PairNetwork, options: LinearOptions, seed: int
+) -> FoldFits:
     """Repeat the fits of `fit_linear_by_folds` to keep those without each fold, which a run does not hold.
 
     Args:
