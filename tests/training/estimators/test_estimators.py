@@ -130,6 +130,8 @@ def test_the_matcher_from_right_pairs_alone_and_from_judged_ones():
         assert list(fitted.classes_) == [0, 1]
     with pytest.raises(ValueError, match="y: score compares with known answers, found none"):
         cross_val_score(FusionMatcher(image_dim=12, model="linear"), right, cv=2, error_score="raise")
+    scored = cross_val_score(captions, right, cv=2, scoring=lambda one, rows: one.predict_proba(rows)[:, 1].mean())
+    assert scored == pytest.approx([captions.predict_proba(right)[:, 1].mean()] * 2, abs=0.2)
     assert captions.score(np.vstack([right, wrong]), np.repeat([1, 0], 300)) > 0.6
 
 
