@@ -12,7 +12,7 @@ import torch
 import frevl
 from frevl.errors import FingerprintError, RunError, StoreError, UsageError
 from frevl.evaluation.evaluation import evaluate
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
@@ -64,6 +64,21 @@ def test_batch_size_and_order_never_change_a_score(made, answering):
     order = np.random.default_rng(0).permutation(len(pairs))
     shuffled = Scorer.open(answering, store=made.store, batch_size=7).score([pairs[i] for i in order])
     np.testing.assert_allclose(shuffled, whole[order], atol=1e-5)
+
+
+def test_no_part_of_a_network_scores_in_training_mode(made, answering):
+    scorer = Scorer.open(answering, store=made.store)
+    embedded = scorer._embedded(pairs_of(made.test), {})
+    network = scorer.run.network.eval()
+    expected = logits_of(network, embedded, 13)
+    # A network may share parts with one in training; its own mode says nothing of theirs.
+    dropouts = [module for module in network.modules() if isinstance(module, torch.nn.Dropout)]
+    for dropout in dropouts:
+        dropout.train()
+    assert any(dropout.p for dropout in dropouts)
+    assert not network.training
+    torch.testing.assert_close(logits_of(network, embedded, 13), expected, rtol=0, atol=0)
+    assert not any(module.training for module in network.modules())
 
 
 @pytest.mark.slow

@@ -31,17 +31,19 @@ async def score(
     pairs = await _pairs(service, model, asked, uploads)
     results = await service.score(model, pairs)
     has_unknown = bool(model.scorer.run.results.get("unknown"))
-    scores = [
+    scores: list[dict[str, Any]] = [
         {"score": one.score, "probability": one.probability}
         if isinstance(one, Match)
         else {
             "label": one.label,
             "probability": one.probability,
-            "top": _labels(one.top),
-            **({"unknown": one.unknown} if has_unknown else {}),
+            "top": [{"label": label, "probability": probability} for label, probability in one.top],
         }
         for one in results
     ]
+    if has_unknown:
+        for said, one in zip(scores, results, strict=True):
+            said["unknown"] = one.unknown
     notes = [*await service.notes_on(model, _texts(asked.pairs)), *await _trust(service, model, asked, pairs, scores)]
     return {"model": model.name, "task": model.scorer.run.task, "scores": scores, "notes": notes}
 
@@ -57,7 +59,7 @@ async def answer(
             "answer": None if abstained else one.label,
             "probability": one.probability,
             "abstained": abstained,
-            "top": _labels(one.top),
+            "top": [{"label": label, "probability": probability} for label, probability in one.top],
         }
         for one in results
         for abstained in [one.unknown or one.probability < asked.threshold]
@@ -153,7 +155,7 @@ async def _pairs(
         )
     # Keep the work per pair small: a request may have a thousand pairs.
     texts, images = [pair.text for pair in pairs], [pair.image for pair in pairs]
-    given = [text for text in texts if text is not None]
+    given = [text for text in texts if text is not None] if None in texts else cast("list[str]", texts)
     service.check_size(given, len(pairs))
     sides = model.scorer.run.sides
     _check_sides(model, pairs, has_texts=len(given) == len(pairs), has_images=None not in images)
@@ -217,7 +219,3 @@ def _check_sides(model: ServedModel, pairs: Sequence[Pair], *, has_texts: bool, 
     reads = " and ".join(f"{side}s" for side in sides)
     needs = f"a pair names {EITHER_IMAGE}" if image_lacks else "a pair needs a 'text'"
     raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: {needs}.")
-
-
-def _labels(top: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-    return [{"label": label, "probability": probability} for label, probability in top]

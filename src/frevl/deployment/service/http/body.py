@@ -156,7 +156,7 @@ def _checked(kind: type[B], content: bytes | str) -> B:
     return body
 
 
-_FIELDS_SET = attrgetter("model_fields_set")
+_FIELDS_SET = attrgetter("__pydantic_fields_set__")  # `model_fields_set` is a Python function
 
 
 def _keys_of(body: BaseModel) -> int:
