@@ -27,6 +27,7 @@ __all__ = [
     "Projection",
     "Searchable",
     "TransformableTexts",
+    "set_evaluating",
 ]
 
 Build = Callable[[str, dict[str, Any]], "PairNetwork"]
@@ -283,3 +284,12 @@ class PairNetwork(nn.Module, ABC):
     def rerank_depth(self) -> int:
         """Number of candidates of the first stage worth rescoring; 0 if the network does not rerank."""
         return 0
+
+
+def set_evaluating(network: nn.Module) -> None:
+    """Put a network in evaluation mode, with all its parts.
+
+    Setting the mode of every part again takes a percent of the time of scoring 256 pairs, or more (measured).
+    """
+    if any(part.training for part in network.modules()):
+        network.eval()

@@ -22,7 +22,7 @@ from frevl.data.ahead import ahead_of
 from frevl.data.names import as_list
 from frevl.devices import Steps, in_steps, is_accelerator
 from frevl.encoders.interface import stack
-from frevl.models.interface import Items, PairLogits, PairNetwork
+from frevl.models.interface import Items, PairLogits, PairNetwork, set_evaluating
 
 if TYPE_CHECKING:  # batches are also made where no store can be read
     from frevl.store.reader import Store
@@ -260,12 +260,6 @@ def _scoring_form(network: PairNetwork, device: torch.device | str) -> PairNetwo
     return copied_to(network.for_inference(), device).eval()  # a network may share parts with its scoring form
 
 
-def _evaluate(network: nn.Module) -> None:
-    """Put a network in evaluation mode; for small batches, setting every module again is a few percent of the time."""
-    if any(module.training for module in network.modules()):
-        network.eval()
-
-
 def copied_to(network: PairNetwork, device: torch.device | str) -> PairNetwork:
     """Return a copy of a network on a device; on a CPU the network itself."""
     return network if torch.device(device).type == "cpu" else copy.deepcopy(network).to(device)
@@ -295,7 +289,7 @@ def vectors_of(
 
 def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
-    _evaluate(network)
+    set_evaluating(network)
     pairs, steps = pairs.on(device) if pairs.fits(device) else pairs, Steps(len(pairs), batch_size, device)
     found: list[Tensor] = []  # on the CPU
     there: list[Tensor] = []  # on the device; many batches are copied at once, since each copy waits for the device
@@ -333,7 +327,7 @@ def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, dev
     """
     if network.item_work != "always":
         return logits_of(network, pairs, batch_size, device)
-    _evaluate(network)
+    set_evaluating(network)
     with torch.inference_mode():
         return grid_scorer(network, pairs, batch_size, device)(pairs.image_rows, pairs.text_rows).cpu()
 
