@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import frevl.data.formats.arrow_rows
+import frevl.data.formats.arrow_tables
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError
 from frevl.evaluation.evaluation import evaluate
@@ -104,14 +104,14 @@ def test_pictures_and_labels_alone_are_embedded(tmp_path):
 def test_only_the_columns_that_are_needed_are_read(tmp_path, monkeypatch):
     pq.write_table(table(range(3), thumbnail=[b"x" * 100] * 3, vector=[[0.5] * 100] * 3), tmp_path / "t.parquet")
     asked = set()
-    batches = frevl.data.formats.arrow_rows.parquet_batches
+    batches = frevl.data.formats.arrow_tables.parquet_batches
 
     def noting(path, rows, names=None):
         if rows > 8:  # a look at the first rows decides what a column is
             asked.update(names)
         return batches(path, rows, names)
 
-    monkeypatch.setattr("frevl.data.formats.arrow_rows.parquet_batches", noting)
+    monkeypatch.setattr("frevl.data.formats.arrow_tables.parquet_batches", noting)
     extract(tmp_path / "s", pairs=tmp_path / "t.parquet", encoder="toy")
     assert asked == {"image", "image.path", "caption"}
 
@@ -180,7 +180,7 @@ def test_few_pictures_wait_in_memory(tmp_path, monkeypatch):
     pq.write_table(table(range(250)), tmp_path / "t.parquet")
     at_once, waiting, most = [], 0, 0
     batches, read, prepare = (
-        frevl.data.formats.arrow_rows.parquet_batches,
+        frevl.data.formats.arrow_tables.parquet_batches,
         TablePictures.pictures,
         TablePictures.prepare,
     )
@@ -204,7 +204,7 @@ def test_few_pictures_wait_in_memory(tmp_path, monkeypatch):
         waiting -= 1
         return prepare(self, picture)
 
-    monkeypatch.setattr("frevl.data.formats.arrow_rows.parquet_batches", noting_rows)
+    monkeypatch.setattr("frevl.data.formats.arrow_tables.parquet_batches", noting_rows)
     monkeypatch.setattr(TablePictures, "pictures", noting_read)
     monkeypatch.setattr(TablePictures, "prepare", noting_prepared)
     assert extract(tmp_path / "s", pairs=tmp_path / "t.parquet", encoder="toy", workers=2).images == 250
