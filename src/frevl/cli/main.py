@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from typing import Annotated, NoReturn
@@ -26,6 +27,9 @@ from frevl.machine import give_memory_back, share_processors
 from frevl.version import __version__
 
 __all__ = ["app", "main"]
+
+# What was loaded stays until the end. Not looking for garbage among it, there too, saves a tenth of `frevl --help`.
+gc.freeze()
 
 # Importing a file of commands registers them; `frevl.cli.options.ORDER` sets their order in the help.
 _COMMANDS = (classification, curation, data, deployment, diagnosis, models, runs, scoring, stores, training)
