@@ -30,7 +30,7 @@ from scipy.stats import binom
 
 import frevl
 from frevl.data.pairs import Pairs, read_pairs, with_targets
-from frevl.runs.calibration import ConformalScores
+from frevl.runs.calibration import ConformalScores, nonconformity
 from frevl.runs.prediction_sets import right_classes, set_probabilities
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
@@ -165,7 +165,7 @@ def miss_rate(scores: ConformalScores, judged: Judged, level: float, random: np.
     rank = int(np.ceil((measured + 1) * level - 1e-9))
     if rank > measured:
         return float(100 * (1 - level) > OFF)
-    own = np.where(judged.right, one_score(judged.probabilities, scores.kind), np.inf).min(axis=1)
+    own = np.where(judged.right, nonconformity(judged.probabilities, scores.kind), np.inf).min(axis=1)
     order = np.argsort(own, kind="stable")  # in which the right classes enter the sets
     reached = np.cumsum((1 / sizes)[at][order]) / len(clusters)
 
@@ -184,17 +184,6 @@ def miss_rate(scores: ConformalScores, judged: Judged, level: float, random: np.
         sums = np.bincount(at, weights=inside) - inside.mean() * sizes
         coverage = random.normal(truth, np.linalg.norm(sums) / n)
     return float((np.abs(100 * (coverage - level)) > OFF).mean())
-
-
-def one_score(probabilities: np.ndarray, kind: str) -> np.ndarray:
-    """The scores of `frevl.runs.calibration`, written anew."""
-    found = 1 - probabilities
-    if kind == "adaptive":
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        sums = np.take_along_axis(probabilities, order, axis=1).cumsum(axis=1)
-        found = np.take_along_axis(sums, np.argsort(order, axis=1), axis=1)
-    found[probabilities == probabilities.max(axis=1, keepdims=True)] = 0
-    return found
 
 
 if __name__ == "__main__":

@@ -175,9 +175,8 @@ def read_pairs(
     Args:
         source: A file: JSON (one object per line, or a list of objects), a text table (with commas, tabs or semicolons,
             in UTF-8 or UTF-16), Parquet, Arrow or Feather; a folder of the last three, or a pattern of their names, is
-            one table. Or pairs in memory: `Pairs`, a table of pandas, polars,
-            Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a mapping of
-            columns, or one pair.
+            one table. Or pairs in memory: `Pairs`, a table of pandas, polars, Arrow or datasets, a list of mappings or
+            of ``(image, text)`` or ``(image, text, target)``, a mapping of columns, or one pair.
         columns: Columns or keys of the fields, as in ``image=filepath,text=title``; by default those with the same or a
             synonymous name.
         example: The line that is shown as an example if none can be used.

@@ -31,7 +31,15 @@ from frevl.errors import UsageError, counted
 from frevl.models.classification.linear_problem import minimise
 from frevl.runs.targets import Answers
 
-__all__ = ["FEWEST_PAIRS", "ConformalScores", "calibrated", "calibration_notes", "check_level", "fit_calibration"]
+__all__ = [
+    "FEWEST_PAIRS",
+    "ConformalScores",
+    "calibrated",
+    "calibration_notes",
+    "check_level",
+    "fit_calibration",
+    "nonconformity",
+]
 
 FEWEST_PAIRS = 50
 """Development pairs below which a run is reported as hardly calibrated."""
@@ -183,7 +191,7 @@ class ConformalScores:
         steps = np.arange(1, most + 1) * (several / most)
         found = {}
         for kind in ("probability", "adaptive"):
-            scores = np.where(right, _scores(probabilities, kind), np.inf).min(axis=1)
+            scores = np.where(right, nonconformity(probabilities, kind), np.inf).min(axis=1)
             order = np.argsort(scores, kind="stable")
             reached = np.cumsum(1 / pairs[cluster[order]])  # the last is the number of clusters, but for rounding
             at = np.minimum(np.searchsorted(reached, steps - 1e-6), len(order) - 1)
@@ -202,7 +210,7 @@ class ConformalScores:
 
     def sets(self, probabilities: NDArray[Any], level: float) -> NDArray[np.bool_]:
         """Return ``(n, classes)`` bool: which classes belong to each row's set."""
-        mask: NDArray[np.bool_] = _scores(probabilities, self.kind) <= self.threshold(level)
+        mask: NDArray[np.bool_] = nonconformity(probabilities, self.kind) <= self.threshold(level)
         return mask
 
     def note(self, level: float, *, items: str = "images", remedy: str = _CALIBRATE) -> list[str]:
@@ -275,11 +283,15 @@ def check_level(level: float) -> None:
         )
 
 
-def _scores(probabilities: NDArray[Any], kind: str) -> NDArray[np.float64]:
+def nonconformity(probabilities: NDArray[Any], kind: str) -> NDArray[np.float64]:
     """Return ``(n, classes)`` nonconformity scores; the smaller, the likelier.
 
     The likeliest class is in every set, so its score is 0: otherwise the sets would contain the right class more often
     than requested, and be larger than necessary.
+
+    Args:
+        probabilities: ``(n, classes)``, each row with the sum 1.
+        kind: ``probability`` or ``adaptive``, as described at the top of this file.
     """
     found: NDArray[np.float64] = 1 - probabilities.astype(np.float64)
     if kind != "probability":

@@ -102,8 +102,9 @@ def test_other_columns_a_damaged_file_and_lines_are_named(tmp_path):
     (tmp_path / "lines").mkdir()
     for number in range(2):
         (tmp_path / "lines" / f"{number}.jsonl").write_text('{"image": "a", "text": "b"}\n')
-    with pytest.raises(PairsError, match=r"found 0.jsonl \(of 2\); give one file of pairs"):
-        read_pairs(tmp_path / "lines")
+    for place in (tmp_path / "lines", tmp_path / "lines" / "*.jsonl"):
+        with pytest.raises(PairsError, match=r"found 0.jsonl \(of 2\); give one file of pairs"):
+            read_pairs(place)
     with pytest.raises(PairsError, match="found no file of such a name; check the path"):
         read_pairs(tmp_path / "none-*.parquet")
 

@@ -93,14 +93,14 @@ def _in_order(path: Path) -> tuple[str, list[int], str]:
 def _none_found(path: Path, seen: list[Path]) -> str:
     """Say what else there is instead of a table."""
     expected = f"expected a table in files ending in {', '.join(ARROW)}, found "
-    if not path.is_dir():
-        return f"{expected}no file of such a name; check the path"
     folders = sorted(one for one in seen if one.is_dir() and any(each.suffix in ARROW for each in one.iterdir()))
     if folders:
         return f"{expected}only folders of them; give one, such as '{folders[0]}'" + _among(folders)
     lines = sorted(one for one in seen if one.suffix.lower() in (".jsonl", ".ndjson", ".csv", ".tsv"))
     if lines:
         return f"{expected}{lines[0].name}{_among(lines)}; give one file of pairs, such as their lines together"
+    if not path.is_dir():
+        return f"{expected}no file of such a name; check the path"
     return (
         f"{expected}'{path.name}', a folder without any; list its images in a file, a line such as "
         '{"image": "dogs/1.jpg", "text": "a dog"} each, or {"image": "dogs/1.jpg", "target": "dog"} for classes'
@@ -112,7 +112,7 @@ def _among(paths: list[Path]) -> str:
 
 
 def _refuse_several(folder: Path, found: list[Path]) -> None:
-    patterns = {_NUMBER.sub("*", one.name): one.name for one in reversed(found)}
+    patterns = {_NUMBER.sub("*", one.name) for one in found}
     if len(patterns) == 1:
         return
     shown = ", ".join(sorted(patterns)[:_SHOWN]) + (", ..." if len(patterns) > _SHOWN else "")
