@@ -77,6 +77,16 @@ def test_what_cannot_be_diagnosed_is_said(one_side, made):
         diagnose(made.store, made.train.only(("image",)), made.test, task="classification")
 
 
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_one_side_of_a_store_with_both(made, side):
+    """Its other towers are not used; once they were asked for by name, and refused."""
+    found = diagnose(
+        made.store, made.train.only((side,)), made.test.only((side,)), task="classification", probes=False
+    )
+    assert found.verdict["scores"].keys() == {"majority", "linear", "kernel", side}
+    assert found.verdict["unit"] == side
+
+
 def test_labels_that_contradict_each_other_are_found_by_item(one_side):
     train = read_pairs(one_side.train_file)
     targets = ["reed" if target == "fern" else "fern" for target in train.targets[:2]]

@@ -129,7 +129,7 @@ def read_splits(
         doubts = look_alike_note(train.targets, held.targets, tested.targets)
         notes[:0] = [*doubts, *colour_advice(train, towers)]
     own = [
-        None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
+        None if not towers or towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()
     ]
     notes = list(dict.fromkeys(notes))  # a note on several files is given once
