@@ -80,7 +80,7 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
         ('{"image": "a.jpg"}', "field 'text': expected a string, found nothing"),
         ('{"image": null, "text": "a"}', "field 'image': expected a string, found nothing"),
         ('{"image": 5, "text": "a"}', "field 'image': expected a string, found int 5"),
-        ('{"image": "a.jpg", "text": ["a"]}', "field 'text': expected a string, found list ['a']"),
+        ('{"image": "a.jpg", "text": ["a", 3]}', "field 'text': expected a string, found list ['a', 3]"),
         ('{"image": "a.jpg", "text": ""}', "field 'text': expected text, found only blanks"),
         (
             '{"image": "a.jpg", "text": " \\t\\n\\u2003"}',

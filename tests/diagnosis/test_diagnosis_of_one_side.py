@@ -80,9 +80,7 @@ def test_what_cannot_be_diagnosed_is_said(one_side, made):
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_one_side_of_a_store_with_both(made, side):
     """Its other towers are not used; once they were asked for by name, and refused."""
-    found = diagnose(
-        made.store, made.train.only((side,)), made.test.only((side,)), task="classification", probes=False
-    )
+    found = diagnose(made.store, made.train.only((side,)), made.test.only((side,)), task="classification", probes=False)
     assert found.verdict["scores"].keys() == {"majority", "linear", "kernel", side}
     assert found.verdict["unit"] == side
 

@@ -13,7 +13,8 @@ from test_fuzz_readers import fuzzed, most_memory
 from frevl.data.pairs import read_pairs
 from frevl.errors import FrevlError, PairsError
 from frevl.store.labels.labels_file import LabelsFile
-from frevl.store.pictures.tar_members import Captions, Tar, holds_caption, is_picture, read_members
+from frevl.store.pictures.captions import Captions, holds_caption
+from frevl.store.pictures.tar_members import Tar, is_picture, read_members
 from frevl.store.sharding.shares import read_part
 
 MOST_MEMORY = 1 << 20  # KiB an example
@@ -59,7 +60,7 @@ def read_tar(path, out):
                 pictures += 1
             elif holds_caption(member.id):
                 captions.add(member)
-        captions.end_tar()
+        captions.write()
         captions.finish()
     return pictures, captions
 

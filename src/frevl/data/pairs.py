@@ -4,13 +4,12 @@ A pair is an image id, a text and an optional target. A file has one JSON object
 same columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a string is a class,
 a list of strings is several right answers, and an object ``{answer: weight}`` is a soft target. If no pair in a file
 has a target, all are positive image-text pairs; if only some have one, the others are unlabelled (`with_targets`).
-Other keys are kept, and results can be sliced by them. To classify only images, or only texts, omit the other side from
-every pair of the file.
+Other keys are kept, and results can be sliced by them. A text that is a list stands for a pair with each of its
+entries. To classify only images, or only texts, omit the other side from every pair of the file.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -19,17 +18,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from frevl.data.columns import FIELDS, REQUIRED, columns_of, refuse_empty
+from frevl.data.columns import FIELDS, columns_of, refuse_empty
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.formats.pair_rows import (
     ENDINGS,
     JSON_ENDINGS,
-    LEFT_ALONE,
-    WITH_ARTICLE,
     as_target,
     group_name,
+    is_of_several,
     lacking_side,
     nothing_found,
+    one_text_each,
     problem_in,
     rows_of,
     with_the_same_sides,
@@ -37,6 +36,7 @@ from frevl.data.formats.pair_rows import (
 )
 from frevl.data.formats.table_parts import ARROW, is_in_parts, parts_of, place_of
 from frevl.data.in_memory import PLACE, rows_in_memory
+from frevl.data.missing_side import one_side_note, other_keys
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, is_given
 from frevl.data.packed.read import read_packed
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
@@ -48,8 +48,6 @@ __all__ = [
     "Side",
     "Target",
     "in_memory",
-    "mistaken_side",
-    "one_side_note",
     "pair_list",
     "problem_of",
     "read_pairs",
@@ -67,8 +65,6 @@ LABELLED = '{"image": "a.jpg", "target": "dog"}'
 
 _LARGE = 16 << 20  # bytes of a file: about 150,000 captions
 _LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
-_SENTENCE = re.compile(r"\S\s+\S+\s+\S")
-_PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -169,8 +165,8 @@ def read_pairs(
     """Read a pairs file, or pairs in memory.
 
     Unusable lines (malformed, without image or text, with an invalid target) are set aside in ``rejected`` with file,
-    line and field. If no pair has a text, the pairs are images only, for classification; if none has an image, texts
-    only.
+    line and field. A line with a list of texts is a pair for each of them. If no pair has a text, the pairs are images
+    only, for classification; if none has an image, texts only.
 
     Args:
         source: A file: JSON (one object per line, or a list of objects), a text table (with commas, tabs or semicolons,
@@ -205,8 +201,7 @@ def read_pairs(
     several = from_file and not Path(source).is_file() and is_in_parts(Path(source))
     named = place_of(Path(source)) if several else lambda line: f"{path}:{line}"
     row: Any = None
-    for number, (line, row, problem) in enumerate(rows):
-        place = named(line)
+    for number, (place, row, problem) in enumerate(one_text_each(rows, named, notes)):
         problem = problem or problem_in(row)
         if problem:
             rejected.append((number, Reject("pair", place, problem)))
@@ -215,7 +210,7 @@ def read_pairs(
     kept = with_the_same_sides(kept, rejected)
     rejects = tuple(reject for _, reject in sorted(rejected, key=lambda one: one[0]))
     if not kept:
-        detail = (rejects_sentence(rejects) or "It is empty.") + _other_keys(row)
+        detail = (rejects_sentence(rejects) or "It is empty.") + other_keys(row)
         raise PairsError(f"{path}: no usable pair found; expected one object per line such as {example}. {detail}")
     pairs = Pairs(
         [row.get("image") or "" for _, _, row in kept],
@@ -291,6 +286,8 @@ def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tup
     read = read_pairs(pairs)
     if read.rejected:
         raise PairsError(f"{read.rejected[0].id}: {read.rejected[0].reason}")
+    if several := next(filter(is_of_several, read.places), ""):
+        raise PairsError(f"{several}: expected one text, found a list; give one pair for each text")
     return list(zip(read.images, read.texts, strict=True))
 
 
@@ -351,49 +348,3 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     held[unique[order[: min(max(1, round(share * len(unique))), len(unique) - 1)]]] = True
     aside = held[codes]
     return pairs.select(np.flatnonzero(~aside)), pairs.select(np.flatnonzero(aside))
-
-
-def mistaken_side(pairs: Pairs) -> str:
-    """Return the key that probably holds the missing side, or an empty string.
-
-    Sentences of three words or more (or a list of them) look like texts, and names with an image suffix look like
-    images, if most pairs have one. Keys such as ``question_type`` do not.
-    """
-    if len(pairs.sides) == 2 or not len(pairs):
-        return ""
-    looks = _SENTENCE if pairs.sides == ("image",) else _PICTURE
-    counts: dict[str, int] = {}
-    for extra in pairs.extras:
-        for key, value in extra.items():
-            first = value[0] if isinstance(value, list) and value else value
-            if isinstance(first, str) and looks.search(first.strip()):
-                counts[key] = counts.get(key, 0) + 1
-    likely = max(counts, key=lambda key: counts[key], default="")
-    return likely if likely and 2 * counts[likely] > len(pairs) else ""
-
-
-def one_side_note(pairs: Pairs) -> list[str]:
-    """Return a note that the pairs are only images, or only texts; a misspelt key would otherwise go unnoticed."""
-    if len(pairs.sides) == 2:
-        return []
-    side = "text" if pairs.sides == ("image",) else "image"
-    mistaken = mistaken_side(pairs)
-    if mistaken:
-        return [
-            f"No pair has {WITH_ARTICLE[side]}, and '{mistaken}' looks like one: only {LEFT_ALONE[side]} are used. "
-            f"If it is one, name it with --columns {side}={mistaken}."
-        ]
-    keys = ", ".join(f"'{key}'" for key in list(dict.fromkeys(key for extra in pairs.extras for key in extra))[:8])
-    hint = f" If another key has it ({keys}), name it with --columns {side}=NAME." if keys else ""
-    a = WITH_ARTICLE[side]
-    return [f"No pair has {a}: only {LEFT_ALONE[side]} are used, and whatever needs {a} is skipped.{hint}"]
-
-
-def _other_keys(row: object) -> str:
-    """Explain how to name the fields if a row's keys are not those of a pair."""
-    if not isinstance(row, dict) or not row or set(REQUIRED) <= set(row):
-        return ""
-    if "target" in row and not set(REQUIRED).isdisjoint(row):  # classes of one side: nothing is missing
-        return ""
-    keys = ", ".join(f"'{key}'" for key in list(row)[:8])
-    return f" The last one has the keys {keys}: name them, as in --columns image=NAME,text=NAME."

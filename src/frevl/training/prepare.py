@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from frevl.data.label_doubts import contradiction_note, look_alike_note
+from frevl.data.missing_side import mistaken_side, one_side_note
 from frevl.data.packed.columns import joined
-from frevl.data.pairs import CAPTIONED, Pairs, mistaken_side, one_side_note, read_pairs
+from frevl.data.pairs import CAPTIONED, Pairs, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import prefixes_of
 from frevl.store.grouping.contents import among

@@ -280,11 +280,9 @@ def test_shards_share_tars_out_and_merge_to_the_same(tmp_path, tars):
     assert sorted(lines) == sorted((tmp_path / "whole.jsonl").read_text().splitlines())
 
 
-def test_what_does_not_go_with_tars(tmp_path, tars, draw):
+def test_what_does_not_go_with_tars(tmp_path, tars):
     with pytest.raises(UsageError, match="--prune compares"):
         extract(tmp_path / "s", images=tars, encoder="toy", prune=True)
-    with pytest.raises(UsageError, match="--write-pairs writes the captions"):
-        extract(tmp_path / "s", images=draw(tmp_path / "i", [1]), encoder="toy", write_pairs=tmp_path / "p")
     with pytest.raises(InputError, match="found a file"):
         extract(tmp_path / "s", images=write_tar(tmp_path / "x.zip", []), encoder="toy")
     with pytest.raises(InputError, match="cannot be written"):
@@ -346,9 +344,9 @@ def test_of_two_captions_of_a_key_the_first_is_used_and_the_other_is_said(tmp_pa
         "3.png": {"n": 1, "text": "one"},
     }  # fmt: skip
     assert rejects == {
-        "0.caption": "the tar has two different captions of this key; the first is used",
-        "2.CLS": "the tar has two different labels of this key; the first is used",
-        "3.JSON": "the tar has two different records of this key; the first is used",
+        "0.caption": "there are two different captions of this key; the first is used",
+        "2.CLS": "there are two different labels of this key; the first is used",
+        "3.JSON": "there are two different records of this key; the first is used",
     }
 
 

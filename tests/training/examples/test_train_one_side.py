@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from frevl.data.pairs import mistaken_side, read_pairs
+from frevl.data.missing_side import mistaken_side
+from frevl.data.pairs import read_pairs
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run

@@ -80,7 +80,8 @@ def extract(
     write_pairs: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Also embed the captions inside the tars, and write them to this pairs file."
+            readable=False,
+            help="Write pairs with the captions next to the images, or else their folders as classes.",
         ),
         OUTPUT,
     ] = None,

@@ -6,7 +6,7 @@ import codecs
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +15,7 @@ from frevl.data.formats.csv_rows import table_rows
 from frevl.data.formats.json_rows import json_rows
 from frevl.data.formats.table_parts import ARROW, is_in_parts
 from frevl.data.names import has_value, value_name
-from frevl.errors import PairsError, Reject
+from frevl.errors import PairsError, Reject, counted
 
 __all__ = [
     "ARROW",
@@ -27,10 +27,13 @@ __all__ = [
     "WITH_ARTICLE",
     "as_target",
     "group_name",
+    "has_several_texts",
     "in_fields",
     "is_missing",
+    "is_of_several",
     "lacking_side",
     "nothing_found",
+    "one_text_each",
     "problem_in",
     "rows_of",
     "with_the_same_sides",
@@ -47,6 +50,7 @@ _REMEDIES = {
 }  # fmt: skip
 
 Row = tuple[int, Any, str]
+_OF_SEVERAL = re.compile(r":\d+ \(text \d+\)$")
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
@@ -103,6 +107,44 @@ def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator
             taken = {*columns.values(), *FIELDS}
             row = {**fields, **{name: value for name, value in row.items() if name not in taken}}
         yield line, row, problem
+
+
+def one_text_each(
+    rows: Iterator[Row], place_of: Callable[[int], str], notes: list[str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Yield ``(place, row, problem)``; a row with a list of texts is yielded once with each of them.
+
+    Hugging Face's versions of Flickr30k and COCO store the five captions of an image that way.
+
+    Args:
+        rows: Rows with the keys of the fields.
+        place_of: Returns the place of a line. Those of a list also name the number of the text: places are unique.
+        notes: Receives a sentence on how many lists there were.
+    """
+    lists = texts = 0
+    for line, row, problem in rows:
+        if problem or not has_several_texts(row):
+            yield place_of(line), row, problem
+            continue
+        lists, texts = lists + 1, texts + len(row["text"])
+        for number, text in enumerate(row["text"], start=1):
+            yield f"{place_of(line)} (text {number})", {**row, "text": text}, ""
+    if lists:
+        notes.append(
+            f"The text of {counted(lists, 'line')} is a list: each of the {counted(texts, 'entry', 'entries')} is a "
+            "pair of its own."
+        )
+
+
+def is_of_several(place: str) -> bool:
+    """Return whether a place is that of one text of several in a line."""
+    return _OF_SEVERAL.search(place) is not None
+
+
+def has_several_texts(row: Any) -> bool:
+    """Return whether the text of a row is a list of texts."""
+    texts = row.get("text") if isinstance(row, dict) else None
+    return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) for text in texts)
 
 
 def _with_columns(path: Path, rows: Iterator[Row], given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:

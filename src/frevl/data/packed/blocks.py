@@ -14,15 +14,19 @@ import numpy as np
 
 from frevl.data.columns import FIELDS
 from frevl.data.formats.json_rows import json_value, too_long
-from frevl.data.formats.pair_rows import NO_VALUE, problem_in
+from frevl.data.formats.pair_rows import NO_VALUE, has_several_texts, problem_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Block", "Layout", "doubtful", "json_objects", "json_strings", "read_block", "renamed"]
+__all__ = ["Block", "Layout", "SeveralTextsError", "doubtful", "json_objects", "json_strings", "read_block", "renamed"]
 
 _FEW = 32  # lines to read row by row
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
+
+
+class SeveralTextsError(Exception):
+    """A line has a list of texts, and so is several pairs: the file is read row by row."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,9 @@ def read_block(raw: bytes, first: int, columns: Mapping[str, str], layout: Layou
         columns: Maps a field to its key.
         layout: Layout of plain lines; None reads all of them row by row.
         block: Receives the pairs.
+
+    Raises:
+        SeveralTextsError: A line has a list of texts.
     """
     ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == _NEWLINE)
     if not len(ends) or ends[-1] != len(raw) - 1:
@@ -270,6 +277,8 @@ def _row_by_row(raw: bytes, first: int, columns: Mapping[str, str], block: Block
         ended = number < first + count
         row, problem = (None, problem) if (problem := too_long(len(line) + ended)) else json_value(line)
         row = renamed(row, columns)
+        if not problem and has_several_texts(row):
+            raise SeveralTextsError
         problem = problem or problem_in(row)
         if problem:
             block.rejected.append((number, problem))

@@ -15,7 +15,7 @@ from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.formats.json_rows import is_lines, json_value, too_long
 from frevl.data.formats.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 from frevl.data.formats.table_parts import ARROW, is_in_parts, place_of
-from frevl.data.packed.blocks import Block, Layout, read_block
+from frevl.data.packed.blocks import Block, Layout, SeveralTextsError, read_block
 from frevl.data.packed.cache import Kept, kept_columns
 from frevl.data.packed.columns import joined_codes
 from frevl.data.packed.tables import arrow_block, csv_block, open_csv
@@ -49,8 +49,8 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
-        The columns; None for any other file: other formats (images inside tables, targets that are Arrow lists), and
-        files without a single pair.
+        The columns; None for any other file: other formats (images inside tables, targets that are Arrow lists), lists
+        of texts, and files without a single pair.
 
     Raises:
         OSError: The file cannot be read.
@@ -125,7 +125,10 @@ def _read(path: Path, start: _Start) -> Kept | None:
             block.rejected.append((first, too_long(raw)))
             first += 1
             continue
-        read_block(raw, first, start.columns, start.layout, block)
+        try:
+            read_block(raw, first, start.columns, start.layout, block)
+        except SeveralTextsError:
+            return None
         first += raw.count(b"\n")
     return _finished(path, block, start) if block.lines else None
 

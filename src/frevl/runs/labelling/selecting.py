@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from frevl.data.missing_side import one_side_note
 from frevl.data.outputs import refuse_inputs
 from frevl.data.packed.columns import chosen as chosen_values
-from frevl.data.pairs import Pairs, one_side_note, read_pairs
+from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, PairsError, Reject, UsageError, counted, rejects_sentence
 from frevl.files import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features

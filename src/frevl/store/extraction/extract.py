@@ -25,9 +25,9 @@ from frevl.store.extraction.items import CommitBuffer, ExtractionReport
 from frevl.store.extraction.pairs_without_image import reject_pairs_without_image
 from frevl.store.extraction.texts import extract_texts
 from frevl.store.many_nodes.on_nodes import on_nodes
+from frevl.store.pictures.captions import Captions
 from frevl.store.pictures.extract_images import extract_images, extract_pictures
 from frevl.store.pictures.extract_tars import extract_tars, in_a_tar
-from frevl.store.pictures.tar_members import Captions
 from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
 from frevl.store.towers import Tower
 from frevl.store.writer import StoreWriter
@@ -84,8 +84,8 @@ def extract(
         check_content: Compare the content of all files, even if size and modification time are unchanged.
         shard: Only this share of the images and texts, such as ``3/8``, into a store of its own: a part. All parts
             merged by `frevl.store.sharding.merging.merge` equal the result of one extraction.
-        write_pairs: Pairs file to write: every image of the tars with the caption, or the label, next to it. The
-            captions are embedded, too.
+        write_pairs: Pairs file to write: every image of the folder or the tars with the caption, or the label, next to
+            it; if a folder has none, the class of an image is the name of its own folder. Captions are embedded too.
         commit_rows: Commit after this many items, or after `commit_seconds`, whichever comes first.
         commit_seconds: Seconds after which to commit.
         workers: Number of decoding threads; None uses one per CPU core. With ``ray``, the number of workers on the
@@ -204,10 +204,12 @@ def _extract_images(
         report.notes += captions.finish()
         return outside
     if inputs.images is not None:
-        return extract_images(
-            Path(inputs.images), towers, buffer, report, choice=inputs.choice, share=share, prune=prune,
-            check_content=check_content, embedder=embedder, progress=progress,
+        outside = extract_images(
+            Path(inputs.images), towers, buffer, report, choice=inputs.choice, share=share, captions=captions,
+            prune=prune, check_content=check_content, embedder=embedder, progress=progress,
         )  # fmt: skip
+        report.notes += captions.finish()
+        return outside
     if tables and towers:
         return extract_pictures(
             tables, inputs.columns, towers, buffer, report, share=share, embedder=embedder, progress=progress

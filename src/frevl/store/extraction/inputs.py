@@ -13,9 +13,10 @@ from frevl.data.formats.arrow_rows import pictures_of
 from frevl.data.formats.arrow_tables import ArrowSource, open_arrow, table_source
 from frevl.data.formats.table_parts import is_in_parts
 from frevl.data.in_memory import PLACE, table_of
+from frevl.data.missing_side import mistaken_side, one_side_note
 from frevl.data.names import as_list
 from frevl.data.packed.columns import joined
-from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
+from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.store.extraction.items import ExtractionReport
 from frevl.store.pictures.files import Choice, list_folder
@@ -84,8 +85,8 @@ class Inputs:
             raise UsageError(
                 "--prune compares the store with the files of a folder, not with tars; use frevl store remove"
             )
-        if write_pairs is not None and self.tars is None:
-            raise UsageError("--write-pairs writes the captions next to images in tars; give tars with --images")
+        if write_pairs is not None and self.images is None:
+            raise UsageError("--write-pairs writes the captions next to images; give a folder or tars with --images")
 
     def refuse_empty_folder(self) -> None:
         """Raise `InputError` if no file of the folder is chosen."""

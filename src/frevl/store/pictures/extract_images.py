@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,9 @@ from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, counted, rejects_sentence
 from frevl.store.extraction.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
 from frevl.store.extraction.items import CommitBuffer, ExtractionReport, StoredItems
-from frevl.store.pictures.files import Choice, ImageFiles, list_folder
+from frevl.store.pictures.captions import Captions, holds_caption
+from frevl.store.pictures.files import Choice, FolderFile, ImageFiles, list_folder
+from frevl.store.pictures.folder_captions import folder_captions
 from frevl.store.pictures.seen_images import SeenImages
 from frevl.store.pictures.tables import TablePictures
 from frevl.store.sharding.shares import Share
@@ -34,30 +36,41 @@ def extract_images(
     *,
     choice: Choice,
     share: Share,
+    captions: Captions,
     prune: bool,
     check_content: bool,
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed a folder's images that the store lacks; return the ids in its share that the store may still lack."""
+    """Embed a folder's images that the store lacks; return the ids in its share that the store may still lack.
+
+    If captions are wanted, files that may hold one count as captions, not as images.
+    """
     writer = buffer.writer
+
+    def listed(choice: Choice) -> Iterator[FolderFile]:
+        files = list_folder(folder, leave_out=writer.path, choice=choice)
+        return (file for file in files if not (captions.wanted and holds_caption(file.id)))
+
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
     prepared = ImageFiles(folder, towers, stored, check_content=check_content)
-    counted = Choice(choice.include, choice.exclude)
-    listed = list_folder(folder, leave_out=writer.path, choice=counted) if progress else None
-    total = None if listed is None else sum(1 for _ in share.apart().own(listed, prepared.id_of))
-    files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), prepared.id_of)
+    before = listed(Choice(choice.include, choice.exclude)) if progress else None
+    total = None if before is None else sum(1 for _ in share.apart().own(before, prepared.id_of))
+    files = share.own(listed(choice), prepared.id_of)
     seen = embed_images(
         str(folder), "file", prepared, files, stored, embedder, buffer, report, former=former, total=total,
         may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
-    writer.clear_rejects("image", seen.former - {reject.id for reject in buffer.rejected})
+    again = seen.former | ({id_ for id_ in former if holds_caption(id_)} if captions.wanted else set())
+    writer.clear_rejects("image", again - {reject.id for reject in buffer.rejected})
     report.notes += choice.sentences()
     _tell_changes(folder, prepared, report)
     _gone(folder, stored.gone(seen.rows(), prepared.is_gone), stored, writer, report, prune=prune)
     if prune:
         writer.clear_rejects("image", {id_ for id_ in former - seen.former if prepared.is_gone(id_)})
+    if captions.wanted:
+        folder_captions(folder, captions, writer, report, choice=choice, share=share, outside=seen.outside)
     return seen.outside
 
 

@@ -16,9 +16,10 @@ from frevl.store.extraction.items import (
     PendingItem,
     StoredItems,
 )
+from frevl.store.pictures.captions import Captions, holds_caption
 from frevl.store.pictures.extract_images import embed_images, tell_guessed
 from frevl.store.pictures.files import Choice, PicturesToPrepare, reason_of
-from frevl.store.pictures.tar_members import Captions, Member, Tar, holds_caption, is_picture, read_members
+from frevl.store.pictures.tar_members import Member, Tar, is_picture, read_members
 from frevl.store.sharding.shares import Share
 from frevl.store.writer import Item
 
@@ -105,7 +106,7 @@ class TarPictures(PicturesToPrepare):
                     captions.add(member)
                 elif choice.takes(member.id, "file"):
                     yield from self._once(member, known, captions)
-            captions.end_tar()
+            captions.write()
 
     def _once(self, member: Member, known: dict[str, str], captions: Captions) -> Iterator[tuple[Member, str]]:
         """Yield an image with its content hash, unless the tar already had one of this name."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from frevl.data.class_files import ClassEntry, ClassList
 from frevl.data.columns import likely_target
-from frevl.data.pairs import LABELLED, Pairs, one_side_note
+from frevl.data.missing_side import one_side_note
+from frevl.data.pairs import LABELLED, Pairs
 from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
 from frevl.models.inputs import mean_pool
 from frevl.store.grouping.groups import group_pairs
