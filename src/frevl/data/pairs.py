@@ -194,7 +194,7 @@ def read_pairs(
     packed = _from_packed(Path(source), given) if from_file else None
     if packed is not None:
         _refuse_empty(packed, given)
-        return replace(packed, notes=tuple(dict.fromkeys([*packed.notes, *one_side_note(packed)])))
+        return replace(packed, notes=tuple(dict.fromkeys([*packed.notes, *one_side_note(packed.sides, packed.extras)])))
     rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
     rejected: list[tuple[int, Reject]] = []
     kept: list[tuple[int, str, dict[str, Any]]] = []
@@ -222,7 +222,7 @@ def read_pairs(
         source=path if from_file else None,
     )
     _refuse_empty(pairs, given)
-    return replace(pairs, notes=tuple(dict.fromkeys([*notes, *one_side_note(pairs)])))
+    return replace(pairs, notes=tuple(dict.fromkeys([*notes, *one_side_note(pairs.sides, pairs.extras)])))
 
 
 def _refuse_empty(pairs: Pairs, given: Mapping[str, str]) -> None:

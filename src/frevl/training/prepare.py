@@ -87,8 +87,9 @@ def prepare(
     )  # fmt: skip
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
+    mistaken = [part for part in parts if mistaken_side(part.sides, part.extras)]
     doubts = list(
-        dict.fromkeys([*(note for part in parts if mistaken_side(part) for note in one_side_note(part)), *doubts])
+        dict.fromkeys([*(note for part in mistaken for note in one_side_note(part.sides, part.extras)), *doubts])
     )
     notes = list(dict.fromkeys([*doubts, *notes]))  # a note that applies to both files is given once
     return Prepared(

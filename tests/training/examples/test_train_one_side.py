@@ -159,4 +159,4 @@ def test_a_key_that_looks_like_the_missing_side_is_named_first(tmp_path):
 )
 def test_what_looks_like_a_side(side, extra, found):
     pairs = read_pairs([{side: f"item {n}", "target": "a", **extra} for n in range(4)])
-    assert mistaken_side(pairs) == found
+    assert mistaken_side(pairs.sides, pairs.extras) == found

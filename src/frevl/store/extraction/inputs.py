@@ -106,9 +106,11 @@ class Inputs:
         for source in {id(one) if isinstance(one, Pairs) else one: one for one in self.pairs}.values():
             pairs = source if isinstance(source, Pairs) else read_pairs(source, columns=self.columns)
             report.rejects += pairs.rejected
-            alone = one_side_note(pairs) if self.images is not None and not mistaken_side(pairs) else []
-            # The images come from the folder, so pairs of texts alone leave out nothing.
-            report.notes += [note for note in pairs.notes if "text" not in pairs.sides or note not in alone]
+            notes: Sequence[str] = pairs.notes
+            if self.images is not None and "text" in pairs.sides and not mistaken_side(pairs.sides, pairs.extras):
+                # The images come from the folder, so pairs of texts alone leave out nothing.
+                notes = [note for note in notes if note not in one_side_note(pairs.sides, pairs.extras)]
+            report.notes += notes
             if "text" in pairs.sides:
                 texts.update(dict.fromkeys(joined([pairs.texts])[1]))  # in the order in which they first appear
             if "image" in pairs.sides:

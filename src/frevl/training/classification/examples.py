@@ -44,7 +44,7 @@ def read_examples(
     if "image" not in pairs.sides:
         raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found only texts")
     # That texts are ignored need not be mentioned here.
-    kept_notes = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
+    kept_notes = tuple(note for note in pairs.notes if note not in one_side_note(pairs.sides, pairs.extras))
     found = read_usable(store, replace(pairs.only(("image",)), notes=kept_notes), notes)
     kept, rejected = [], []
     for row, target in enumerate(found.targets):
