@@ -88,6 +88,10 @@ def test_a_class_in_another_case_is_named_where_its_examples_are_missed(named, o
         other.write_text(one_side.train_file.read_text().replace('"moss"', '"MOSS"'))
         with pytest.raises(UsageError, match="'moss' has no example, but examples are of the class 'MOSS'; write both"):
             frevl.classify(one_side.store, ["fern", "moss", "reed"], run=tmp_path / "third", examples=other)
+        rows = [json.loads(line) for line in one_side.train_file.read_text().splitlines()]
+        listed, yew = [*sorted({row["target"] for row in rows}), "yew"], {**rows[0], "target": "yew"}
+        with pytest.raises(UsageError, match=r"no example is left of the class 'yew', because its images also occur w"):
+            frevl.classify(one_side.store, listed, run=tmp_path / "fourth", examples=[*rows, yew])
 
 
 def test_a_picture_of_two_classes_is_left_out_and_named(named, tmp_path):
@@ -99,6 +103,11 @@ def test_a_picture_of_two_classes_is_left_out_and_named(named, tmp_path):
         "Left out: 2 examples of images that occur with several classes (pairs in memory:1: '0.png' is 'ash' "
         "and 'elm')."
     )
+    yew = {**rows[0], "target": "yew"}
+    run = frevl.classify(named.store, run=tmp_path / "without", examples=[*rows, yew])
+    assert run.labels == sorted({row["target"] for row in rows})
+    left_out = next(note for note in run.results["notes"] if note.startswith("Left out"))
+    assert left_out.endswith("'0.png' is 'ash' and 'yew'). No example is left of 'yew'.")
     both = [{"image": "0.png", "target": name} for name in ("ash", "elm")]
     with pytest.raises(PairsError, match="every example is of several classes"):
         frevl.classify(named.store, run=tmp_path / "none", examples=both)

@@ -33,7 +33,7 @@ from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.training.classification.candidates import METHODS, candidates_of
-from frevl.training.classification.examples import classes_of, collect, read_examples
+from frevl.training.classification.examples import classes_of, collect, of_one_class, read_examples
 from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
 from frevl.training.classification.names import (
     NameVectors,
@@ -195,6 +195,8 @@ def _read(
 ) -> _Given:
     """Read classes, examples and development images; unusable ones are counted in ``notes``."""
     read = read_examples(store, examples, columns, notes)
+    if classes is None and read is not None:  # an image of several classes makes none of them a class
+        (read,) = of_one_class(store, [read], notes)
     listed = classes_of(read) if classes is None else read_classes(classes)
     if listed.rejected:
         notes.append(rejects_sentence(listed.rejected))
@@ -327,6 +329,11 @@ def _check_all_classes(given: _Given, names: NameVectors | None, own: EmbeddedEx
             alike = {
                 str(one) for one in targets if one is not None and plain_label(str(one)) == plain_label(entry.label)
             }
+            if entry.label in alike:
+                raise UsageError(
+                    f"{entry.place or 'classes'}: no example is left of the class '{entry.label}', because its images "
+                    "also occur with other classes; correct them, or leave the class out"
+                )
             written = sorted(alike - set(classes.labels))
             raise UsageError(
                 f"{entry.place or 'classes'}: the class '{entry.label}' has no example"

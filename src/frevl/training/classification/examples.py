@@ -24,7 +24,7 @@ from frevl.store.usable_pairs import content_of_units, read_usable
 from frevl.training.classification.fit_network import EmbeddedExamples
 from frevl.training.prepare import read_file, shared_groups, shared_units
 
-__all__ = ["classes_of", "collect", "read_examples"]
+__all__ = ["classes_of", "collect", "of_one_class", "read_examples"]
 
 
 def read_examples(
@@ -111,7 +111,7 @@ def collect(
     parts = [part for part in (examples, named) if part is not None]
     kept = [_of_known_classes(part, classes, notes, "examples") for part in parts]
     development = None if dev is None else _of_known_classes(dev, classes, notes, "development images")
-    kept = _of_one_class(store, kept, notes)
+    kept = of_one_class(store, kept, notes)
     everything = [*kept, *([development] if development is not None else [])]
     empty = EmbeddedExamples(
         torch.zeros(0, sum(tower.dim for tower in towers)), *(torch.zeros(0, dtype=torch.long),) * 2
@@ -172,8 +172,12 @@ def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs 
     return read_usable(store, pairs, notes)
 
 
-def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> list[Pairs]:
-    """Drop images that occur with different classes, under one name or as copies."""
+def of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> list[Pairs]:
+    """Drop images that occur with different classes, under one name or as copies; a note names the classes left empty.
+
+    Raises:
+        PairsError: No image is left.
+    """
     classes: dict[str, set[str]] = {}
     hashes: dict[str, str] = {}
     for part in parts:
@@ -192,7 +196,11 @@ def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> lis
     if left_out and not any(map(len, kept)):
         raise PairsError(f"{first}; every example is of several classes, expected one class each")
     if left_out:
-        notes.append(f"Left out: {left_out:,} examples of images that occur with several classes ({first}).")
+        remaining = {str(one) for part in kept for one in part.targets}
+        lost = sorted({str(one) for part in parts for one in part.targets} - remaining)
+        named = ", ".join(f"'{one:.40}'" for one in lost[:5])
+        without = f" No example is left of {named}." if lost else ""
+        notes.append(f"Left out: {left_out:,} examples of images that occur with several classes ({first}).{without}")
     return [part for part in kept if len(part)]
 
 
