@@ -119,6 +119,13 @@ def test_shards_write_the_same_pairs(tmp_path, folder, captions):
     assert set(merged.rejects()) == set(whole.rejects())
 
 
+def test_captions_of_several_lines_are_counted(tmp_path, folder):
+    (folder / "00000/2.txt").write_text("first\r\nsecond\n")
+    report = extract(tmp_path / "s", images=folder, encoder="toy", write_pairs=tmp_path / "p.jsonl")
+    assert lines_of(tmp_path / "p.jsonl")[1]["text"] == "first\r\nsecond"
+    assert "Captions of several lines, each of which is one text: 1; where every line is" in report.sentence()
+
+
 def test_without_images_there_is_nothing_to_write(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"image": "a.png", "text": "a"}\n')
     with pytest.raises(UsageError, match="--write-pairs writes the captions next to images; give a folder or tars"):

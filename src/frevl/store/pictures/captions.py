@@ -53,7 +53,7 @@ class Captions:
         self.wanted = out is not None
         self.texts: dict[str, None] = {}
         self.rejects: list[Reject] = []
-        self.written = self.without = 0
+        self.written = self.without = self._with_lines = 0
         self._out = out
         self._lines: IO[bytes]
         self._pictures: dict[str, list[str]] = {}
@@ -127,6 +127,7 @@ class Captions:
                 line = json.dumps({"image": id_, **fields}, ensure_ascii=False)
                 self._lines.write(line.encode() + b"\n")
                 self.written += 1
+                self._with_lines += "\n" in fields.get("text", "")
         self._pictures, self._fields, self._seen, self._given = {}, {}, {}, {}
 
     def finish(self) -> list[str]:
@@ -152,6 +153,11 @@ class Captions:
             ]
         elif self.without:
             notes.append(f"Images without a caption: {self.without:,}.")
+        if self._with_lines:
+            notes.append(
+                f"Captions of several lines, each of which is one text: {self._with_lines:,}; where every line is a "
+                'caption, make it an entry of a list, as in "text": ["first", "second"].'
+            )
         return notes
 
     def _copy(self, target: Path) -> None:
