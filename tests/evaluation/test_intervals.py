@@ -11,7 +11,15 @@ import pytest
 from frevl.data.packed.columns import Coded
 from frevl.errors import UsageError
 from frevl.evaluation import intervals, measures, metrics
-from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+from frevl.evaluation.intervals import (
+    Interval,
+    bootstrap_interval,
+    bootstrap_statistic,
+    hit_interval,
+    hit_record,
+    paired_difference,
+    paired_test,
+)
 from frevl.evaluation.metrics import macro_f1
 
 
@@ -99,6 +107,20 @@ def test_one_cluster_has_no_interval_and_equal_values_no_width() -> None:
     assert bootstrap_interval([1, 1, 1], ["a", "b", "b"]) == (1.0, 1.0, 1.0)
     value, low, high = bootstrap_statistic(lambda items: float(len(items)), ["a"] * 4)
     assert (value, math.isnan(low), math.isnan(high)) == (4.0, True, True)
+
+
+def test_hits_that_are_all_equal_claim_no_certainty() -> None:
+    """The interval is Wilson's for as many items as there are clusters; 30 / (30 + 1.96**2) is 0.8865."""
+    clusters = np.arange(60) // 2
+    assert hit_interval(np.ones(60), clusters) == pytest.approx((1.0, 0.8865, 1.0), abs=1e-4)
+    assert hit_interval(np.zeros(60), clusters) == pytest.approx((0.0, 0.0, 0.1135), abs=1e-4)
+    assert hit_record(np.ones(60), clusters) == {
+        "n": 60, "accuracy": 100.0, "interval": pytest.approx([88.65, 100.0], abs=0.01)
+    }  # fmt: skip
+    mixed = np.arange(60) % 3 == 0
+    assert hit_interval(mixed, clusters) == bootstrap_interval(mixed, clusters)
+    assert np.isnan(hit_interval(np.ones(3), [1, 1, 1]).low)
+    assert hit_record(mixed, None) == {"n": 60, "accuracy": pytest.approx(100 / 3), "interval": None}
 
 
 def test_statistic_gets_whole_clusters() -> None:

@@ -286,7 +286,9 @@ def test_a_dev_class_that_training_never_saw_is_counted_as_wrong_and_said(made, 
     dev = write(tmp_path / "dev.jsonl", [{"image": i, "text": text, "target": "never"} for i in images[:5]])
     rest = [i for i, image in enumerate(made.train.images) if image not in images[:5]]
     run = quick(made, tmp_path / "run", pairs=made.train.select(rest), dev=dev, model="mlp")
-    assert run.results["development"] == {"n": 5, "accuracy": 0.0}
+    development = run.results["development"]
+    assert (development["n"], development["accuracy"]) == (5, 0.0)
+    assert development["interval"] == pytest.approx([0.0, 100 * 1.96**2 / (5 + 1.96**2)], abs=0.01)
     assert any(
         "5 development pairs have only classes that do not occur in training" in note for note in run.results["notes"]
     )

@@ -166,10 +166,16 @@ def run_sentence(run: Run) -> str:
     development = run.results["development"]
     done = (
         f"Trained {run.model} ({run.parameters:,} parameters) on {counted(run.results['train_pairs'], 'pair')} in "
-        f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on "
+        f"{run.results['train_seconds']:.1f} s: {_reached(development)} on "
         f"{counted(development['n'], 'development pair')}. Saved in {run.path}"
     )
     return _with_notes(done, run)
+
+
+def _reached(development: dict[str, Any]) -> str:
+    """Return the accuracy with its interval; runs of earlier versions have none, nor do pairs of a single image."""
+    bounds = development.get("interval")
+    return f"{development['accuracy']:.2f} %" + ("" if bounds is None else f" {_interval(bounds)}")
 
 
 def classify_sentence(run: Run) -> str:
@@ -181,7 +187,7 @@ def classify_sentence(run: Run) -> str:
             *([counted(run.results["train_pairs"], "example")] if run.results["train_pairs"] else []),
         ]
     )
-    reached = f"{development['accuracy']:.2f} % of {selection['judged_on']}" if development["n"] else "not measured"
+    reached = f"{_reached(development)} of {selection['judged_on']}" if development["n"] else "not measured"
     done = (
         f"Classifier of {len(run.labels):,} classes from {made} in {run.results['train_seconds']:.1f} s: {reached} "
         f"(method {selection['chosen']}: {selection['reason']}). Saved in {run.path}"

@@ -17,7 +17,7 @@ from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import FEWEST_IMAGES, edges, span
 from frevl.diagnosis.model_choice import SMALL_GAIN, ModelChoice, ModelResult
 from frevl.errors import counted
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 
 __all__ = ["KINDS", "comparison_findings", "fusion_advice", "fusion_sentence", "model_sentence", "reach_verdict"]
 
@@ -377,7 +377,7 @@ def _detail(choice: ModelChoice, scores: dict[str, Any]) -> list[str]:
 
 
 def _score(model: ModelResult, clusters: Sequence[str]) -> dict[str, Any]:
-    interval = bootstrap_interval(model.hits, clusters)
+    interval = hit_interval(model.hits, clusters)
     return {
         "role": model.role,
         "value": 100 * interval.value,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from frevl.data.names import has_value, text_content, value_name
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, nearest
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 from frevl.runs.scorer import Scorer
 
 __all__ = ["agreement", "evaluate_consistency", "forms_of"]
@@ -98,7 +98,7 @@ def evaluate_consistency(
     }
     found: dict[str, Any] = {"key": key, "questions": len(forms), "lines": len(rows), "ci95": {}}
     for name, (numbers, own) in values.items():
-        interval = bootstrap_interval(numbers, own)
+        interval = hit_interval(numbers, own)
         found[name] = 100 * interval.value
         found["ci95"][name] = interval.percent()
     note = (

@@ -21,8 +21,11 @@ __all__ = [
     "bootstrap_interval",
     "bootstrap_rates",
     "bootstrap_statistic",
+    "certain_interval",
     "drawn_counts",
     "drawn_together",
+    "hit_interval",
+    "hit_record",
     "numbered_clusters",
     "paired_difference",
     "paired_test",
@@ -32,6 +35,7 @@ Clusters = Sequence[Hashable] | NDArray[Any] | None
 Floats = NDArray[np.float64]
 
 DRAWS_IN_MEMORY = 1_000_000
+_Z = 1.959964  # the 97.5 % quantile of the normal distribution
 MOST_DRAWN = 200_000  # clusters: drawing ten million takes a second, and an interval takes a thousand draws
 
 
@@ -61,8 +65,8 @@ def bootstrap_interval(
     clusters of different sizes keep their weight (Davison and Hinkley 1997, section 3.8).
 
     With one cluster there is nothing to resample, so low and high are NaN ("unknown"). If every item has the same
-    value, the interval has zero width, because the bootstrap knows only the sample. With fewer than about 20 clusters
-    the interval is too narrow, as for every percentile bootstrap.
+    value, the interval has zero width, because the bootstrap knows only the sample (see `hit_interval`). With fewer
+    than about 20 clusters the interval is too narrow, as for every percentile bootstrap.
 
     Args:
         values: ``(n,)`` finite numbers, for example hits.
@@ -85,6 +89,44 @@ def bootstrap_interval(
         for chosen in _draws(len(sums), resamples, np.random.default_rng(seed))
     ]
     return Interval(mean, *_quantiles(np.concatenate(drawn), level))
+
+
+def hit_interval(hits: ArrayLike, clusters: Clusters = None, *, resamples: int = 1000) -> Interval:
+    """Return the mean of hits with its 95 % interval: that of `bootstrap_interval`, unless all are 0 or all are 1.
+
+    Equal values have a bootstrap interval of zero width, which would claim certainty, however few they are. Theirs is
+    the interval of Wilson (1927) for a share of as many independent items as there are clusters.
+
+    Args:
+        hits: ``(n,)`` numbers from 0 to 1.
+        clusters: As in `bootstrap_interval`.
+        resamples: As in `bootstrap_interval`.
+
+    Raises:
+        UsageError: As in `bootstrap_interval`.
+    """
+    found = bootstrap_interval(hits, clusters, resamples=resamples)
+    if found.value not in (0.0, 1.0) or found.low != found.high:
+        return found
+    return certain_interval(found.value, int(_cluster_numbers(clusters, len(np.asarray(hits))).max()) + 1)
+
+
+def certain_interval(share: float, count: int) -> Interval:
+    """Return the 95 % interval of Wilson (1927) of a share that is 0 or 1, of ``count`` independent items."""
+    width = _Z**2 / (count + _Z**2)
+    return Interval(share, max(0.0, share - width), min(1.0, share + width))
+
+
+def hit_record(hits: ArrayLike, clusters: Clusters) -> dict[str, Any]:
+    """Return how many hits there are, and their mean with its interval in percent, as runs keep it.
+
+    Args:
+        hits: ``(n,)`` numbers from 0 to 1.
+        clusters: As in `bootstrap_interval`, but None means that they are unknown, and so is the interval.
+    """
+    found = hit_interval(hits, clusters)
+    bounds = None if clusters is None else found.percent()
+    return {"n": len(np.asarray(hits)), "accuracy": 100 * found.value, "interval": bounds}
 
 
 def paired_difference(

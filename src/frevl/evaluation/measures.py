@@ -17,7 +17,9 @@ from frevl.evaluation.intervals import (
     Interval,
     bootstrap_interval,
     bootstrap_statistic,
+    certain_interval,
     drawn_counts,
+    hit_interval,
     numbered_clusters,
     paired_difference,
 )
@@ -54,7 +56,7 @@ class Measure:
 
     Attributes:
         clusters: ``(n,)`` image of every item (pair, query or group).
-        values: ``(n,)`` numbers whose mean is the metric; None if the metric is not a mean.
+        values: ``(n,)`` numbers from 0 to 1 whose mean is the metric; None if the metric is not a mean.
         statistic: Maps item numbers, with repetitions, to the metric of these items; used if ``values`` is None.
         resamples: Number of bootstrap draws.
         biased: Whether the statistic, between 0 and 1, is that of `bootstrap_statistic` with ``biased``.
@@ -88,11 +90,15 @@ class Measure:
         if self.gaps:
             return calibration_interval(self.gaps, self.clusters, debiased=self.debiased, resamples=self.resamples)
         if self.values is not None:
-            return bootstrap_interval(self.values, self.clusters, resamples=self.resamples)
+            return hit_interval(self.values, self.clusters, resamples=self.resamples)
         if self.statistic is None:
             raise UsageError("Measure: expected values or a statistic, found neither")
         found = bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples, biased=self.biased)
-        return Interval(found.value, max(0.0, found.low), min(1.0, found.high)) if self.biased else found
+        if not self.biased:
+            return found
+        if found.value in (0.0, 1.0) and found.low == found.high:
+            return certain_interval(found.value, len(set(self.clusters)))
+        return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
 def mean_measure(measures: Sequence[Measure]) -> Measure:
@@ -283,8 +289,9 @@ def evaluate_sets(
     measures = {"set_coverage": covered, "set_size": sizes, "single": (sizes == 1).astype(np.float64)}
     found: dict[str, Any] = {"level": level, "kind": conformal.kind, "ci95": {}}
     for name, values in measures.items():
-        interval = Measure(pairs.clusters, values).interval()
-        scale = 1 if name == "set_size" else 100
+        is_size = name == "set_size"
+        interval = (bootstrap_interval if is_size else hit_interval)(values, pairs.clusters)
+        scale = 1 if is_size else 100
         found[name] = scale * interval.value
         bounds = interval.percent()
         found["ci95"][name] = None if bounds is None else [scale * bound / 100 for bound in bounds]

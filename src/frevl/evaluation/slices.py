@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frevl.data.names import are_ids, has_value, number_of, value_name
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, different
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 
 __all__ = ["Rows", "group_rows", "range_names", "rows_by_group", "slice_rows", "slice_table"]
 
@@ -117,7 +117,7 @@ def slice_table(
     for key, groups in rows.items():
         table[key] = {}
         for value, members in groups.items():
-            interval = bootstrap_interval(values[members], chosen(clusters, members))
+            interval = hit_interval(values[members], chosen(clusters, members))
             table[key][value] = {"n": len(members), metric: 100 * interval.value, "ci95": interval.percent()}
     return table
 

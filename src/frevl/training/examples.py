@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Examples",
     "Prepared",
+    "dev_hits",
     "dev_metric",
     "examples_of",
     "join",
@@ -138,14 +139,19 @@ def dev_metric(logits: Tensor, truth: Answers | Tensor, class_weights: Tensor | 
         class_weights: ``(outputs,)`` weights of the classes; a pair counts by the mean weight of its answers. None
             means equal weights.
     """
-    if isinstance(truth, Tensor):
-        return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
-    hits = truth.hits(logits.argmax(dim=1))
-    if class_weights is None:
+    hits = dev_hits(logits, truth)
+    if class_weights is None or isinstance(truth, Tensor):
         return hits.mean().item()
     shares = truth.dense(torch.arange(len(hits)), len(class_weights))
     weights = shares @ class_weights / shares.sum(dim=1).clamp(min=1e-9)
     return ((hits * weights).sum() / weights.sum().clamp(min=1e-9)).item()
+
+
+def dev_hits(logits: Tensor, truth: Answers | Tensor) -> Tensor:
+    """Return ``(n,)`` numbers from 0 to 1: how right each prediction is; arguments as in `dev_metric`."""
+    if isinstance(truth, Tensor):
+        return ((logits[:, 0] > 0) == (truth > 0.5)).float()
+    return truth.hits(logits.argmax(dim=1))
 
 
 def sample_negatives(

@@ -45,7 +45,7 @@ def test_one_example_a_class_is_not_chance_and_no_class_is_lost(named, tmp_path)
     assert accuracy(alone, named) > 50
     assert accuracy(beside, named) >= accuracy(names, named)
     assert "Methods were not compared" in alone.results["warnings"][0]
-    assert alone.results["development"] == {"n": 0, "accuracy": None}
+    assert alone.results["development"] == {"n": 0, "accuracy": None, "interval": None}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from frevl.diagnosis.splits import Splits
 from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, PairsError, StoreError, UsageError
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 from frevl.terminal import print_progress
@@ -251,7 +251,7 @@ def _compared(encoders: list[_ComparedEncoder], splits: Splits, left_out: list[s
         row: dict[str, Any] = {"encoder": one.label}
         for model, predictions in one.predictions.items():
             row[f"{model} %"] = 100 * float(predictions.hits.mean())
-        scored = bootstrap_interval(one.hits, clusters)
+        scored = hit_interval(one.hits, clusters)
         row |= {
             "best model": one.best,
             "accuracy %": 100 * scored.value,
@@ -372,7 +372,7 @@ def _named(left_out: list[str]) -> list[str]:
 
 
 def _bars(model: str, labels: list[str], predictions: list[Predictions], clusters: Sequence[str]) -> dict[str, Any]:
-    scored = [bootstrap_interval(one.hits, clusters) for one in predictions]
+    scored = [hit_interval(one.hits, clusters) for one in predictions]
     return series(
         model,
         labels,

@@ -13,7 +13,7 @@ from frevl.diagnosis.embeddings.probe_fits import GRID, WAYS, Probed, ProbesCutE
 from frevl.diagnosis.embeddings.probe_pictures import SKILLS
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.errors import FrevlError
-from frevl.evaluation.intervals import Interval, bootstrap_interval
+from frevl.evaluation.intervals import Interval, bootstrap_interval, hit_interval
 from frevl.store.reader import Store
 
 __all__ = ["RULE", "fine_grained_claim", "probe_findings", "shortfall", "skills_advice", "tokens_claim"]
@@ -113,7 +113,7 @@ def _mean(scores: dict[str, Any], *, semantic: bool) -> Any:
 def _skills(probed: Probed) -> Finding:
     """Return the finding on every skill with every probe."""
     intervals = {
-        (way, name): bootstrap_interval(np.array(hits[name])) for way, hits in probed.hits.items() for name in SKILLS
+        (way, name): hit_interval(np.array(hits[name])) for way, hits in probed.hits.items() for name in SKILLS
     }
     rows = [
         {

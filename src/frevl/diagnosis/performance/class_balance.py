@@ -11,7 +11,7 @@ from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import edges, span
 from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.diagnosis.splits import Splits, answers_of
-from frevl.evaluation.intervals import bootstrap_interval, bootstrap_statistic
+from frevl.evaluation.intervals import bootstrap_statistic, hit_interval
 from frevl.runs.targets import match_truth
 
 __all__ = [
@@ -116,7 +116,7 @@ def balanced_findings(comparison: ModelComparison) -> list[Finding]:
     table = []
     for name in names[:_SHOWN]:
         rows = np.flatnonzero(classes == number_of[name])
-        one = bootstrap_interval(hits[rows], [clusters[row] for row in rows])
+        one = hit_interval(hits[rows], [clusters[row] for row in rows])
         low, high = edges(one.percent())
         table.append({"class": name, "test pairs": len(rows), "right %": 100 * one.value, "low": low, "high": high})
     return [

@@ -23,7 +23,7 @@ from frevl.diagnosis.model_comparison import (
 )
 from frevl.diagnosis.splits import Splits
 from frevl.errors import counted
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 
 __all__ = [
     "another_of_class",
@@ -114,7 +114,7 @@ def image_findings(comparison: ModelComparison) -> list[Finding]:
     table = []
     for name, hits, rows in shown:
         some = [clusters[row] for row in rows]
-        interval, gap = bootstrap_interval(hits, some), compare(own[rows], hits, some)
+        interval, gap = hit_interval(hits, some), compare(own[rows], hits, some)
         bounds = edges(interval.percent())
         line: dict[str, Any] = {"shown": name, "pairs": len(rows), "accuracy %": 100 * interval.value}
         line |= {"low": bounds[0], "high": bounds[1], "lost points": gap.value}
@@ -276,7 +276,7 @@ def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: 
         held_out = splits.test.select(np.flatnonzero(parts == part))
         scorer = fit(splits, text.spec, folder=folder / str(part), time_limit=time_limit / _PARTS, pairs=training)
         hits[parts == part] = predict_all(scorer, seen_by(text.spec, held_out, splits)).hits
-    interval = bootstrap_interval(hits, comparison.clusters)
+    interval = hit_interval(hits, comparison.clusters)
     gap = compare(hits, majority.test.hits, comparison.clusters)
     claim, advice = text_only_claim(100 * interval.value, 100 * majority.test.hits.mean(), gap)
     return Finding(

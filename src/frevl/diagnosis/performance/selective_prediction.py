@@ -10,7 +10,7 @@ import numpy as np
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import edges
 from frevl.diagnosis.model_comparison import ModelComparison, Predictions
-from frevl.evaluation.intervals import Interval, bootstrap_interval
+from frevl.evaluation.intervals import Interval, bootstrap_interval, hit_interval
 from frevl.evaluation.measures import calibration_interval
 from frevl.evaluation.metrics import calibration_gaps, expected_calibration_error
 
@@ -280,7 +280,7 @@ def _threshold_row(precision: float, dev: Predictions, test: Predictions, cluste
     given = test.confidence >= threshold
     if not given.any():
         return {**empty, "answered %": 0.0, "low": None, "high": None}
-    right = bootstrap_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given).tolist()])
+    right = hit_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given).tolist()])
     bounds = edges(right.percent())
     shares = {"answered %": 100 * float(given.mean()), "right %": 100 * right.value}
     return {**empty, **shares, "low": bounds[0], "high": bounds[1]}

@@ -16,7 +16,7 @@ from frevl.data.pairs import Pairs
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import FEWEST_IMAGES, edges
 from frevl.diagnosis.model_comparison import ModelComparison
-from frevl.evaluation.intervals import bootstrap_interval, paired_difference, paired_test
+from frevl.evaluation.intervals import hit_interval, paired_difference, paired_test
 from frevl.evaluation.slices import slice_rows
 
 __all__ = ["RULES", "skill_findings", "skills_claim", "skills_of", "slices_of"]
@@ -108,7 +108,7 @@ def _finding(comparison: ModelComparison, key: str, groups: dict[str, np.ndarray
         some = [clusters[row] for row in rows]
         own, without = model.test.hits[rows], text.test.hits[rows]
         gap = paired_difference(own, without, some)
-        interval = bootstrap_interval(own, some)
+        interval = hit_interval(own, some)
         bounds, between = edges(interval.percent()), edges(gap.percent())
         table.append(
             {

@@ -109,9 +109,11 @@ def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> st
             "",
             "No test set was evaluated for this card. On the development data that also chose and calibrated it",
         ]
-        lines += ["(an optimistic number, without interval):", ""]
-        development = run["results"].get("development", {})
+        lines += ["(an optimistic number):", ""]
+        development = dict(run["results"].get("development", {}))
+        bounds = development.pop("interval", None)
         lines += [f"- {_TITLES.get(key, key)}: {_number(value)}" for key, value in development.items()]
+        lines += [] if bounds is None else [f"- 95 % interval of the accuracy: {bounds[0]:.2f} to {bounds[1]:.2f}"]
     return "\n".join(lines)
 
 

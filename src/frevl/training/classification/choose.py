@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.errors import UsageError
+from frevl.evaluation.intervals import hit_record
 from frevl.models.classification.heads import Head, one_hot
 from frevl.runs.calibration import ConformalScores, calibration_notes
 from frevl.terminal import print_progress
@@ -89,10 +90,13 @@ class Choice:
             names: Whether the classes have names.
         """
         logits, labels = self.held_out
-        right = 100 * float((logits.argmax(dim=1) == labels).float().mean()) if len(labels) else None
+        reached: dict[str, Any] = {"n": 0, "accuracy": None, "interval": None}
+        if len(labels):
+            clusters = None if self.truth is None else self.truth.clusters.numpy()
+            reached = hit_record((logits.argmax(dim=1) == labels).numpy(), clusters)
         doubts = [*self._chance(), *self.notes]
         return {
-            "development": {"n": len(labels), "accuracy": right},
+            "development": reached,
             "train_pairs": examples,
             "train_seconds": seconds,
             "soft_targets": False,

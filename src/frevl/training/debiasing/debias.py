@@ -14,6 +14,7 @@ import torch
 
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
+from frevl.evaluation.intervals import hit_record
 from frevl.models.hub import weights_digest
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.provenance import provenance
@@ -25,7 +26,7 @@ from frevl.store.reader import Store
 from frevl.training.debiasing.neutral import make_neutral, read_biases
 from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
 from frevl.training.debiasing.prior import check_both_sides, without_side
-from frevl.training.examples import dev_metric
+from frevl.training.examples import dev_hits
 from frevl.training.options import ModelOptions
 from frevl.training.prepare import read_file
 from frevl.training.run_folder import claim_run, content_of, write_config
@@ -202,7 +203,9 @@ def _calibrated(
         majority = int(first[first >= 0].bincount().argmax())
         warnings += at_chance(scores, truth, data.dev.clusters, former.labels, majority=majority)
     results = {
-        "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
+        "development": hit_record(
+            dev_hits(scores, truth).numpy(), None if data.dev_is_seen else data.dev.clusters.numpy()
+        ),
         "train_pairs": kept.get("train_pairs", len(data.train)),
         "train_seconds": seconds,
         "soft_targets": bool(kept.get("soft_targets", False)),

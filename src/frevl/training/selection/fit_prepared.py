@@ -16,11 +16,12 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.evaluation.chance import against_majority, match_chance
+from frevl.evaluation.intervals import hit_record
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import ConformalScores, calibrated, calibration_notes, fit_calibration
 from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.targets import Answers
-from frevl.training.examples import Examples, Prepared, dev_metric, with_wrong_texts
+from frevl.training.examples import Examples, Prepared, dev_hits, with_wrong_texts
 from frevl.training.fitting.fit_model import fit_model
 from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, LinearOptions, ModelOptions, Session
@@ -135,7 +136,9 @@ def fit_prepared(
             warnings += at_chance(scores, truth, clusters, data.labels)
     warnings += fitted.unseen_warning()
     results = {
-        "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
+        "development": hit_record(
+            dev_hits(scores, truth).numpy(), None if data.dev_is_seen or clusters is None else clusters.numpy()
+        ),
         "train_pairs": fitted.pairs or (len(data.train) if fitted.held_out is None else len(logits)),
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,

@@ -19,7 +19,7 @@ from frevl.diagnosis.curation.core_set.choosing import choose_units, distance_ch
 from frevl.diagnosis.curation.lines import write_lines
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import Result, evaluate
-from frevl.evaluation.intervals import bootstrap_interval, paired_difference
+from frevl.evaluation.intervals import hit_interval, paired_difference
 from frevl.evaluation.seeds import open_seeds
 from frevl.provenance import provenance
 from frevl.store.reader import Store
@@ -312,8 +312,8 @@ def _redrawn(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int) 
 
 def _run_record(result: Result, lines: NDArray[np.int64]) -> dict[str, Any]:
     clusters = np.asarray(result.clusters)
-    whole = bootstrap_interval(result.hits, result.clusters)
-    core = bootstrap_interval(result.hits[lines], clusters[lines])
+    whole = hit_interval(result.hits, result.clusters)
+    core = hit_interval(result.hits[lines], clusters[lines])
     return {
         "run": str(result.provenance["run"]),
         "metric": next(iter(result.metrics)),

@@ -8,7 +8,6 @@ from PIL import Image
 
 from explored import copied, explored
 from frevl.deployment.service.explorer import browse_handlers
-from frevl.deployment.service.explorer.teaching.lesson import wilson_interval
 from frevl.store.extraction.extract import extract
 from frevl.store.upkeep.removal import remove
 from frevl.training.classification.teaching import teach
@@ -138,8 +137,6 @@ def test_a_store_that_grows_is_learned_again(taught, monkeypatch):
 
 @pytest.mark.slow
 def test_nothing_wrong_among_few_is_no_certainty(taught):
-    assert wilson_interval(1.0, 30) == pytest.approx((0.8865, 1.0), abs=1e-4)  # 30 / (30 + 1.96**2)
-    assert wilson_interval(0.0, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
     teach_colours(taught, 30)
     accuracy = settled(taught)["accuracy"]
     assert (accuracy["value"], accuracy["high"]) == (1.0, 1.0)

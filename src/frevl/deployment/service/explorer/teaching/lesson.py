@@ -11,10 +11,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from frevl.evaluation.intervals import bootstrap_interval
+from frevl.evaluation.intervals import hit_interval
 from frevl.runs.labelling.strategies import choose
 
-__all__ = ["Classifier", "Fit", "Lesson", "Material", "apply_classifier", "wilson_interval"]
+__all__ = ["Classifier", "Fit", "Lesson", "Material", "apply_classifier"]
 
 _MOST_KEPT = 32_000_000  # cached probabilities; above this, those of a class are computed on request
 _BLOCK = 65_536
@@ -123,10 +123,8 @@ class Lesson:
             return
         truth, said = self.material.labels[rows], probabilities.argmax(axis=1)
         hits, clusters = (truth == said).astype(float), self.material.clusters[rows]
-        interval = bootstrap_interval(hits, clusters)
+        interval = hit_interval(hits, clusters)
         low, high = (None if np.isnan(one) else float(one) for one in (interval.low, interval.high))
-        if low == high and low is not None:
-            low, high = wilson_interval(interval.value, len(np.unique(clusters)))
         self.accuracy = {"value": float(interval.value), "low": low, "high": high, "pictures": len(rows)}
         cells, counts = np.unique(np.stack([truth, said]), axis=1, return_counts=True)
         order = np.lexsort((cells[0], -counts))[:_CONFUSIONS]
@@ -173,18 +171,6 @@ class Lesson:
         unsure = torch.from_numpy(1 - self.margin[pool])
         chosen = choose("mixed", items, covered, unsure, torch.arange(len(pool)), k=_NEXT, per_unit=1)
         return pool[[one.row for one in chosen]]
-
-
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion of independent items (Wilson 1927).
-
-    It is used if all items are hits, or none: the bootstrap interval of equal values has zero width and would claim
-    certainty.
-    """
-    square = 1.959964**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = np.sqrt(square * (share * (1 - share) / count + square / (4 * count**2))) / (1 + square / count)
-    return (0.0 if share == 0 else float(middle - half)), (1.0 if share == 1 else float(middle + half))
 
 
 def _unit(vectors: np.ndarray) -> torch.Tensor:
