@@ -1,5 +1,6 @@
 """Training from the page of the explorer: watched over a reload, cancelled, continued, failed and deleted in words."""
 
+import re
 import shutil
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_run_is_trained_on_the_labels_over_a_reload_and_words_stand_where_it_i
     assert "runs?run=colours" in page.url
     page.reload()
     expect(run(page, "colours")).to_contain_text("done", timeout=LONG)
-    expect(run(page, "colours")).to_contain_text("of development images right")
+    expect(run(page, "colours")).to_contain_text(re.compile(r" % \([\d.]+ to [\d.]+\) of development images right"))
     chosen = page.get_by_role("region", name="Selected run")
     expect(chosen).to_contain_text("frevl explore --store STORE --run STORE/runs/colours", timeout=TIMEOUT)
     assert serious(page) == []

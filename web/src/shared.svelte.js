@@ -136,6 +136,10 @@ export function percent(value, digits = 1) {
   return `${shown.toFixed(digits)} %`;
 }
 
+/** A percentage from 0 to 100 with its interval, if that is known. */
+export const reached = (value, interval) =>
+  `${percent(value / 100)}${interval ? ` (${interval[0].toFixed(1)} to ${interval[1].toFixed(1)})` : ""}`;
+
 export const moment = (at) => new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
 
 export function bytes(value) {

@@ -139,6 +139,7 @@ class Job:
         state = self.state()
         ended = self.ended if self.ended is not None else time.time() if state in ("running", "stopping") else None
         progress = self._progress(state)
+        development = (self.results().get("development") or {}) if state == "done" else {}
         return {
             "name": self.name,
             "state": state,
@@ -150,7 +151,8 @@ class Job:
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": max(0.0, (ended if ended is not None else self._last_word()) - self.started),
             **asdict(progress),
-            "accuracy": self.results().get("development", {}).get("accuracy") if state == "done" else None,
+            "accuracy": development.get("accuracy"),
+            "interval": development.get("interval"),
             "problem": self._problem(state),
         }
 

@@ -70,6 +70,7 @@ class TrainingRecord(Body):
     accuracy: float | None = Field(
         description="Accuracy on development pairs in percent, once done; null for matching."
     )
+    interval: list[float] | None = Field(description="Its 95 % interval, low and high, in percent; null if unknown.")
     problem: str = Field(description="Why there is no result.")
 
 
