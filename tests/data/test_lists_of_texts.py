@@ -66,3 +66,27 @@ def test_tables_and_pairs_in_memory(tmp_path):
 def test_where_results_keep_their_positions_a_list_is_refused():
     with pytest.raises(PairsError, match=r":1 \(text 1\): expected one text, found a list; give one pair for each"):
         pair_list([{"image": "a.png", "text": ["a dog", "a cat"]}])
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_lists_that_programs_print_into_tables(tmp_path, monkeypatch, large):
+    """Flickr30k's table for Hugging Face has JSON in a column; pandas prints lists as Python, and arrays as NumPy."""
+    rows = [f"{row}.png,caption {row}" for row in range(100)]
+    rows += [
+        'a.png,"[""a dog"", ""it\'s brown""]"',
+        'b.png,"[\'a cat\', ""it\'s brown""]"',
+        "c.png,\"['a fish' 'a brown fish'\n 'swims']\"",
+        'd.png,"[""no"" list"',
+        "e.png,['a'] + ['b']",
+        "f.png,[a list]",
+    ]
+    path = tmp_path / "p.csv"
+    path.write_text("image,text\n" + "\n".join(rows) + "\n")
+    monkeypatch.setattr(pairs_module, "_LARGE", 0 if large else 1 << 24)
+    pairs = read_pairs(path)
+    assert list(zip(pairs.images, pairs.texts, strict=True))[100:] == [
+        ("a.png", "a dog"), ("a.png", "it's brown"), ("b.png", "a cat"), ("b.png", "it's brown"),
+        ("c.png", "a fish"), ("c.png", "a brown fish"), ("c.png", "swims"),
+        ("d.png", '["no" list'), ("e.png", "['a'] + ['b']"), ("f.png", "[a list]"),
+    ]  # fmt: skip
+    assert pairs.notes == ("The text of 3 lines is a list: each of the 7 entries is a pair of its own.",)

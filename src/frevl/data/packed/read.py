@@ -77,7 +77,10 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Kept | None:
     start = _Start(table.columns, None, renaming_note(table.columns))
 
     def read() -> Kept | None:
-        block = csv_block(path, table)
+        try:
+            block = csv_block(path, table)
+        except SeveralTextsError:
+            return None
         return _finished(path, block, start) if block is not None and block.lines else None
 
     return kept_columns(path, given, read)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.columns import FIELDS, Columns
-from frevl.data.formats.csv_rows import records, table_header
+from frevl.data.formats.csv_rows import LISTS, records, table_header
 from frevl.data.formats.json_rows import has_half_pair, json_value
-from frevl.data.formats.pair_rows import problem_in
-from frevl.data.packed.blocks import Block, doubtful, json_objects, renamed
+from frevl.data.formats.pair_rows import has_several_texts, problem_in
+from frevl.data.packed.blocks import Block, SeveralTextsError, doubtful, json_objects, renamed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,12 +197,14 @@ def _by_hand(raw: bytes, first: int, few: int, table: Csv, block: Block, *, at_e
             yield raw[begin:given].decode("utf-8", "surrogateescape")
 
     kept: list[tuple[int, Any]] = []
-    found = records(lines(), table.delimiter, table.names, table.columns.get("target", "target"), first - 1)
+    found = records(lines(), table.delimiter, table.names, table.columns, first - 1)
     for number, (line, row, problem) in enumerate(found, start=1):
         if problem.endswith(_UNFINISHED) and not at_end:
             break
         used, count = given, line - first + 1
         row = renamed(row, table.columns)
+        if not problem and has_several_texts(row):
+            raise SeveralTextsError
         problem = problem or problem_in(row)
         if problem:
             block.rejected.append((line, problem))
@@ -249,6 +251,8 @@ def _add(read: Mapping[str, pa.Array], columns: Columns, lines: np.ndarray, bloc
     texts = {name: _text(read[columns[name]]) for name in ("image", "text") if name in columns}
     nothing = pa.nulls(len(lines), pa.string())
     image, text = texts.get("image", nothing), texts.get("text", nothing)
+    if written and any(pc.any(pc.starts_with(text, mark)).as_py() for mark in LISTS):
+        raise SeveralTextsError
     target, broken, unfit = nothing, dict[int, str](), dict[int, str]()
     if "target" in columns:
         target, broken, unfit = _targets(read[columns["target"]], written=written)
