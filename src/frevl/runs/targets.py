@@ -269,8 +269,9 @@ def ranked(
     for start in range(0, max(1, len(scores)), at_once):
         some = scores[start : start + at_once]
         best = _best(some, k)
-        unknown = np.take_along_axis(some, best[:, :1], axis=1)[:, 0] < least
-        parts.append(Ranked(best, np.take_along_axis(probabilities(some), best, axis=1), unknown))
+        at = best + np.arange(len(some))[:, None] * scores.shape[1]
+        unknown = some.reshape(-1).take(at[:, 0]) < least
+        parts.append(Ranked(best, probabilities(some).reshape(-1).take(at), unknown))
     return Ranked(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -288,13 +289,17 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     if k > _FEW_BEST:
         return _sorted_candidates(scores, k)
-    # Finding a maximum is memory-bound, and faster than a partial sort of a thousand classes.
-    left, rows = scores.copy(), np.arange(len(scores))
-    columns = np.empty((len(scores), k), np.int64)
+    # Finding a maximum is memory-bound, and faster than a partial sort of a thousand classes. What was found is taken
+    # out and put back, because a copy of all scores takes as long as two more maxima.
+    scores = np.require(scores, requirements=["C", "W"])
+    left, begins = scores.reshape(-1), np.arange(0, scores.size, scores.shape[1])
+    columns, values = np.empty((len(scores), k), np.int64), np.empty((len(scores), k), scores.dtype)
     for place in range(k):
-        columns[:, place] = left.argmax(axis=1)
-        left[rows, columns[:, place]] = -np.inf
-    odd = ~np.isfinite(scores[rows[:, None], columns]).all(axis=1)  # argmax treats NaN as the largest
+        columns[:, place] = scores.argmax(axis=1)
+        at = begins + columns[:, place]
+        values[:, place], left[at] = left[at], -np.inf
+    left[begins[:, None] + columns[:, ::-1]] = values[:, ::-1]  # the first last: with -inf it may be found again
+    odd = ~np.isfinite(values).all(axis=1)  # argmax treats NaN as the largest
     if odd.any():
         columns[odd] = np.argsort(-scores[odd], axis=1, kind="stable")[:, :k]
     return columns

@@ -168,13 +168,18 @@ class ClassNetwork(PairNetwork):
         del text, text_mask
         head, pooled = self.head(), mean_pool(image, image_mask)
         if head.linear or head.memories:
-            features = self.features(pooled, with_names=bool(head.names))
-        else:  # the head uses the cosines only
-            features = Features(pooled, pooled, self._cosines(pooled))
-            if features.cosines is not None and not torch.is_grad_enabled():
-                # The same sum, in memory that is there: fresh memory costs as much as the ranking afterwards.
-                return torch.add(head.bias, features.cosines, alpha=head.names, out=features.cosines)
-        return head.logits(features, self._kept if head.memories else None)
+            standard = unit_features(pooled, self.statistics)
+            unit = F.normalize(pooled, dim=1) if any(memory.on_unit for memory in head.memories) else standard
+            fitted = Features(unit, standard, None)
+            logits = head.with_names(0.0).logits(fitted, self._kept if head.memories else None)
+            summed = 1
+        else:
+            logits, summed = head.bias, 0  # which is zero then
+        if self.space is None or not head.names:
+            return logits if summed else logits.expand(len(pooled), -1)
+        # One product that scales and adds: with a matrix of cosines, as much time was spent on memory as on ranking.
+        vectors = searchable(self.space).image_vectors(pooled)
+        return torch.addmm(logits, vectors, self.name_vectors.T, beta=summed, alpha=head.names)
 
     def last_layer_inputs(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None

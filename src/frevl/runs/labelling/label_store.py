@@ -96,13 +96,18 @@ class Labelling:
         self._apart = []
         self.unknown += len(images) - len(known)
         best, p = best[known], p[known].astype(np.float64)
-        found, first, counts = np.unique(best, return_index=True, return_counts=True)
-        for position in np.argsort(first):
-            self.counts[self._labels[found[position]]] += int(counts[position])
+        first = np.full(len(self._labels), len(best))
+        first[best[::-1]] = np.arange(len(best))[::-1]
+        counts = np.bincount(best, minlength=len(first))
+        for one in np.argsort(first)[: np.count_nonzero(counts)]:  # so that of equal counts the first seen is first
+            self.counts[self._labels[one]] += int(counts[one])
         for kept, scores in ((self.surest, p), (self.least_sure, -p)):
             floors = np.array([_floor(kept.get(label, [])) for label in self._labels])
-            for row in _contenders(best, scores, floors):
-                _keep(kept.setdefault(self._labels[best[row]], []), (float(scores[row]), images[known[row]]))
+            rows = _contenders(best, scores, floors)
+            for same in np.split(rows, np.flatnonzero(np.diff(best[rows])) + 1) if len(rows) else ():
+                label = self._labels[best[same[0]]]
+                more = zip(scores[same].tolist(), (images[row] for row in known[same]), strict=True)
+                kept[label] = sorted([*kept.get(label, []), *more])[-_SHOWN:]  # sorted, it is a heap too
 
     def sorted(self) -> Labelling:
         """Sort the kept images in place, and return this object."""
@@ -196,7 +201,7 @@ def _keep(heap: list[tuple[float, str]], one: tuple[float, str]) -> None:
 
 
 def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.ndarray:
-    """Return the rows that may be among the `_SHOWN` of their class, including ties with the last one.
+    """Return the rows that may be among the `_SHOWN` of their class, including ties with the last one, by class.
 
     Args:
         best: ``(n,)`` class of each image.
