@@ -238,6 +238,19 @@ def test_the_best_of_many_classes_are_those_of_a_full_sort(k, rows_at_once, monk
         assert [label for label, _ in one.top] == [str(n) for n in best]
 
 
+def test_scores_that_cannot_be_written_to_or_lie_by_columns_rank_the_same():
+    scores = np.random.default_rng(1).standard_normal((7, 83)).astype(np.float32)
+    expected = np.argsort(-scores, axis=1)[:, :3]
+    fixed, by_columns = scores.copy(), np.asfortranarray(scores)
+    fixed.flags.writeable = False
+    for given in (fixed, by_columns, np.broadcast_to(scores[:1], (7, 83))):
+        before = given.copy()
+        best = ranked(given, lambda some: some * 3, k=3, unknown_below=None)
+        assert np.array_equal(best.classes, expected[:1].repeat(7, 0) if given.strides[0] == 0 else expected)
+        assert np.array_equal(best.probabilities, 3 * np.take_along_axis(before, best.classes, axis=1))
+        assert np.array_equal(given, before)
+
+
 def test_a_store_that_grew_after_an_interruption_is_labelled_whole(named, scorer, tmp_path, monkeypatch):
     shutil.copytree(named.store.path, tmp_path / "store")
     monkeypatch.setattr("frevl.runs.labelling.label_store._AT_ONCE", 50)
