@@ -41,6 +41,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "library",
+    "lies_beside_images",
     "nearest",
     "one_line",
     "rejects_sentence",
@@ -215,7 +216,7 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """
     if not rejects:
         return ""
-    beside = Counter(_ending(one) for one in rejects if _stands_beside(one))
+    beside = Counter(_ending(one.id) for one in rejects if _stands_beside(one))
     told = [one for one in rejects if not _stands_beside(one)] or rejects
     counts = Counter(one.kind for one in told)
     told_of = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
@@ -228,9 +229,14 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     return f"{sentence}, and {others:,} other file{'s' if others > 1 else ''} ({', '.join(sorted(beside))})."
 
 
+def lies_beside_images(id_: str) -> bool:
+    """Return whether a file is of a kind that usually lies next to images: a caption, a list, metadata."""
+    return _ending(id_) in _BESIDE
+
+
 def _stands_beside(reject: Reject) -> bool:
-    return reject.kind == "image" and _ending(reject) in _BESIDE
+    return reject.kind == "image" and lies_beside_images(reject.id)
 
 
-def _ending(reject: Reject) -> str:
-    return PurePosixPath(reject.id).suffix.lower()
+def _ending(id_: str) -> str:
+    return PurePosixPath(id_).suffix.lower()

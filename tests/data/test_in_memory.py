@@ -94,6 +94,8 @@ def test_rows_that_are_no_pairs_are_counted_as_in_a_file():
         ("pairs in memory:3", "expected one JSON object, found int"),
         ("pairs in memory:4", "field 'image': expected a string, found int 5"),
     ]
+    with pytest.raises(PairsError, match=r"memory: no usable pair found; expected pairs such as \{.*found 'NA'"):
+        read_pairs([{"image": "a", "text": "NA"}])
     with pytest.raises(
         PairsError, match=r"pairs in memory:1: expected the columns 'image' and 'text' .* found \['x'\]"
     ):

@@ -61,7 +61,8 @@ def test_a_name_that_could_be_two_is_neither():
     ],
 )
 def test_the_nearest_name_and_why_it_differs(name, sentence):
-    assert why_unknown(name, ["3.png", "train/7.png", "my dog.png", "zebra 9.png"]) == sentence
+    beside = ["7.txt", "33.json", "x/images/3.txt", "my dgo.csv", "8.xml"]  # captions and lists, which a store rejected
+    assert why_unknown(name, [*beside, "3.png", "train/7.png", "my dog.png", "zebra 9.png", *beside]) == sentence
 
 
 def test_texts_in_two_compositions_are_one():

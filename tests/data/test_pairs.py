@@ -244,6 +244,13 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
             "found nothing; {file}:2: expected one JSON object, found list).",
         ),
         (
+            "bad.csv",
+            "image,text\na.jpg,\n",
+            "{file}: no usable pair found; expected one row per pair, with columns as in "
+            '{{"image": "a.jpg", "text": "a dog"}}. Left out: 1 pair ({file}:2: field \'text\': expected text, found '
+            "only blanks).",
+        ),
+        (
             "header.csv",
             "picture,text\na,b\n",
             "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found ['picture', 'text']; "

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeGuard, TypeVar
 from urllib.parse import unquote
 
-from frevl.errors import UsageError
+from frevl.errors import UsageError, lies_beside_images
 
 __all__ = [
     "are_ids",
@@ -154,6 +154,8 @@ def why_unknown(name: str, known: Collection[str]) -> str:
     alike: list[str] = []
     for id_ in known:
         key = _path(id_)
+        if lies_beside_images(key):  # a store knows such files as rejected
+            continue
         if own.endswith("/" + key):
             return f"the nearest is '{id_:.80}', without the folder '{own[: -len(key)]}' ({_IDS})"
         if key.endswith("/" + own):
@@ -173,6 +175,7 @@ def why_unknown(name: str, known: Collection[str]) -> str:
     # Different numbers mean different images, however similar the names.
     numbers = _NUMBERS.findall(name)
     few = [id_ for id_ in known if _NUMBERS.findall(id_) == numbers] if len(known) <= _MOST_COMPARED else []
+    few = [id_ for id_ in few if not lies_beside_images(id_)]
     close = difflib.get_close_matches(name, few, n=1, cutoff=0.7)
     return f"the nearest is '{close[0]:.80}'" if close else ""
 

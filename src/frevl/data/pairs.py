@@ -24,6 +24,7 @@ from frevl.data.formats.pair_rows import (
     ENDINGS,
     JSON_ENDINGS,
     as_target,
+    form_of,
     group_name,
     is_of_several,
     lacking_side,
@@ -211,7 +212,7 @@ def read_pairs(
     rejects = tuple(reject for _, reject in sorted(rejected, key=lambda one: one[0]))
     if not kept:
         detail = (rejects_sentence(rejects) or "It is empty.") + other_keys(row)
-        raise PairsError(f"{path}: no usable pair found; expected one object per line such as {example}. {detail}")
+        raise PairsError(f"{path}: no usable pair found; expected {form_of(source)} {example}. {detail}")
     pairs = Pairs(
         [row.get("image") or "" for _, _, row in kept],
         [row.get("text") or "" for _, _, row in kept],

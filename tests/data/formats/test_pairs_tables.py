@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frevl.data.packed.read import read_packed
 from frevl.data.pairs import read_pairs
 from frevl.errors import PairsError
 
@@ -179,6 +180,36 @@ def test_parquet_rows_with_wrong_types_are_rejects(tmp_path):
         "field 'image': expected a string, found nothing",
         "field 'text': expected text, found only blanks",
     ]
+
+
+@pytest.mark.parametrize(
+    ("ids", "images", "found"),
+    [
+        (pa.array([5, None, 2**53 + 1]), ["5", "9007199254740993"], ["nothing"]),
+        (pa.array([5, 0, 2**64 - 1], pa.uint64()), ["5", "0", "18446744073709551615"], []),
+        (pa.array([5, 7, 5], pa.int32()).dictionary_encode(), ["5", "7", "5"], []),
+        # pandas makes floats of whole numbers where one is missing
+        (pa.array([5.0, float("nan"), 7.0]), ["5", "7"], ["nothing"]),
+        (pa.array([5.0, 7.5, 8.0]), ["5", "8"], ["float 7.5"]),
+    ],
+)
+def test_numbers_are_names_of_images_as_in_csv(tmp_path, ids, images, found):
+    table = pa.table({"image_id": ids, "text": ["x", "y", "z"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    for source in (tmp_path / "p.parquet", table):
+        pairs = read_pairs(source)
+        assert pairs.images == images
+        assert reasons(pairs) == [f"field 'image': expected a string, found {one}" for one in found]
+    kept = read_packed(tmp_path / "p.parquet", {})
+    assert kept is None or list(kept.strings("images")) == images
+    assert (kept is None) == pa.types.is_floating(ids.type)
+
+
+def test_a_table_of_other_columns_is_told_about_columns(tmp_path):
+    pq.write_table(pa.table({"image": [True, False], "text": ["x", "y"]}), tmp_path / "p.parquet")
+    with pytest.raises(PairsError, match="expected one row per pair, with columns as in .*found bool True") as caught:
+        read_pairs(tmp_path / "p.parquet")
+    assert "per line" not in str(caught.value)
 
 
 def test_a_cut_parquet_file_is_refused(tmp_path):

@@ -302,6 +302,14 @@ def test_pictures_in_tables_are_named_and_never_copied(tmp_path, table, ids, pic
         }
 
 
+def test_pictures_are_named_by_a_column_of_numbers_that_the_user_names(tmp_path):
+    table = picture_table(image=pa.array([{"bytes": jpeg(i)} for i in range(3)]), image_id=[7, 8, 9])
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert read_pairs(tmp_path / "p.parquet", columns="image=image_id").images == ["7", "8", "9"]
+    found = pictures_of(open_arrow(tmp_path / "p.parquet"), {"image": "image_id"})
+    assert dict(found) == {"7": jpeg(0), "8": jpeg(1), "9": jpeg(2)}
+
+
 def test_two_pictures_of_one_name_are_not_mixed_up(tmp_path):
     pq.write_table(picture_table(image=["x", "y", "x"], jpg=[jpeg(0), jpeg(1), jpeg(2)]), tmp_path / "p.parquet")
     with pytest.raises(

@@ -24,7 +24,17 @@ BAD = {
     "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
     "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
     "pickle": (["pickle.npy", "--of", "images", "--ids", "two.txt"], 1, "pickle.npy: the file cannot be read"),
-    "integers": (["int.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (2, 2) of int64"),
+    "integers": (
+        ["int.npy", "--of", "images", "--ids", "two.txt"],
+        1,
+        "found shape (2, 2) of int64; if these are embeddings, save them as floats, with numpy: "
+        "values.astype('float32')",
+    ),
+    "lists of integers": (
+        ["int.parquet", "--of", "images"],
+        1,
+        "found id, v; 'v' holds whole numbers: if these are embeddings, save them as floats",
+    ),
     "cut": (["cut.npy", "--of", "images", "--ids", "two.txt"], 1, "needs 120 bytes, found 112; the file is truncated"),
     "no array": (["two.npz", "--of", "images", "--ids", "two.txt"], 2, "name one of its arrays with --array: a, b"),
     "wrong array": (
@@ -68,6 +78,7 @@ def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
     np.save("v.npy", unit(3))
     np.save("flat.npy", np.ones(3))
     np.save("int.npy", np.ones((2, 2), np.int64))
+    pq.write_table(pa.table({"id": ["a"], "v": [[1, 2]]}), "int.parquet")
     np.save("pickle.npy", np.array([{"a": 1}], object), allow_pickle=True)
     np.savez("two.npz", a=unit(2), b=unit(2))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-8])

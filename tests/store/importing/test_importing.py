@@ -202,6 +202,21 @@ def test_bfloat16_and_float64(tmp_path):
         assert Store.open(store).read_texts(["b", "a"]).tolist() == [[0, -1], [1, 0]]
 
 
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_vectors_of_a_machine_of_another_byte_order(tmp_path, ending):
+    vectors = unit(3).astype(np.float32)
+    (tmp_path / "ids.txt").write_text("a\nb\nc\n")
+    if ending == "npy":
+        np.save(tmp_path / "v.npy", vectors.astype(">f4"))
+    else:
+        np.savez(tmp_path / "v.npz", vectors.astype(">f4"))
+    import_embeddings(
+        tmp_path / f"v.{ending}", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt",
+        dtype="float32",
+    )  # fmt: skip
+    assert np.array_equal(Store.open(tmp_path / "s").read_images(["a", "b", "c"]), vectors)
+
+
 def test_ids_come_in_many_forms(tmp_path):
     np.save(tmp_path / "v.npy", unit(2))
     (tmp_path / "lines.txt").write_text("a dog\r\na\u2028cat\n", newline="")

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -98,8 +99,9 @@ def plain_batches(
         raise unreadable(source.place, 0, error) from error
     names = [*plan.columns.values(), *plan.extras]
     types = {one.name: one.type for one in source.schema}
-    sides = [name for field, name in plan.columns.items() if field != "target"]
-    if plan.picture is not None or not all(_is_plain_text(types[name]) for name in sides):
+    if plan.picture is not None or ("text" in plan.columns and not _is_plain_text(types[plan.columns["text"]])):
+        return None
+    if "image" in plan.columns and pa.types.is_boolean(types[plan.columns["image"]]):
         return None
     plain = (pa.types.is_integer, pa.types.is_boolean, _is_plain_text)
     if not all(any(test(types[name]) for test in plain) for name in names):
@@ -135,8 +137,8 @@ def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[
     ids = iter(()) if named else _ids_of(source, picture, [])
     try:
         for batch in source.read([picture, named] if named else [picture], _PICTURES_AT_ONCE):
-            names = batch[named].to_pylist() if named else [next(ids) for _ in range(len(batch))]
-            for id_, content in zip(names, _contents(batch[picture]), strict=True):
+            own = map(_plain_id, batch[named].to_pylist()) if named else islice(ids, len(batch))
+            for id_, content in zip(own, _contents(batch[picture]), strict=True):
                 number += 1
                 if not id_ or content is None:
                     continue
@@ -162,7 +164,9 @@ def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
     if picture is None:
         columns = choose_columns(source.place, names, given)
     else:
-        others = [name for name in names if name != picture and (_is_text(types[name]) or not means_image(name))]
+        asked = {*given.values()}
+        others = [name for name in names if name in asked or _is_text(types[name]) or not means_image(name)]
+        others = [name for name in others if name != picture]
         named = {field: name for field, name in given.items() if name != picture}
         columns = choose_columns(source.place, others, named, required=("text",))
     extras, notes = [], []
@@ -297,10 +301,18 @@ def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     target = columns.get("target")
     if target in fields:
         fields[target] = _plain_target(fields[target])
-    image = fields.get(columns["image"])
-    if isinstance(image, bytes):  # a name written as bytes
-        fields[columns["image"]] = image.decode()
+    if columns["image"] in fields:
+        fields[columns["image"]] = _plain_id(fields[columns["image"]])
     return {**fields, **{name: _as_json(value) for name, value in row.items() if name not in fields}}
+
+
+def _plain_id(id_: Any) -> Any:
+    """Return an id as text: a typed table may hold names as bytes, and numbers, in pandas with gaps as floats."""
+    if isinstance(id_, bytes):
+        return id_.decode()
+    if isinstance(id_, float) and (math.isnan(id_) or id_.is_integer()):
+        return None if math.isnan(id_) else str(int(id_))
+    return str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else id_
 
 
 def _plain_target(target: Any) -> Any:

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +27,7 @@ __all__ = [
     "TABLES",
     "WITH_ARTICLE",
     "as_target",
+    "form_of",
     "group_name",
     "has_several_texts",
     "in_fields",
@@ -93,6 +95,15 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())[:200]
         raise PairsError(f"{path}: the file cannot be read ({reason})") from error
+
+
+def form_of(source: object) -> str:
+    """Return the form of a pair in this source, a file or pairs in memory, to be followed by an example in JSON."""
+    if not isinstance(source, str | PathLike):
+        return "pairs such as"
+    path = Path(source)
+    table = path.suffix.lower() in (*TABLES, *ARROW) or (not path.is_file() and is_in_parts(path))
+    return "one row per pair, with columns as in" if table else "one object per line such as"
 
 
 def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator[Row]:

@@ -51,9 +51,11 @@ def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Bloc
     with as_input_error(path):
         shape, dtype, blocks = readers[path.suffix.lower()](path, array)
     if len(shape) != 2 or not shape[1] or dtype not in (*_FLOATS, "bfloat16"):
+        whole = len(shape) == 2 and bool(shape[1])
+        remedy = "; if these are embeddings, save them as floats, with numpy: values.astype('float32')" if whole else ""
         raise InputError(
             f"{path}: expected one vector per row, an array of shape (n, dim) of float16, float32 or float64; "
-            f"found shape {tuple(shape)} of {dtype}"
+            f"found shape {tuple(shape)} of {dtype}{remedy}"
         )
 
     if shape[1] > WIDEST:
@@ -78,9 +80,9 @@ def _open_npy(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
         if not math.prod(shape):  # nothing to map
             return
         values = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
-        yield from _slices(lambda a, b: np.asarray(values[a:b]), len(values), rows)
+        yield from _slices(lambda a, b: np.asarray(values[a:b], dtype.newbyteorder("=")), len(values), rows)
 
-    return shape, str(dtype), blocks
+    return shape, dtype.name, blocks
 
 
 def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
@@ -92,7 +94,9 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
         with archive.open(entry) as stream:
             shape, fortran, dtype, header = _npy_header(stream)
     if fortran:
-        raise InputError(f"{path}: the array '{name:.80}' is stored column by column; save it again in C order")
+        raise InputError(
+            f"{path}: the array '{name:.80}' is stored column by column; save numpy.ascontiguousarray of it instead"
+        )
     _check_size(path, f"the array '{name:.80}'", shape, dtype, entry.file_size - header)
 
     def blocks(rows: int) -> Iterator[np.ndarray]:
@@ -104,9 +108,9 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
                 raw = stream.read(count * width)
                 if len(raw) != count * width:
                     raise InputError(f"{path}: the array '{name}' is truncated at row {start:,}; copy the file again")
-                yield np.frombuffer(raw, dtype).reshape(count, shape[1])
+                yield np.frombuffer(raw, dtype).reshape(count, shape[1]).astype(dtype.newbyteorder("="), copy=False)
 
-    return shape, str(dtype), blocks
+    return shape, dtype.name, blocks
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

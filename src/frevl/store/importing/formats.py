@@ -94,8 +94,10 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
         check_names(schema)
     vectors = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)]
     if not vectors:
+        whole = [one.name for one in schema if _is_list(one.type) and pa.types.is_integer(one.type.value_type)]
         raise InputError(
             f"{path}: expected a column with one list of floats per row, found {', '.join(schema.names) or 'none'}"
+            + (f"; '{whole[0]:.80}' holds whole numbers: if these are embeddings, save them as floats" if whole else "")
         )
     known = [name for name in vectors if name in _VECTOR_NAMES]
     name = column_named(path, vector_column, vectors, known if len(vectors) > 1 else vectors, "--vector-column")
@@ -284,8 +286,11 @@ def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 
 def _is_vector(kind: pa.DataType) -> bool:
-    lists = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(lists and pa.types.is_floating(kind.value_type))
+    return _is_list(kind) and bool(pa.types.is_floating(kind.value_type))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int, str], int | None]:

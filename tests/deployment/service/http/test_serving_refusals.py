@@ -113,6 +113,13 @@ BODIES = {
         "The key 'text' appears twice",
     ),
     "null": ("/v1/score", '{"pairs": [{"image": "0.png", "text": null}]}', 422, "invalid", "[0].text': null is not"),
+    "null as an image": (
+        "/v1/score",
+        '{"pairs": [{"image": null, "text": "a"}]}',
+        422,
+        "invalid",
+        "[0].image': null is not allowed here; omit the field, or give a string.",
+    ),
     "an upload twice": (
         "/v1/embed",
         '{"uploads": {"a": "AAAA", "\\u0061": "AAAA"}}',

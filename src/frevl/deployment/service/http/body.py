@@ -146,7 +146,7 @@ def _checked(kind: type[B], content: bytes | str) -> B:
                 f"text should have at most {whole['ctx']['max_length']:,} characters, found {len(whole['input']):,}"
             )
         if first["type"] == "string_type" and error.errors()[0]["input"] is None:
-            message = "null is not allowed here; omit the field, or give a text"
+            message = "null is not allowed here; omit the field, or give a string"
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
     # Every key has a colon, so if there are no more colons than parsed keys, no key is repeated. Otherwise, for example
     # if a text contains a colon, the request is parsed again.
