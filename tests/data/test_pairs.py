@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frevl.data.formats.pair_rows import ENDINGS
+from frevl.data.packed.read import read_packed
 from frevl.data.pairs import Pairs, read_pairs, split_by_image
 from frevl.errors import PairsError
 
@@ -100,8 +101,8 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
             "field 'target': expected weights from 0 to 1, found True for 'dog'",
         ),
         (
-            '{"image": "a.jpg", "text": "a", "target": NaN}',
-            "expected JSON, found malformed JSON: NaN is not a JSON number",
+            '{"image": "a.jpg", "text": "a", "price": -Infinity}',
+            "expected JSON, found malformed JSON: -Infinity is not a JSON number",
         ),
         (
             '{"image": "a.jpg", "text": "a", "price": 1e999}',
@@ -128,6 +129,29 @@ def test_a_bad_line_is_kept_aside_with_file_line_and_field(tmp_path, line, reaso
     pairs = read_pairs(file)
     assert len(pairs) == 2
     assert [(reject.kind, reject.id, reject.reason) for reject in pairs.rejected] == [("pair", f"{file}:2", reason)]
+
+
+def test_nan_is_a_missing_value_under_any_key(tmp_path):
+    """Tables of pandas written line by line have it in every empty cell."""
+    lines = [
+        '{"image": "a.jpg", "text": "a", "target": 1.0, "price": NaN, "of": [NaN, 2.5]}',
+        '{"image": "b.jpg", "text": "b", "target": NaN, "price": 3.5, "of": []}',
+        '{"image": "c.jpg", "text": NaN, "target": NaN, "price": 3.5, "of": []}',
+        '{"image": NaN, "text": "d"}',
+        '{"image": "e.jpg", "text": "e", "target": {"dog": NaN}}',
+    ]
+    file = write(tmp_path, "\n".join(lines))
+    pairs = read_pairs(file)
+    assert (pairs.images, pairs.targets) == (["a.jpg", "b.jpg"], ["1", None])
+    assert pairs.extras == [{"price": None, "of": [None, 2.5]}, {"price": 3.5, "of": []}]
+    assert [(reject.id, reject.reason) for reject in pairs.rejected] == [
+        (f"{file}:3", "field 'text': expected a string, found nothing"),
+        (f"{file}:4", "field 'image': expected a string, found nothing"),
+        (f"{file}:5", "field 'target': expected weights from 0 to 1, found None for 'dog'"),
+    ]
+    kept = read_packed(file, {})
+    assert list(kept.strings("images")) == pairs.images
+    assert list(kept.objects("extras")) == pairs.extras
 
 
 def test_a_whole_surrogate_pair_is_text(tmp_path):

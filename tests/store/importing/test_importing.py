@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from clip_folders import DIM, clip_retrieval, unit
+from frevl.errors import InputError
 from frevl.store.importing.layouts import open_parts
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
@@ -246,6 +247,13 @@ def test_ids_of_windows_and_of_columns_with_gaps(tmp_path):
     report = import_embeddings(tmp_path / "t.parquet", store=tmp_path / "b", encoder="e", of="images")
     assert sorted(Store.open(tmp_path / "b").image_ids) == ["1", "3"]
     assert [reject.reason for reject in report.rejects] == ["it has no id"]
+    pq.write_table(pa.table({"id": [1e15, np.nan, 2.0**53 - 1], "v": unit(3).tolist()}), tmp_path / "t.parquet")
+    import_embeddings(tmp_path / "t.parquet", store=tmp_path / "c", encoder="e", of="images")
+    assert sorted(Store.open(tmp_path / "c").image_ids) == ["1000000000000000", "9007199254740991"]
+    for wrong in (0.5, 2.0**53):
+        pq.write_table(pa.table({"id": [1.0, wrong, 3.0], "v": unit(3).tolist()}), tmp_path / "t.parquet")
+        with pytest.raises(InputError, match=rf"'id' are floats, and {wrong!r} is no exact whole number"):
+            import_embeddings(tmp_path / "t.parquet", store=tmp_path / "d", encoder="e", of="images")
 
 
 def test_numbers_that_only_float64_holds_keep_their_direction(tmp_path):

@@ -256,8 +256,10 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def _constant(name: str) -> None:
+    """Return None for NaN, by which pandas and Python mark a missing value under any key; refuse infinity."""
+    if name != "NaN":
+        raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -267,8 +269,8 @@ def _finite(digits: str) -> float:
     return value
 
 
-# Python would silently accept NaN, take 1e999 as infinite, and take the last of several equal keys.
-_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+# Python would silently take NaN as a number and 1e999 as infinite, and take the last of several equal keys.
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant, parse_float=_finite)
 
 
 def has_half_pair(value: Any) -> bool:

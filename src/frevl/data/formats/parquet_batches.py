@@ -57,15 +57,15 @@ def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> It
         OSError: The file cannot be read.
     """
     with pq.ParquetFile(path, memory_map=True) as file:
-        texts = {one.name for one in file.schema_arrow if _is_text(one.type)}
-    shared, width = _described(path, texts)
+        texts = {one.name: one.type for one in file.schema_arrow if _is_text(one.type)}
+    shared, width = _described(path, {*texts})
     seen = 0
     with pq.ParquetFile(path, memory_map=True, read_dictionary=shared) as file:
         for batch in file.iter_batches(batch_size=max(1, min(rows, _BATCH_BYTES // max(width, 1))), columns=names):
             for part in _parts(batch):
                 seen += part.nbytes + _size_of_texts(part)
                 check_growth(path, seen)
-                whole = _written_out(part, shared)
+                whole = _written_out(part, {name: texts[name] for name in shared})
                 whole.validate(full=True)  # texts of a damaged file may be invalid
                 yield whole
 
@@ -219,9 +219,10 @@ def _size_of_texts(batch: pa.RecordBatch) -> int:
     return sum(pc.sum(pc.binary_length(one.dictionary).take(one.indices)).as_py() or 0 for one in shared)
 
 
-def _written_out(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+def _written_out(batch: pa.RecordBatch, shared: dict[str, pa.DataType]) -> pa.RecordBatch:
+    # The values of a dictionary that pyarrow makes are never large strings, whatever the column's own type.
     columns = [
-        one.dictionary_decode() if name in names and pa.types.is_dictionary(one.type) else one
+        one.dictionary_decode().cast(shared[name]) if name in shared and pa.types.is_dictionary(one.type) else one
         for name, one in zip(batch.schema.names, batch.columns, strict=True)
     ]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -45,6 +45,7 @@ BLOCK_BYTES = 64 << 20
 WIDEST = 1 << 20
 """Maximum width of a vector."""
 
+_EXACT = 2.0**53  # from here on, float64 skips whole numbers
 _VECTOR_NAMES = ("vector", "embedding", "emb", "image_embedding", "text_embedding", "embeddings", "features")
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".lance")
 _TEXT_TABLES = (".csv", ".tsv", ".tab")
@@ -225,12 +226,37 @@ def named_id(
     with as_input_error(path):
         ids = table[name]
         if pa.types.is_floating(ids.type):  # whole numbers of a column that lacks some, which pandas marks by NaN
-            ids = pc.if_else(pc.is_nan(ids), None, ids)
+            ids = _whole_numbers(path, name, pc.if_else(pc.is_nan(ids), None, ids))
         ids = pc.cast(ids, pa.string())
-    others = table.drop_columns([name])
+        others = _without_views(table.drop_columns([name]))
     # Another column with that name is metadata.
     others = others.rename_columns(["metadata_id" if column == "id" else column for column in others.column_names])
     return others.append_column("id", ids)
+
+
+def _whole_numbers(path: Path, name: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids as integers, because Arrow spells large floats with an exponent.
+
+    Raises:
+        InputError: They are fractions, or so large that floats no longer tell neighbours apart.
+    """
+    ids = pc.cast(ids, pa.float64())
+    wrong = ids.filter(pc.or_(pc.not_equal(pc.floor(ids), ids), pc.greater_equal(pc.abs(ids), _EXACT)))
+    if len(wrong):
+        raise InputError(
+            f"{path}: the ids in '{name:.80}' are floats, and {wrong[0].as_py()!r} is no exact whole number; write "
+            "them as text or integers"
+        )
+    return pc.cast(ids, pa.int64())
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Return a table whose texts are plain strings: of the views that polars writes, Arrow takes no rows."""
+    views = [one.name for one in table.schema if pa.types.is_string_view(one.type)]
+    for name in views:
+        at = table.column_names.index(name)
+        table = table.set_column(at, name, table[name].cast(pa.string()))
+    return table
 
 
 def column_named(path: Path, asked: str | None, names: list[str], usual: list[str], flag: str) -> str:

@@ -86,7 +86,12 @@ def open_parts(
                 "import a single file, name it"
             )
         chosen: list[Modality] = [of] if of else [one for one in _FOLDERS if (source / _FOLDERS[one]).is_dir()]
-        return [part for one in chosen for part in _clip_retrieval(source, one, ids)]
+        if id_column is not None and len(chosen) > 1:
+            raise UsageError(
+                f"{source}: images and texts have their ids in different columns, and --id-column names one; add --of "
+                "images or --of texts, and import the others with a second command"
+            )
+        return [part for one in chosen for part in _clip_retrieval(source, one, ids, id_column)]
     if not source.exists():
         raise InputError(f"{source}: no such file of vectors or ids; check the path")
     if of is None:
@@ -103,7 +108,7 @@ def open_parts(
     return [_array(source, of, ids, len(described), described.schema, lambda: described, array)]
 
 
-def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[Part]:
+def _clip_retrieval(source: Path, modality: Modality, ids: Path | None, id_column: str | None) -> list[Part]:
     """Pair ``img_emb/img_emb_0.npy`` with ``metadata/metadata_0.parquet``, by the number in the name."""
     if ids is not None:
         raise UsageError(f"{source}: a clip-retrieval folder has its ids in 'metadata'; leave out --ids")
@@ -117,7 +122,7 @@ def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[
             f"{vectors[lost[0]]}: expected its ids in {source}/metadata/metadata_{lost[0]}.parquet, found none; copy "
             "the folder completely, or import the file by itself with --ids"
         )
-    parts = [_clip_part(vectors[number], described[number], modality) for number in sorted(vectors, key=int)]
+    parts = [_clip_part(vectors[number], described[number], modality, id_column) for number in sorted(vectors)]
     known = [part for part in parts if part.width is not None]
     for part in known:  # before anything is written
         if part.width != known[0].width:
@@ -129,13 +134,13 @@ def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[
     return parts
 
 
-def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
+def _clip_part(vectors: Path, described: Path, modality: Modality, id_column: str | None) -> Part:
     rows, schema = parquet_shape(described)
-    column = _CLIP_IDS[modality]
-    named = named_id(described, schema.empty_table(), column, ()).schema
+    usual = (_CLIP_IDS[modality],)
+    named = named_id(described, schema.empty_table(), id_column, usual).schema
     # Read only when needed: a part has up to a million rows, a folder hundreds of parts.
     return _array(
-        vectors, modality, described, rows, named, lambda: read_ids(described, id_column=column, usual=()), None
+        vectors, modality, described, rows, named, lambda: read_ids(described, id_column=id_column, usual=usual), None
     )
 
 
@@ -151,22 +156,34 @@ def lacking_parts(source: Path, of: Modality | None) -> list[str]:
     for modality, folder in _FOLDERS.items():
         if of not in (None, modality) or not (source / folder).is_dir():
             continue
-        lost = sorted(described.keys() - _numbered(source / folder, ".npy").keys(), key=int)
+        lost = sorted(described.keys() - _numbered(source / folder, ".npy").keys())
         if lost:
             rows = sum(parquet_shape(described[number])[0] for number in lost)
+            named = ", ".join(map(str, lost[:3])) + (" ..." if len(lost) > 3 else "")
             notes.append(
-                f"{source / folder} is missing {len(lost):,} of {len(described):,} parts ({', '.join(lost[:3])}"
-                f"{' ...' if len(lost) > 3 else ''}): {rows:,} {modality}s of the metadata were not imported."
+                f"{source / folder} is missing {len(lost):,} of {len(described):,} parts ({named}): {rows:,} "
+                f"{modality}s of the metadata were not imported."
             )
     return notes
 
 
-def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
-    found = {}
-    for path in folder.glob(f"*{suffix}") if folder.is_dir() else []:
+def _numbered(folder: Path, suffix: str) -> dict[int, Path]:
+    """Return the files of a folder by the number at the end of their names, however many zeros precede it.
+
+    Raises:
+        InputError: Two files have one number, and only one of them can be of that part.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []:
         number = re.search(r"(\d+)$", path.stem)
-        if number:
-            found[number.group(1)] = path
+        if number is None:
+            continue
+        one = found.setdefault(int(number.group(1)), path)
+        if one != path:
+            raise InputError(
+                f"{folder}: expected one file for every part, found {one.name} and {path.name} for part "
+                f"{int(number.group(1))}; move the one that does not belong to it out of the folder"
+            )
     return found
 
 
