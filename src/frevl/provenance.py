@@ -28,8 +28,8 @@ def hardware() -> dict[str, str | int]:
     return {"processor": name, "cores": os.cpu_count() or 1, "memory_gib": round(memory / 2**30)}
 
 
-def provenance(*, run: str, store_fingerprint: str, seed: int) -> dict[str, object]:
-    """Return the provenance record of a result (design, "Result JSON")."""
+def provenance(*, run: str, store_fingerprint: str, seed: int, weights: str | None = None) -> dict[str, object]:
+    """Return the provenance record of a result (design, "Result JSON"), with the hash of the weights if it has some."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:
@@ -40,6 +40,7 @@ def provenance(*, run: str, store_fingerprint: str, seed: int) -> dict[str, obje
         "run": run,
         "store_fingerprint": store_fingerprint,
         "seed": seed,
+        **({} if weights is None else {"weights": weights}),
         "versions": versions,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "hardware": hardware(),

@@ -1,5 +1,6 @@
 """Published networks and runs, their model card, and what leaves the machine with them."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -86,6 +87,29 @@ def test_a_run_is_published_as_a_whole(run, result, made, tmp_path, frevl):
     pairs = [("0.png", "is the square red?"), ("1.png", "is the square blue?")]
     ours, theirs = (Scorer.open(folder, store=made.store.path).score(pairs) for folder in (run, tmp_path / "out"))
     assert np.array_equal(ours, theirs)
+
+
+def test_the_result_of_another_run_is_refused(run, result, made, tmp_path):
+    measured = json.loads(result.read_text())
+    assert measured["provenance"]["weights"] == hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
+    train(made.store.path, made.train_file, run=tmp_path / "other", task="classification", model="majority")
+    with pytest.raises(InputError, match=rf"result.json: expected a result of the run .*other, found one of {run},"):
+        write_published_run(tmp_path / "other", tmp_path / "out", name="a/b", results=[result])
+    assert not (tmp_path / "out").exists()
+    del measured["provenance"]["weights"]  # as an earlier version wrote it
+    (tmp_path / "old.json").write_text(json.dumps(measured))
+    write_published_run(run, tmp_path / "out", name="a/b", results=[tmp_path / "old.json"])
+    (tmp_path / "old.json").write_text(json.dumps({**measured, "task": "matching"}))
+    with pytest.raises(InputError, match="expected a result of the run"):
+        write_published_run(run, tmp_path / "out", name="a/b", results=[tmp_path / "old.json"])
+
+
+def test_what_makes_figures_misleading_stands_before_them_in_the_card(run, result):
+    record, measured = json.loads((run / "run.json").read_text()), json.loads(result.read_text())
+    leak = "Leak: 3 of 4 different images were in training."
+    card = model_card(record, name="x", results=[{**measured, "notes": ["Another note.", leak]}])
+    assert card.count(leak) == 1
+    assert card.index(leak) < card.index("test pairs; 95 %") < card.index("- Another note.")
 
 
 def test_folders_of_this_machine_stay_here(run, tmp_path):

@@ -35,6 +35,7 @@ from frevl.evaluation.slices import Rows, slice_rows, slice_table
 from frevl.provenance import provenance
 from frevl.runs.calibration import check_level
 from frevl.runs.scorer import Scorer
+from frevl.runs.sharing.onnx_backend import weights_hash
 from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
@@ -54,7 +55,7 @@ class Result:
         metrics: Value of each metric, by name, in percent.
         ci95: 95 % interval of every metric, by bootstrap over images; None if undetermined.
         slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` for the task's main metric.
-        provenance: Store fingerprint, seed, versions, command, hardware.
+        provenance: Run and SHA-256 of its weights, store fingerprint, seed, versions, command, hardware.
         notes: Caveats for readers of the numbers.
         left_out: Pairs that were not evaluated, with the reason.
         difference: Comparison with another run, if given: points of the main metric, interval, p-value, path.
@@ -349,6 +350,7 @@ def _result(
             run=str(scorer.run.path),
             store_fingerprint=scorer.store.fingerprint,
             seed=scorer.run.provenance["seed"],
+            weights=weights_hash(scorer.run),
         ),
         notes=notes,
         hits=hits,

@@ -134,7 +134,12 @@ def evaluate_seeds(
         metrics={name: float(np.mean(values[name])) for name in names},
         ci95={name: measure.interval().percent() for name, measure in measures.items()},
         slices=slice_table(first.slice_rows, names[0], hits, first.clusters),
-        provenance={**first.provenance, "run": _folder_of(results), "seed": numbers},
+        provenance={
+            **first.provenance,
+            "run": _folder_of(results),
+            "seed": numbers,
+            "weights": [result.provenance["weights"] for result in results],
+        },
         notes=notes,
         left_out=first.left_out,
         hits=hits,

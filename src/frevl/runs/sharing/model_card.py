@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frevl.data.formats.pair_rows import WITH_ARTICLE
+from frevl.errors import misleading
 
 __all__ = ["model_card"]
 
@@ -97,13 +98,15 @@ def _verdict(diagnosis: Mapping[str, Any] | None) -> str:
 def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["## Results"]
     for result in results:
-        lines += ["", f"{result['n']:,} test pairs; 95 % intervals by bootstrap over {_sides(run)[0]}s.", ""]
+        notes = result.get("notes", [])
+        lines += ["", *(f"**{note}**\n" for note in misleading(notes))]
+        lines += [f"{result['n']:,} test pairs; 95 % intervals by bootstrap over {_sides(run)[0]}s.", ""]
         lines += ["| metric | % | 95 % interval |", "|---|---|---|"]
         for metric, value in result["metrics"].items():
             low, high = result.get("ci95", {}).get(metric) or (None, None)  # one image has no interval
             interval = "not measured" if low is None else f"{low:.2f} to {high:.2f}"
             lines.append(f"| {_TITLES.get(metric, metric)} | {value:.2f} | {interval} |")
-        lines += ["", *(f"- {note}" for note in result.get("notes", []))]
+        lines += ["", *(f"- {note}" for note in notes if note not in misleading(notes))]
     if not results:
         lines += [
             "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from frevl.files import read_record, write_json
 from frevl.models.hub import LOCAL_FOLDERS, POSTERIOR_FILE, RUN_FILES, brief, hub_library, not_sent
 from frevl.runs.run import Run
 from frevl.runs.sharing.model_card import model_card
+from frevl.runs.sharing.onnx_backend import weights_hash
 
 __all__ = ["push_run", "write_published_run"]
 
@@ -81,7 +82,7 @@ def write_published_run(
 
     Raises:
         UsageError: The folder is the run's own, or the hub would refuse the name.
-        InputError: A JSON file cannot be used.
+        InputError: A JSON file cannot be used, or holds the result of another run.
         RunError: There is no run, or the folder cannot be written.
     """
     path, folder = Path(path), Path(folder)
@@ -92,6 +93,8 @@ def write_published_run(
         Run.load(path)  # says what it found instead of a run
     evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
     diagnosed = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
+    for file, result in zip(results, evaluated, strict=True):
+        _check_result(file, result, path)
     try:
         record = read_record(path / "run.json")
         for part in ("settings", "provenance"):
@@ -117,6 +120,19 @@ def _read(file: str | Path, command: str, keys: Sequence[str]) -> dict[str, Any]
     if lacking:
         raise InputError(f"{file}: expected the JSON of {command}, found no '{lacking[0]}' in it")
     return record
+
+
+def _check_result(file: str | Path, result: Mapping[str, Any], path: Path) -> None:
+    """Refuse the figures of another run; a result of an earlier version does not say which weights it measured."""
+    run = Run.load(path)
+    given = result.get("provenance")
+    measured: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    other = measured.get("weights", own := weights_hash(run)) != own or result.get("task", run.task) != run.task
+    if other:
+        raise InputError(
+            f"{file}: expected a result of the run {path}, found one of {measured.get('run', 'another run')!s:.200}, "
+            f"which has other weights; make one with: frevl evaluate --run {path} --store STORE --pairs FILE --json OUT"
+        )
 
 
 def _check_name(name: str) -> None:
