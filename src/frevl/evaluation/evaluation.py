@@ -35,7 +35,7 @@ from frevl.evaluation.slices import Rows, slice_rows, slice_table
 from frevl.provenance import provenance
 from frevl.runs.calibration import check_level
 from frevl.runs.scorer import Scorer
-from frevl.runs.sharing.onnx_backend import weights_hash
+from frevl.runs.sharing.onnx_backend import weights_hash_or_none
 from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
@@ -350,7 +350,7 @@ def _result(
             run=str(scorer.run.path),
             store_fingerprint=scorer.store.fingerprint,
             seed=scorer.run.provenance["seed"],
-            weights=weights_hash(scorer.run),
+            weights=weights_hash_or_none(scorer.run),
         ),
         notes=notes,
         hits=hits,

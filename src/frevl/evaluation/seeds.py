@@ -138,7 +138,7 @@ def evaluate_seeds(
             **first.provenance,
             "run": _folder_of(results),
             "seed": numbers,
-            "weights": [result.provenance["weights"] for result in results],
+            **({"weights": [one.provenance["weights"] for one in results]} if "weights" in first.provenance else {}),
         },
         notes=notes,
         left_out=first.left_out,

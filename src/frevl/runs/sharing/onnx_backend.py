@@ -30,6 +30,7 @@ __all__ = [
     "metadata_of",
     "open_exported",
     "weights_hash",
+    "weights_hash_or_none",
 ]
 
 BACKENDS = ("torch", "onnx")
@@ -206,6 +207,11 @@ def weights_hash(run: Run) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"{run.path}: the weights cannot be read ({error.strerror or error})") from error
+
+
+def weights_hash_or_none(run: Run) -> str | None:
+    """Return `weights_hash`; None for a run in memory, without files."""
+    return weights_hash(run) if (Path(run.path) / "weights.safetensors").is_file() else None
 
 
 def _parsed(network: ExportedNetwork, path: Path) -> dict[str, Any]:
