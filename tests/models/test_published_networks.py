@@ -104,6 +104,16 @@ def test_the_result_of_another_run_is_refused(run, result, made, tmp_path):
         write_published_run(run, tmp_path / "out", name="a/b", results=[tmp_path / "old.json"])
 
 
+def test_nothing_of_a_run_published_before_stays_in_the_folder(run, made, tmp_path):
+    write_published_run(run, tmp_path / "out", name="a/b")
+    assert (tmp_path / "out/posterior.safetensors").is_file()
+    train(made.store.path, made.train_file, run=tmp_path / "other", task="classification", model="majority")
+    write_published_run(tmp_path / "other", tmp_path / "out", name="a/b")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "run.json", "seen.safetensors", "weights.safetensors",
+    ]  # fmt: skip
+
+
 def test_what_makes_figures_misleading_stands_before_them_in_the_card(run, result):
     record, measured = json.loads((run / "run.json").read_text()), json.loads(result.read_text())
     leak = "Leak: 3 of 4 different images were in training."

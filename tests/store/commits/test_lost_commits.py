@@ -36,7 +36,7 @@ def refused(path, expected):
             attempt()
         assert expected in str(raised.value)
         assert f"run frevl store repair {path}" in str(raised.value)
-    assert any(expected in problem for problem in verify(path))
+    assert sum(expected in problem for problem in verify(path)) == 1
     assert files_of(path) == before
 
 

@@ -100,6 +100,7 @@ def write_published_run(
         for part in ("settings", "provenance"):
             record[part] = _without_folders(record[part])
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / POSTERIOR_FILE).unlink(missing_ok=True)  # of a run that was written to this folder before
         for file in (*RUN_FILES[1:], POSTERIOR_FILE):
             if file != POSTERIOR_FILE or (path / file).is_file():
                 shutil.copyfile(path / file, folder / file)

@@ -79,7 +79,8 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
     path = place_of(path)
     of_files = [] if is_remote(path) else ALL_TABLES  # in an object store, a table that can be opened has its files
     damaged = {name: _file_problems(path, name) if name in of_files else [] for name in ALL_TABLES}
-    problems = [problem for name in of_files for problem in (*_commit_problems(path, name), *damaged[name])]
+    # A table without its manifest is found by the record of its commits and by its files, and reported once.
+    problems = list(dict.fromkeys(one for name in of_files for one in (*_commit_problems(path, name), *damaged[name])))
     try:
         store = Store.open(path)
     except StoreError as error:
