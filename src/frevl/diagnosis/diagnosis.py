@@ -18,8 +18,9 @@ import numpy as np
 from frevl.data.names import list_or_none
 from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
+from frevl.diagnosis.data_quality.conflicting_labels import conflict_finding
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
-from frevl.diagnosis.data_quality.label_errors import conflict_finding, label_error_finding
+from frevl.diagnosis.data_quality.label_errors import label_error_finding
 from frevl.diagnosis.embeddings.embedding_findings import embedding_findings
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_findings
 from frevl.diagnosis.embeddings.probes import probe_findings

@@ -12,7 +12,7 @@ from frevl.diagnosis.curation import word_classifier
 from frevl.diagnosis.curation.curate import _contradictions
 from frevl.diagnosis.curation.folds import answers
 from frevl.diagnosis.curation.word_classifier import by_words
-from frevl.diagnosis.data_quality.label_errors import conflict_finding
+from frevl.diagnosis.data_quality.conflicting_labels import conflict_finding
 from frevl.diagnosis.splits import Splits, deal_folds
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from frevl.diagnosis.data_quality.conflicting_labels import conflict_finding
 from frevl.diagnosis.data_quality.image_leaks import leak_findings, likeness_threshold, nearest_others
-from frevl.diagnosis.data_quality.label_errors import conflict_finding
 from frevl.diagnosis.data_quality.label_rule import find_wrong_labels
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.splits import Splits, read_splits

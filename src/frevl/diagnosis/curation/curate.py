@@ -271,8 +271,8 @@ def _nothing_kept(kept: int) -> list[str]:
 def _contradictions(pairs: Pairs, store: Store) -> list[str]:
     """Return a note on contradicting pairs, however few.
 
-    As in `frevl.diagnosis.data_quality.label_errors.conflict_finding`, copies of an image count as one image, and texts
-    that differ only in case or punctuation as one text.
+    As in `frevl.diagnosis.data_quality.conflicting_labels.conflict_finding`, copies of an image count as one image, and
+    texts that differ only in case or punctuation as one text.
     """
     (units,), names = joined([pairs.images])
     contents = content_numbers(store, names, [pairs])

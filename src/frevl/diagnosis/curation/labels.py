@@ -21,6 +21,7 @@ from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.verdicts.values import Values
 from frevl.diagnosis.curation.word_classifier import by_words, words_weighed
 from frevl.diagnosis.data_quality.label_rule import (
+    SIMILAR_NOT_COUNTED,
     TRUSTED,
     find_wrong_labels,
     least_accuracy,
@@ -98,7 +99,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     flagged[rows[wrong]] = True
     share, (low, high) = found.wrong_share, found.ci95
     doubts = []
-    clause = missed(found.found_share, found.ci95)
+    clause = missed(found.found_share, found.most_missed, found.ci95)
     if len(wrong) and clause:
         doubts = [f"{clause[0].upper()}{clause[1:]}."]
     if len(wrong) and not stands_out(len(wrong) / len(rows), accuracies):
@@ -108,8 +109,8 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         )
     elif not len(wrong) and min(accuracies) < TRUSTED:
         doubts = [
-            f"No label is flagged as wrong, but the models may miss wrong ones: up to {100 * high:.1f} % may be wrong "
-            f"(accuracy on held-out lines: {measured})."
+            f"No label is flagged as wrong, but the models may miss wrong ones: up to {100 * high:.1f} % may be wrong, "
+            f"{SIMILAR_NOT_COUNTED} (accuracy on held-out lines: {measured})."
         ]
     notes += (
         f"About {100 * share:.1f} % [{100 * low:.1f}, {100 * high:.1f}] of the labels are as unlikely as wrong ones; "
@@ -121,6 +122,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         "wrong_share": share,
         "ci95": [low, high],
         "found_share": found.found_share,
+        "most_missed": found.most_missed,
     }
     return Found(Values(len(lines), values), flagged, belief, (*cut, *doubts), (*unchecked, *notes), figures)
 

@@ -18,16 +18,17 @@ from frevl.data.pairs import Pairs
 from frevl.diagnosis.cross_validation import cross_validate
 from frevl.diagnosis.data_quality.label_rule import (
     LEAST_SKILL,
+    SIMILAR_NOT_COUNTED,
     TRUSTED,
     UNLIKELY,
     deal_blocks,
     find_wrong_labels,
     least_accuracy,
     missed,
+    most_missed,
     stands_out,
 )
 from frevl.diagnosis.data_quality.mixture import share_interval
-from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, seen_by
 from frevl.diagnosis.model_specs import ModelSpec
@@ -35,17 +36,10 @@ from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
-from frevl.store.usable_pairs import content_of_units
 
-__all__ = [
-    "conflict_claim",
-    "conflict_finding",
-    "label_claim",
-    "label_error_finding",
-]
+__all__ = ["label_claim", "label_error_finding"]
 
 _AS_GOOD = 0.02
-_SHOWN = 30
 
 
 def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
@@ -133,6 +127,7 @@ class _CalledWrong:
         wrong_share: Estimated share of wrong labels, in [0, 1].
         standard_error: Standard error of that share.
         found_share: Estimated share of the wrong labels that are called wrong, in [0, 1].
+        found_error: Standard error of that share.
     """
 
     looked_at: int
@@ -140,6 +135,12 @@ class _CalledWrong:
     wrong_share: float
     standard_error: float
     found_share: float
+    found_error: float
+
+    @property
+    def most_missed(self) -> float:
+        """Return up to what share of the wrong labels is missed."""
+        return most_missed(self.found_share, self.found_error, self.wrong_share * self.looked_at)
 
     @property
     def ci95(self) -> tuple[float, float]:
@@ -159,6 +160,7 @@ def _together(found: Sequence[_CalledWrong]) -> _CalledWrong:
         float(weights @ shares) if found else 0.0,
         float(np.linalg.norm(weights * [one.standard_error for one in found])) if found else 0.0,
         float(wrong @ [one.found_share for one in found] / wrong.sum()) if looked_at else 0.0,
+        float(np.linalg.norm(wrong * [one.found_error for one in found]) / wrong.sum()) if looked_at else 0.0,
     )
 
 
@@ -213,7 +215,9 @@ def _called_wrong(parts: list[_Part], classes: list[str], splits: Splits, specs:
                 }
             )  # fmt: skip
         labelled = int((given_numbers == 1).sum()) if drawn else len(numbers)
-        found.append(_CalledWrong(labelled, table, wrong.wrong_share, wrong.standard_error, wrong.found_share))
+        found.append(
+            _CalledWrong(labelled, table, wrong.wrong_share, wrong.standard_error, wrong.found_share, wrong.found_error)
+        )
     return _together(found)
 
 
@@ -222,8 +226,9 @@ def _finding(found: _CalledWrong, accuracies: dict[str, float]) -> Finding:
     measured = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     low, high = found.ci95
     claim, advice = label_claim(
-        len(table), n, accuracies, ci95=(low, high), found_share=found.found_share, mostly=_mostly(table)
-    )
+        len(table), n, accuracies, ci95=(low, high), found_share=found.found_share, most=found.most_missed,
+        mostly=_mostly(table),
+    )  # fmt: skip
     return Finding(
         name="label-errors",
         section="data",
@@ -252,6 +257,7 @@ def label_claim(
     *,
     ci95: tuple[float, float],
     found_share: float,
+    most: float,
     mostly: str = "",
 ) -> tuple[str, str]:
     """Return claim and advice.
@@ -262,6 +268,7 @@ def label_claim(
         accuracies: Accuracy on held-out pairs for each model, in [0, 1].
         ci95: Interval of the share of wrong labels, in [0, 1].
         found_share: Estimated share of the wrong labels that are called wrong, in [0, 1].
+        most: Up to what share of them is missed, in [0, 1].
         mostly: The most frequent confusion in words, preceded by a semicolon; may be empty.
     """
     share = named / max(of, 1)
@@ -270,13 +277,14 @@ def label_claim(
     if named == 0 and min(accuracies.values()) < TRUSTED:
         return (
             f"None of the {of:,} labels examined is called wrong, but the models may miss wrong ones: up to "
-            f"{100 * ci95[1]:.1f} % of the labels may be wrong (accuracy on unseen pairs: {measured}).",
+            f"{100 * ci95[1]:.1f} % of the labels may be wrong, {SIMILAR_NOT_COUNTED} (accuracy on unseen pairs: "
+            f"{measured}).",
             "Look at a hundred labels by hand if much depends on them.",
         )
     if named == 0:
         return f"None of the {of:,} labels examined is likely wrong according to {names}.", "Nothing to do."
     some = f"{named:,} of {of:,} labels {'is' if named == 1 else 'are'}"
-    clause = missed(found_share, ci95)
+    clause = missed(found_share, most, ci95)
     others = f", and {clause}" if clause else ""
     if stands_out(share, list(accuracies.values())):
         return (
@@ -349,51 +357,3 @@ def _label(pairs: Pairs, row: int, task: str) -> str | None:
     """Return a pair's single answer; None if there are several."""
     answers = answers_of(pairs.targets[row], task)
     return next(iter(answers)) if len(answers) == 1 else None
-
-
-def conflict_finding(splits: Splits) -> Finding:
-    """Find pairs with the same image content and text whose targets have nothing in common."""
-    parts = [splits.train, splits.dev, splits.test]
-    hashes = {unit: content for part in parts for unit, content in content_of_units(splits.store, part).items()}
-    groups: dict[tuple[str, str], list[tuple[Pairs, int]]] = {}
-    total = 0
-    for part in parts:
-        for row, (unit, text) in enumerate(zip(part.units, part.texts, strict=True)):
-            groups.setdefault((hashes[unit], normal_text(text)), []).append((part, row))
-            total += 1
-    table, touched = [], 0
-    for members in groups.values():
-        if len(members) < 2:
-            continue
-        answers = [answers_of(part.targets[row], splits.task) for part, row in members]
-        if set.intersection(*answers):
-            continue
-        touched += len(members)
-        first, row = members[0]
-        targets = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
-        table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": targets})
-    what = " and ".join(splits.train.sides)
-    claim, advice = conflict_claim(touched, total, what)
-    return Finding(
-        name="conflicting-labels",
-        section="data",
-        claim=claim,
-        value=100 * touched / total,
-        ci95=None,
-        how=f"Same {_SAME[what]}, no answer in common; all splits together. Percent of pairs.",
-        advice=advice,
-        table=table[:_SHOWN],
-    )
-
-
-_SAME = {"image and text": "image content and same text", "image": "image content", "text": "text"}
-
-
-def conflict_claim(touched: int, pairs: int, what: str = "image and text") -> tuple[str, str]:
-    """Return claim and advice on pairs that contradict another pair with the same image and text (or single side)."""
-    if not touched:
-        return f"No two pairs with the same {what} contradict each other.", "Nothing to do."
-    return (
-        f"{touched:,} of {pairs:,} pairs contradict another pair with the same {what}.",
-        "Decide which is right: no answer can be right for both.",
-    )

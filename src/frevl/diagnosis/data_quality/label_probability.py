@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.data_quality.mixture import Mixture, fit_mixture
+from frevl.diagnosis.data_quality.mixture import Mixture, clustered_mean, fit_mixture
 
 __all__ = ["JudgedLabels", "draw_wrong_labels", "judge_labels", "odds_against"]
 
@@ -31,24 +31,26 @@ class JudgedLabels:
         mixture: The probability of every judged label to be right, and the share of wrong ones.
         scores: ``(m,)`` log odds of every judged label against the likeliest other class.
         drawn: ``(k,)`` the same of the drawn wrong labels.
+        drawn_groups: ``(k,)`` int64 group of the line of each drawn label.
     """
 
     mixture: Mixture
     scores: NDArray[np.float64]
     drawn: NDArray[np.float64]
+    drawn_groups: NDArray[np.int64]
 
-    def found_share(self, called: NDArray[np.int64]) -> float:
+    def found_share(self, called: NDArray[np.int64]) -> tuple[float, float]:
         """Return the share of drawn wrong labels that score no better than the best of some labels, in [0, 1].
 
         Where these are the labels called wrong, this is the share of drawn ones that would be called wrong too; 0 if
-        none is.
+        none is. Its standard error, with groups as units, is returned as well; 0 if none is.
 
         Args:
             called: ``(c,)`` places among the judged labels.
         """
         if not len(called):
-            return 0.0
-        return float((self.drawn <= self.scores[called].max()).mean())
+            return 0.0, 0.0
+        return clustered_mean(self.drawn <= self.scores[called].max(), self.drawn_groups)
 
 
 def judge_labels(
@@ -78,7 +80,7 @@ def judge_labels(
     given = _scores(probabilities, own, labels[own])
     scores = _scores(probabilities, rows, drawn)
     mixture = fit_mixture(given, scores, groups[own], groups[rows], errors_added=_ERRORS_ADDED)
-    return JudgedLabels(mixture, given, scores)
+    return JudgedLabels(mixture, given, scores, groups[rows])
 
 
 def _scores(

@@ -23,7 +23,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mixture", "fit_mixture", "share_interval"]
+__all__ = ["Mixture", "clustered_mean", "fit_mixture", "share_interval"]
 
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
 _FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
@@ -148,8 +148,8 @@ def _estimates(
     found = []
     tail = _TAIL[min(0.5, _FEWEST / len(given)) <= _TAIL]
     for bound in np.quantile(drawn, tail).tolist():
-        below, error = _mean(given <= bound, groups)
-        usual, usual_error = _mean(drawn <= bound, drawn_groups)
+        below, error = clustered_mean(given <= bound, groups)
+        usual, usual_error = clustered_mean(drawn <= bound, drawn_groups)
         if usual == 0:
             continue
         share = below / usual
@@ -166,8 +166,16 @@ def _wrong_share(estimates: list[tuple[float, float]]) -> tuple[float, float]:
     return min(1.0, share), error
 
 
-def _mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, float]:
-    """Return a mean and its standard error with groups as units (ratio estimator)."""
+def clustered_mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, float]:
+    """Return a mean and its standard error with groups as units (ratio estimator).
+
+    Args:
+        hits: ``(n,)`` what is averaged.
+        groups: ``(n,)`` group of every row; rows of one group are not independent.
+
+    Returns:
+        Both in [0, 1]; the error is at least that of a count of one and a half.
+    """
     _, at = np.unique(groups, return_inverse=True)
     sizes = np.bincount(at)
     sums = np.bincount(at, weights=hits.astype(np.float64))
