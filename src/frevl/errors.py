@@ -183,7 +183,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-_MISLEADING = ("Leak: ", "Chance: ", "Spelling: ", "Contradiction: ")
+_MISLEADING = ("Leak: ", "Chance: ", "Spelling: ", "Contradiction: ", "One class: ", "Unknown classes: ")
 
 
 def misleading(notes: Iterable[str]) -> list[str]:

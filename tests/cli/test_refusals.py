@@ -140,7 +140,7 @@ def test_a_run_is_not_written_among_other_files(made, tmp_path, frevl):
     assert done.code == 1
     assert done.err.strip() == (
         f"frevl: {folder}: expected a new or empty folder for the run, found other files in it (the first is "
-        "'chapter.md'); choose another --run"
+        "'chapter.md'); choose another folder"
     )
     done = frevl("train", *arguments, "--model", "majority", "--seeds", 2)
     assert done.code == 1

@@ -8,6 +8,7 @@ import frevl
 from frevl.cli.tables import result_table
 from frevl.data.label_doubts import contradiction_note, look_alike_note, unseen_note
 from frevl.data.pairs import read_pairs
+from frevl.errors import misleading
 
 
 def test_classes_that_differ_in_case_blanks_or_accents():
@@ -29,6 +30,9 @@ def test_unseen_answers_that_look_like_a_class():
         "characters ('Red' from 'red'), and no answer counts as right there; write them as in training."
     )
     assert unknown == "1 pair has only classes that were not in training; it counts as wrong."
+    (unknown,) = unseen_note(iter([["blue"], ["violet"], ["red"]]), ["red", "green"])
+    assert unknown == "Unknown classes: 2 pairs have only classes that were not in training; they count as wrong."
+    assert misleading([unknown]) == [unknown]
     (spelt,) = unseen_note([["RED", "red "], ["lila", " green"], ["red", "x"]], ["red", "green"])
     assert spelt.startswith("Spelling: the right classes of 2 pairs differ from those of the run only in case")
     assert unseen_note([["red"], []], ["red"]) == []

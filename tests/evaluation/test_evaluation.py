@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
-from frevl.errors import Reject, UsageError
+from frevl.errors import Reject, UsageError, misleading
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.metrics import macro_f1
 from frevl.evaluation.seeds import evaluate_seeds
@@ -169,9 +169,9 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     scorer = GivenScorer(table, "classification", ["yes", "no"])
     one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
     assert (
-        "All 2 pairs have the same right answer ('yes'), so a constant answer would get them all right and these "
-        "numbers reveal nothing about the run; evaluate on pairs of several classes."
-    ) in one.notes
+        "One class: all 2 pairs have the same right answer ('yes'), so a constant answer would get everything right "
+        "and these numbers reveal nothing about the run; evaluate on pairs of several classes."
+    ) in misleading(one.notes)
     two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
     assert not any("same right answer" in note for note in two.notes)
 

@@ -312,6 +312,13 @@ def test_always_right_and_always_sure_has_no_calibration_error():
 
 
 @pytest.mark.slow
+def test_a_single_cluster_has_no_interval_of_any_kind():
+    """Bounds of a share are clipped to it, and the larger of 0 and NaN may be 0."""
+    found = measures.macro_f1_measure(["a", "a"], np.array([0, 1]), ["x", "y"], ["x", "x"]).interval()
+    assert found.value == pytest.approx(1 / 3)
+    assert found.percent() is None
+
+
 def test_an_interval_of_the_macro_f1_of_many_classes_holds_its_value_and_more_often_the_truth():
     """50 classes of 10 rows, of which 70 % are right: draws miss rows of every class, so their F1 is smaller."""
     random = np.random.default_rng(0)

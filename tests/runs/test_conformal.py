@@ -229,6 +229,32 @@ def test_pairs_without_answers_are_counted_or_refused(named, classified, frevl, 
     assert "expected the right answer, found none in any pair" in refused.err
 
 
+@pytest.mark.slow
+def test_classes_of_pairs_to_measure_on_are_checked(named, classified, frevl, tmp_path):
+    """Of one class, sets of others hold nothing of what is said; of other classes, there is nothing to measure."""
+    rows = [json.loads(line) for line in named.test.read_text().splitlines()]
+    file, target = tmp_path / "some.jsonl", rows[0]["target"]
+    call = ("--store", named.store.path, "--run", classified, "--pairs", named.test, "--sets", 0.9)
+
+    def calibrated(changed):
+        file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+        return frevl("score", *call, "--calibrate", file, "--out", tmp_path / "scores.jsonl")
+
+    done = calibrated([row for row in rows if row["target"] == target])
+    assert f"One class: all pairs of --calibrate have the right answer '{target}', so sets contain other" in done.out
+    done = calibrated([{**row, "target": "lila"} if n == 1 else row for n, row in enumerate(rows)])
+    assert (
+        f"Unknown classes: 1 pair of {len(rows)} of --calibrate (the first is {file}:2: 'lila') have only classes that "
+        "were not in training: no set contains these, so all sets are larger."
+    ) in done.out
+    assert "One class" not in done.out
+    assert "--no-groups" not in calibrated([*rows, *rows]).out  # score has no such flag
+    refused = calibrated([{**row, "target": "lila"} for row in rows])
+    assert refused.code == 1
+    assert f"{file}:1, field 'target': expected classes of the run, such as '" in refused.err
+    assert refused.err.strip().endswith("found only others, such as 'lila'; write them as in training")
+
+
 def test_captions_alone_are_no_test_of_a_level(made, frevl, tmp_path):
     run = package.train(made.store, made.captions, run=tmp_path / "run", task="matching", model="linear")
     done = frevl(

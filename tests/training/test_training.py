@@ -162,7 +162,7 @@ def test_a_training_that_failed_before_its_first_state_leaves_the_settings_free(
 def test_a_finished_run_is_not_overwritten(made, tmp_path):
     quick(made, tmp_path / "run", model="majority")
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(RunError, match="holds a finished run; choose another --run"):
+    with pytest.raises(RunError, match="holds a finished run; choose another folder"):
         quick(made, tmp_path / "run", model="linear")
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
@@ -170,7 +170,7 @@ def test_a_finished_run_is_not_overwritten(made, tmp_path):
 def test_a_single_run_is_not_put_among_the_runs_of_several_seeds(made, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "seeds.json").write_text("{}")
-    with pytest.raises(RunError, match="holds the runs of several seeds; choose another --run, or use --seeds"):
+    with pytest.raises(RunError, match="holds the runs of several seeds; choose another folder, or use --seeds"):
         quick(made, tmp_path / "run", model="majority")
 
 

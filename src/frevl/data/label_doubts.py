@@ -46,12 +46,17 @@ def look_alike_note(*columns: Sequence[Target | None]) -> list[str]:
 def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) -> list[str]:
     """Return notes on pairs whose right answers are not classes of the run: spelt otherwise than one, and unknown.
 
+    If most are unknown, the note begins with "Unknown classes", so that it comes first.
+
     Args:
         accepted: The right answers of every pair; none if it has none.
         labels: The classes of the run.
     """
-    known = set(labels)
-    unseen = [answers for answers in accepted if answers and known.isdisjoint(answers)]
+    known, total, unseen = set(labels), 0, []
+    for answers in accepted:
+        total += 1
+        if answers and known.isdisjoint(answers):
+            unseen.append(answers)
     if not unseen:
         return []
     meant = {plain_label(label): label for label in labels}
@@ -73,7 +78,9 @@ def unseen_note(accepted: Iterable[Collection[str]], labels: Collection[str]) ->
     if unknown:
         counts = "it counts" if unknown == 1 else "they count"
         some = counted(unknown, "pair has", "pairs have")
-        notes.append(f"{some} only classes that were not in training; {counts} as wrong.")
+        said = f"{some} only classes that were not in training; {counts} as wrong."
+        # Where most pairs do, these are hardly the classes of this run.
+        notes.append(f"Unknown classes: {said}" if 2 * unknown > total else said)
     return notes
 
 

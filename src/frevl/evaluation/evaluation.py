@@ -363,9 +363,10 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
     """Return a note that pairs with a single right answer cannot tell a good run from a constant one."""
     if len(answers) < pairs or len(set(answers)) > 1:
         return []
+    alike = f"all {pairs:,} pairs have the same right answer" if pairs > 1 else "there is one pair, with the answer"
     return [
-        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'), so a constant answer would get them all "
-        "right and these numbers reveal nothing about the run; evaluate on pairs of several classes."
+        f"One class: {alike} ('{answers[0]:.60}'), so a constant answer would get everything right and these numbers "
+        "reveal nothing about the run; evaluate on pairs of several classes."
     ]
 
 

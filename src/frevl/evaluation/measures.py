@@ -94,7 +94,7 @@ class Measure:
         if self.statistic is None:
             raise UsageError("Measure: expected values or a statistic, found neither")
         found = bootstrap_statistic(self.statistic, self.clusters, resamples=self.resamples, biased=self.biased)
-        if not self.biased:
+        if not self.biased or np.isnan(found.low):  # `max(0.0, NaN)` would be 0
             return found
         if found.value in (0.0, 1.0) and found.low == found.high:
             return certain_interval(found.value, len(set(self.clusters)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs, with_targets
-from frevl.errors import PairsError, RunError, UsageError, rejects_sentence
+from frevl.errors import PairsError, RunError, UsageError, counted, rejects_sentence
 from frevl.runs.calibration import ConformalScores
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, match_truth, prefixes_of
@@ -38,7 +38,7 @@ def conformal_scores(
 
     Raises:
         UsageError: The run has no scores, or was trained on soft targets.
-        PairsError: The pairs cannot be used.
+        PairsError: The pairs cannot be used, or the run knows none of their classes.
     """
     if scorer.run.task == "classification" and scorer.soft:
         raise UsageError(f"{scorer.run.path}: sets need probabilities that sum to one, and the run has soft targets")
@@ -80,11 +80,49 @@ def conformal_scores(
                 "measured on the calibration pairs."
             )
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
-    (pairs,), grouped = group_pairs(scorer.store, [pairs], towers=towers, purpose="Counted once for the sets")
-    scores = ConformalScores.fit(
-        set_probabilities(scorer, pairs), right_classes(scorer, pairs), np.array(pairs.clusters)
+    (pairs,), grouped = group_pairs(
+        scorer.store, [pairs], towers=towers, purpose="Counted once for the sets", advice=""
     )
+    right = right_classes(scorer, pairs)
+    doubts += _doubts_about_classes(scorer, pairs, right)
+    scores = ConformalScores.fit(set_probabilities(scorer, pairs), right, np.array(pairs.clusters))
     return scores, [*doubts, *notes, *grouped]
+
+
+def _doubts_about_classes(scorer: Scorer, pairs: Pairs, right: NDArray[np.bool_]) -> list[str]:
+    """Return notes on pairs to calibrate on that are all of one class, or of classes that the run does not know.
+
+    Args:
+        scorer: The run with its store.
+        pairs: The pairs.
+        right: As returned by `right_classes`.
+
+    Raises:
+        PairsError: The run knows the class of none.
+    """
+    known = right.any(axis=1)
+    if not known.any():
+        labels = scorer.run.labels
+        raise PairsError(
+            f"{pairs.places[0]}, field 'target': expected classes of the run, such as '{labels[0]:.40}', found only "
+            f"others, such as {str(pairs.targets[0])[:40]!r}; write them as in training"
+        )
+    doubts = []
+    if not known.all():
+        first = int((~known).argmax())
+        doubts.append(
+            f"Unknown classes: {counted(int((~known).sum()), 'pair')} of {len(pairs):,} of --calibrate "
+            f"(the first is {pairs.places[first]}: {str(pairs.targets[first])[:40]!r}) have only classes that were not "
+            "in training: no set contains these, so all sets are larger."
+        )
+    classes = np.flatnonzero(right.any(axis=0))
+    if len(classes) == 1 and right.shape[1] > 1:
+        name = ("no match", "a match")[classes[0]] if scorer.run.task == "matching" else scorer.run.labels[classes[0]]
+        doubts.append(
+            f"One class: all pairs of --calibrate have the right answer '{name:.60}', so sets contain other classes "
+            "less often, or more often, than stated; give pairs like those to be scored."
+        )
+    return doubts
 
 
 def set_probabilities(scorer: Scorer, pairs: Pairs) -> NDArray[np.float64]:

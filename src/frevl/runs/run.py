@@ -61,7 +61,7 @@ def refuse_other_files(folder: Path, own: Sequence[str]) -> None:
     if others:
         raise RunError(
             f"{folder}: expected a new or empty folder for the run, found other files in it (the first is "
-            f"'{others[0]}'); choose another --run"
+            f"'{others[0]}'); choose another folder"
         )
 
 

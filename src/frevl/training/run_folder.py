@@ -229,9 +229,9 @@ def claim_seeds(folder: Path, settings: Mapping[str, Any], *, team: Team = ALONE
 
 def _refuse_for_run(folder: Path) -> None:
     if (folder / "run.json").exists():
-        raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
+        raise RunError(f"{folder}: this folder holds a finished run; choose another folder, or delete it first")
     if (folder / "seeds.json").exists():
-        raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another --run, or use --seeds")
+        raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another folder, or use --seeds")
     refuse_other_files(folder, _RUN_FILES)
 
 

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from frevl.evaluation.fairness.queries import SkewDraws, share_gaps, skews
+import frevl as package
+from frevl.data.pairs import read_pairs
+from frevl.errors import InputError
+from frevl.evaluation.fairness.queries import SkewDraws, evaluate_queries, read_queries, share_gaps, skews
+from frevl.runs.scorer import Scorer
 
 
 def test_skew_by_hand():
@@ -38,3 +42,32 @@ def test_a_draw_is_the_list_of_the_drawn_pictures(monkeypatch, places):
         assert top[query] == pytest.approx([np.mean([groups[one] == g for one in best]) for g in range(3)])
     assert pool == pytest.approx([np.mean([groups[one] == g for one in drawn]) for g in range(3)])
     assert all(np.allclose(draws.shares(np.ones(pictures))[part], draws.shares()[part]) for part in (0, 1))
+
+
+@pytest.mark.parametrize("line", ['{"image": "a.png", "text": "a dog"}', '["a dog", "a cat"]'])
+def test_lines_of_pairs_are_no_queries(tmp_path, line):
+    path = tmp_path / "queries.txt"
+    path.write_text(f"a dog\n\n {line}\n")
+    with pytest.raises(InputError, match=r"queries.txt:3: expected a query such as .*, found JSON: '[{\[]\"") as found:
+        read_queries(path)
+    assert str(found.value).endswith("; give a text file with one query per line")
+
+
+@pytest.mark.slow
+def test_the_interval_of_a_skew_holds_it_where_every_draw_is_farther_from_the_pool(made, tmp_path):
+    """Groups by turns are evenly mixed in every search, but in no resample of the pool."""
+    run = package.train(made.store, made.captions, run=tmp_path / "run", task="matching", model="dual")
+    scorer = Scorer.open(run.path, store=made.store)
+    pool = list(dict.fromkeys(made.captions.images))
+    order = scorer.image_vectors(pool) @ scorer.text_vectors(["a red square"])[0]
+    places = np.argsort(np.argsort(-order, kind="stable"), kind="stable")
+    pairs = [
+        {"image": image, "text": text, "group": "ab"[places[pool.index(image)] % 2]}
+        for image, text in zip(made.captions.images, made.captions.texts, strict=True)
+    ]
+    found = evaluate_queries(scorer, read_pairs(pairs), ["a red square"], groups="group", k=20)
+    assert found["metrics"]["share_gap"] == pytest.approx(0, abs=1e-9)
+    for name, value in found["metrics"].items():
+        low, high = found["ci95"][name]
+        assert low <= value <= high
+        assert low < high

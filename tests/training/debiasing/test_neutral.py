@@ -126,6 +126,10 @@ def test_what_has_no_vectors_of_texts_is_refused(made, runs, tmp_path):
             debias(runs / name, out=tmp_path / name, neutral=same)
     with pytest.raises(UsageError, match="found both; apply them one after the other"):
         debias(runs / "dual", out=tmp_path / "x", neutral=same, without="image")
+    for name, value in (("weight", 5.0), ("whole_prompts", True)):
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(UsageError, match=f"^{flag} applies to --neutral; for --without, use --strength$"):
+            debias(runs / "dual", out=tmp_path / "x", without="image", **{name: value})
     with pytest.raises(UsageError, match="--weight must be at least 0, found nan"):
         debias(runs / "dual", out=tmp_path / "x", neutral=same, weight=float("nan"))
     many = lines(

@@ -33,7 +33,7 @@ def read_queries(file: str | Path) -> list[str]:
     """Read one query per line, skipping empty lines and repeats.
 
     Raises:
-        InputError: The file cannot be read, or has no query.
+        InputError: The file cannot be read, has no query, or holds JSON.
     """
     path = Path(file)
     try:
@@ -44,6 +44,12 @@ def read_queries(file: str | Path) -> list[str]:
             f"{path}: the queries cannot be read ({reason}); give a text file with one query per line"
         ) from error
     queries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    for number, line in enumerate(lines, start=1):
+        if line.strip()[:1] + line.strip()[-1:] in ("{}", "[]"):  # it would be searched for as it stands
+            raise InputError(
+                f"{path}:{number}: expected a query such as a person riding a bike, found JSON: '{line.strip()[:60]}'; "
+                "give a text file with one query per line"
+            )
     if not queries:
         raise InputError(f"{path}: expected one query per line, found an empty file")
     return queries
@@ -101,7 +107,7 @@ def evaluate_queries(
         "n": len(images),
         "k": k,
         "metrics": whole,
-        "ci95": {name: _bounds([one[name] for one in drawn]) for name in whole},
+        "ci95": {name: _bounds([one[name] for one in drawn], value) for name, value in whole.items()},
         "groups": {
             name: {
                 "pictures": int((searched.groups == number).sum()),
@@ -263,10 +269,15 @@ def _measured(top: NDArray[np.float64], pool: NDArray[np.float64], k: int) -> di
     }
 
 
-def _bounds(values: list[float]) -> list[float] | None:
-    if len(values) < 2:
+def _bounds(drawn: list[float], value: float) -> list[float] | None:
+    """Return the quantiles of the draws, widened to hold the value of all images.
+
+    A draw adds its own deviation from the pool, so all draws may lie farther from 0 than a value near it.
+    """
+    if len(drawn) < 2:
         return None
-    return [float(one) for one in np.quantile(values, [0.025, 0.975])]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return [min(float(low), value), max(float(high), value)]
 
 
 def _places(names: list[str], without: Collection[str]) -> list[int]:

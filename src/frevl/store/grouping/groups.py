@@ -27,12 +27,17 @@ from frevl.store.towers import Tower
 
 __all__ = [
     "GROUP_KEYS",
+    "SWITCH_OFF",
     "Forest",
     "group_pairs",
     "joined_nodes",
     "texts_with_images_of_their_own",
     "texts_with_one_label",
 ]
+
+
+SWITCH_OFF = " Switch off with --no-groups."
+"""End of a note on groups, for commands that have this flag."""
 
 
 @dataclass
@@ -96,6 +101,7 @@ def group_pairs(
     find: bool = True,
     towers: Sequence[Tower] = (),
     purpose: str = "Kept on one side of every split",
+    advice: str = SWITCH_OFF,
 ) -> tuple[list[Pairs], list[str]]:
     """Put dependent pairs into the same cluster.
 
@@ -107,6 +113,7 @@ def group_pairs(
             uses only the key ``cluster`` (or ``group_by``).
         towers: Image towers for comparison, of which the narrowest is used; by default those of the store.
         purpose: Beginning of the note: what is done with the groups.
+        advice: Its end; empty where groups cannot be switched off.
 
     Returns:
         The same pairs in the same parts, whose ``clusters`` are the groups, and notes for the user: what was grouped
@@ -143,7 +150,7 @@ def group_pairs(
         else:
             extras_of = zip(part.extras, own, strict=True)
             grouped.append(replace(part, extras=[{**extra, "cluster": name} for extra, name in extras_of]))
-    return grouped, rules.notes(purpose)
+    return grouped, rules.notes(purpose, advice)
 
 
 class _Rules:
@@ -241,15 +248,13 @@ class _Rules:
         _, first, group = np.unique(self._roots[self.content], return_index=True, return_inverse=True)
         return Coded.of(group, chosen(self._names, self._clusters[first]))
 
-    def notes(self, purpose: str) -> list[str]:
+    def notes(self, purpose: str, advice: str) -> list[str]:
         """Return notes on what was grouped and why, and what was not."""
         if not self.clauses:
             return self.unused
         groups = len(np.unique(self._roots[self.content]))
         return [
-            f"{purpose}, {groups:,} groups of {len(self.content):,} pairs: "
-            + "; ".join(self.clauses)
-            + ". Switch off with --no-groups.",
+            f"{purpose}, {groups:,} groups of {len(self.content):,} pairs: " + "; ".join(self.clauses) + f".{advice}",
             *self.unused,
         ]
 

@@ -35,6 +35,8 @@ from frevl.version import __version__
 
 __all__ = ["debias"]
 
+_WEIGHT = 100.0
+
 Change = Callable[[PairNetwork], PairNetwork]
 """Makes the new network from the former one, or from another fit of it."""
 
@@ -46,7 +48,7 @@ def debias(
     without: str | None = None,
     strength: float | None = None,
     neutral: str | Path | None = None,
-    weight: float = 100.0,
+    weight: float = _WEIGHT,
     whole_prompts: bool = False,
     store: Store | str | Path | None = None,
     pairs: str | Path | Pairs | None = None,
@@ -88,6 +90,10 @@ def debias(
         )
     if neutral is not None and strength is not None:
         raise UsageError("--strength applies to --without; for --neutral, use --weight")
+    if without is not None and (whole_prompts or weight != _WEIGHT):
+        raise UsageError(
+            f"{'--whole-prompts' if whole_prompts else '--weight'} applies to --neutral; for --without, use --strength"
+        )
     if not math.isfinite(weight) or weight < 0:
         raise UsageError(f"--weight must be at least 0, found {weight:g}")
     biases = None if neutral is None else read_biases(neutral)

@@ -109,9 +109,12 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
             record["held_out"] = float(torch.tensor(left_out).square().mean().sqrt())
         notes.append(_sentence(record))
     else:
-        notes.append(
-            f'{len(biased):,} biased prompts were projected out; add "same" lines to measure the effect on texts.'
-        )
+        if len(biased) == 1:
+            what = "The biased prompt was projected out as a whole, because no other shows what in it is the bias"
+        else:
+            what = f"{'What differs between ' if differences else ''}{len(biased):,} biased prompts "
+            what += f"{'was' if differences else 'were'} projected out"
+        notes.append(f'{what}; add "same" lines to measure the effect on texts.')
     return Neutral(transformable.with_text_maps(found), record, notes)
 
 

@@ -25,6 +25,7 @@ from frevl.runs.batches import list_logits
 from frevl.runs.run import Run, settings_named
 from frevl.runs.targets import Answers, row_prefixes
 from frevl.store.grouping.contents import among
+from frevl.store.grouping.groups import SWITCH_OFF
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import stored_contents_of
@@ -166,7 +167,8 @@ def own_data(run: Run, store: Store, sources: Sources, *, with_fits: bool = Fals
         elif _is_folded(run, kinds, data):
             learned = "linear probe of few pairs"
     data = _as_read_by(run, _in_classes(run, data, _place(sources.pairs), same=not sources.given_dev))
-    own = OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes, learned)
+    notes = [note.removesuffix(SWITCH_OFF) for note in data.notes]  # the former run decides whether groups are found
+    own = OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, notes, learned)
     return _with_fits(own, run, data) if learned and with_fits else own
 
 
