@@ -202,6 +202,23 @@ def test_sides_and_targets_that_are_missing(captioned, one_side):
         frevl.curate(one_side.store, one_side.train_file, drop=["match"])
 
 
+def test_a_text_that_the_store_lacks_is_refused_before_anything_is_learnt(captioned, tmp_path):
+    """Only the models need its embedding: other filters read the text itself."""
+    file = tmp_path / "lines.jsonl"
+    rows = [{**row, "text": "never extracted"} if n == 2 else row for n, row in enumerate(captioned.rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "kept.jsonl"
+    message = (
+        rf"lines.jsonl:3, field 'text': the store has no text 'never extracted' \(1 of {len(rows):,} lines have "
+        r"unknown texts\); add them with: frevl extract --pairs FILE --store "
+    )
+    with pytest.raises(PairsError, match=message):
+        frevl.curate(captioned.store, file, out, task="matching", drop=["text", "match"])
+    assert list(tmp_path.iterdir()) == [file]
+    frevl.curate(captioned.store, file, out, task="matching", drop=["text"])
+    assert out.exists()
+
+
 @pytest.mark.slow
 def test_the_command(captioned, frevl, tmp_path):
     said = frevl(

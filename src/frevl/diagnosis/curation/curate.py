@@ -30,6 +30,7 @@ from frevl.machine import memory_limit
 from frevl.provenance import provenance
 from frevl.store.grouping.contents import content_numbers
 from frevl.store.grouping.groups import group_pairs
+from frevl.store.ids.rows_of_ids import rows_of_values
 from frevl.store.many_nodes.connection import connected
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
@@ -39,6 +40,8 @@ from frevl.training.run_folder import data_identity
 from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
+
+_LEARNING = frozenset({"match", "blind", "label"})  # filters that train on the embeddings of the texts
 
 # Bytes of arrays per line, and further ones of the features by which matches are weighed: a generous estimate from the
 # arrays' sizes (docs/scale-measurements.md). Embeddings are extra, and mapped from a file if they are many.
@@ -193,6 +196,7 @@ def curate(
     notes = list(read.notes)
     encoders = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
+    _check_texts(usable, opened, names)
     alike = look_alike_note(usable.targets) if chosen_task == "classification" else []
     notes += _contradictions(usable, opened) if chosen_task == "classification" else []
     towers = choose_towers(opened, [usable], notes, encoders)
@@ -351,6 +355,24 @@ def _usable(read: Pairs, task: str, store: Store, notes: list[str]) -> tuple[Pai
     usable, left_out = usable_pairs(known, store)
     notes += usable.notes
     return usable, [*read.rejected, *unjudged, *left_out]
+
+
+def _check_texts(pairs: Pairs, store: Store, names: Sequence[str]) -> None:
+    """Refuse texts without embeddings before the first model is trained, if a filter trains one.
+
+    Raises:
+        PairsError: A text is not in the store; names its line.
+    """
+    if "text" not in pairs.sides or not _LEARNING.intersection(names):
+        return
+    absent = np.flatnonzero(rows_of_values(store.positions("text"), pairs.texts) < 0)
+    if len(absent):
+        first = int(absent[0])
+        raise PairsError(
+            f"{pairs.places[first]}, field 'text': the store has no text '{pairs.texts[first]:.80}' ({len(absent):,} "
+            f"of {len(pairs):,} lines have unknown texts); add them with: frevl extract --pairs FILE --store "
+            f"{store.path}"
+        )
 
 
 def _counts(name: str, found: Found, why: Reasons) -> dict[str, Any]:
