@@ -289,9 +289,11 @@ def test_a_dev_class_that_training_never_saw_is_counted_as_wrong_and_said(made, 
     development = run.results["development"]
     assert (development["n"], development["accuracy"]) == (5, 0.0)
     assert development["interval"] == pytest.approx([0.0, 100 * 1.96**2 / (5 + 1.96**2)], abs=0.01)
-    assert any(
-        "5 development pairs have only classes that do not occur in training" in note for note in run.results["notes"]
-    )
+    assert run.results["warnings"][-2:] == [
+        "Unknown classes: 5 development pairs have only classes that do not occur in training; they count as wrong.",
+        'One class: all 5 development pairs have the same target ("never"): the best epoch, the calibration and the '
+        "development metric are then meaningless; give development pairs of several classes with --dev.",
+    ]
 
 
 def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
@@ -301,10 +303,11 @@ def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
         made.store, made.train, dev=dev, run=tmp_path / "run", task="classification", model="linear", find_groups=False
     )
     assert run.results["notes"] == [
-        f'All {len(rows)} development pairs have the same target ("no"): the best epoch, the calibration and '
-        "the development metric are then meaningless; give development pairs of several classes with --dev.",
+        f'One class: all {len(rows)} development pairs have the same target ("no"): the best epoch, the calibration '
+        "and the development metric are then meaningless; give development pairs of several classes with --dev.",
         *calibration_notes(len(rows)),
     ]
+    assert run.results["warnings"] == run.results["notes"][:1]
 
 
 @pytest.mark.slow

@@ -303,9 +303,10 @@ def examples_of(
         known = (dev_answers.classes >= 0) & (dev_answers.classes < learned)
         unseen = int((~known.any(dim=1)).sum())
         if unseen:
+            said = counted(unseen, "development pair has", "development pairs have")
             notes.append(
-                f"{counted(unseen, 'development pair has', 'development pairs have')} only classes that do not occur "
-                "in training; they count as wrong."
+                f"{'Unknown classes: ' if 2 * unseen > len(dev_pairs) else ''}{said} only classes that do not occur in "
+                "training; they count as wrong."
             )
         notes += [] if dev_is_seen else _single_class(dev_pairs)
     return train, dev_examples, labels
@@ -351,11 +352,11 @@ def _single_class(dev: Pairs) -> list[str]:
     classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
     if len(classes) > 1:
         return []
-    several = f"All {len(dev):,} development pairs have the same target"
-    alike = several if len(dev) > 1 else "There is one development pair"
+    several = f"all {len(dev):,} development pairs have the same target"
+    alike = several if len(dev) > 1 else "there is one development pair"
     return [
-        f"{alike} ({classes.pop():.60}): the best epoch, the calibration and the development metric are then "
-        "meaningless; give development pairs of several classes with --dev."
+        f"One class: {alike} ({classes.pop():.60}): the best epoch, the calibration and the development metric are "
+        "then meaningless; give development pairs of several classes with --dev."
     ]
 
 

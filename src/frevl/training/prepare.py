@@ -12,6 +12,7 @@ from frevl.data.label_doubts import contradiction_note, look_alike_note
 from frevl.data.missing_side import mistaken_side, one_side_note
 from frevl.data.packed.columns import joined
 from frevl.data.pairs import CAPTIONED, Pairs, read_pairs
+from frevl.errors import misleading
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import prefixes_of
 from frevl.store.grouping.contents import among
@@ -85,6 +86,7 @@ def prepare(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
         dev_is_spare=dev is None, dev_is_seen=seen, notes=notes,
     )  # fmt: skip
+    doubts += misleading(notes)
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
     mistaken = [part for part in parts if mistaken_side(part.sides, part.extras)]

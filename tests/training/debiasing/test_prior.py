@@ -102,6 +102,17 @@ def test_what_the_former_run_said_of_its_answers_is_measured_again(made, runs, t
     assert said[0].startswith(f"Chance: {found['development']['accuracy']:.2f} % is not measurably better than always ")
 
 
+def test_development_pairs_that_show_nothing_are_said_first(made, runs, tmp_path):
+    """The strength is chosen and the calibration measured on them, whatever the former run's own showed."""
+    one = tmp_path / "one.jsonl"
+    rows = [json.loads(line) for line in made.test_file.read_text().splitlines()]
+    one.write_text("".join(json.dumps(row) + "\n" for row in rows if row["target"] == "no"))
+    run = debias(runs / "mlp", out=tmp_path / "run", without="image", dev=one)
+    assert any(note.startswith("One class: all ") for note in run.results["warnings"])
+    assert run.results["notes"][: len(run.results["warnings"])] == run.results["warnings"]
+    assert not any("--no-groups" in note for note in run.results["notes"])  # debias has no such flag
+
+
 def test_what_is_judged_cannot_be_the_bank(made, runs, tmp_path):
     for name, other in (("mlp", made.test_file), ("dual", runs / "other.jsonl")):
         with pytest.raises(PairsError, match="what corrects a run must not be what it is evaluated on; found 30 of 30"):

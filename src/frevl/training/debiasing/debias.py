@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from frevl.data.pairs import Pairs, in_memory
-from frevl.errors import RunError, UsageError
+from frevl.errors import RunError, UsageError, misleading
 from frevl.evaluation.intervals import hit_record
 from frevl.models.hub import weights_digest
 from frevl.models.interface import PairNetwork, PriorSide
@@ -204,6 +204,7 @@ def _calibrated(
         said.append("The former run's threshold for unknown images was dropped.")
     # What the former run said of its own answers is measured again.
     warnings = [one for one in kept.get("warnings", []) if not one.startswith("Chance: ")]
+    warnings += [one for one in misleading(data.notes) if one not in warnings]
     if not data.dev_is_seen and isinstance(data.train.truth, Answers):
         first = data.train.truth.classes[:, 0]
         majority = int(first[first >= 0].bincount().argmax())
