@@ -143,7 +143,7 @@ def missed(found_share: float, most: float, ci95: tuple[float, float]) -> str:
             made wrong for comparison in the way that models confuse them (research/experiments/log.md). Where labels
             were always exchanged for the most similar class, it was above: 0.32 where 0.11 of 66 were found.
         most: Up to what share is missed (`most_missed`).
-        ci95: Interval of the share of wrong labels. It held the planted share in 29 of 34 draws at random, eight of
+        ci95: Interval of the share of wrong labels. It held the planted share in 30 of 35 draws at random, eight of
             them without wrong labels, and lay 0.3 to 1.3 points above it in five; the estimate itself was a third of it
             to three times as much, so it is not named here. It does not count labels exchanged for the most similar
             class.
