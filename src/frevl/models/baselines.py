@@ -226,6 +226,7 @@ def best_of_path(
     penalties: tuple[float, ...] = PENALTIES,
     iterations: int = 150,
     enough: float = 0.0,
+    enough_at_last: float = 0.0,
     ends: float = float("inf"),
 ) -> tuple[float, Tensor, Tensor]:
     """Minimise a problem along a path of penalties; see `fit_linear`.
@@ -238,6 +239,7 @@ def best_of_path(
         iterations: As in `fit_linear`.
         enough: While penalties are compared, a fit ends when a step promises to lower the loss by no more than this
             share of it.
+        enough_at_last: The same for the last fit, with the best penalty.
         ends: `time.monotonic` time at which to stop with the best found so far.
 
     Returns:
@@ -250,7 +252,7 @@ def best_of_path(
     def refined(penalty: float, weight: Tensor, bias: Tensor, tolerance: float, least: int) -> tuple[Tensor, Tensor]:
         curvature = problem.curvature(weight, bias)
         scales = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        ended = enough if tolerance > _TOLERANCE else 0.0
+        ended = enough if tolerance > _TOLERANCE else enough_at_last
         return _minimised(problem, penalty, weight, bias, *scales, iterations, tolerance, ended, ends, least)
 
     falls, several = 0, len(penalties) > 1
