@@ -19,7 +19,14 @@ from frevl.training.loop import FitReport
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.choose import Selection
-from frevl.training.selection.held_out import NO_TIME, TOO_LONG, CandidateScores, fit_candidate, whole_schedule
+from frevl.training.selection.held_out import (
+    NO_TIME,
+    TOO_LONG,
+    CandidateScores,
+    fit_candidate,
+    score_held_out,
+    whole_schedule,
+)
 from frevl.training.selection.measures import one_standard_error
 from frevl.training.training import train
 
@@ -229,6 +236,24 @@ def test_an_average_says_which_of_its_members_the_time_limit_cut_short(made, tmp
     assert [late, *(f"about {name}" for name in (first, second, third))] == [
         note for note in run.results["notes"] if note == late or note.startswith("about ")
     ]
+
+
+@pytest.mark.slow
+def test_no_candidate_takes_time_that_the_fit_of_the_choice_needs(made, tmp_path, monkeypatch):
+    """The last of them had twice what was left: it was compared after 75 s, and fitted anew in a rest of 30."""
+    limits = []
+
+    def timed(candidate, *, session, **named):
+        limits.append(session.time_limit)
+        return score_held_out(candidate, session=session, **named)
+
+    monkeypatch.setattr("frevl.training.selection.choose.score_held_out", timed)
+    monkeypatch.setattr("frevl.training.selection.choose.TRIED", ("majority", "linear", "kernel"))
+    train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="auto", time_limit=3000)
+    assert len(limits) == 3
+    # Three folds: each fit of a candidate takes no longer than is left for the fourth, that of the choice.
+    assert max(limits) <= 3000 / 4
+    assert limits[-1] > 3000 / 5
 
 
 def test_an_average_is_saved_and_loaded_like_any_run(made, tmp_path):

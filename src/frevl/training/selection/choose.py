@@ -262,8 +262,10 @@ def _score_all(
             left = math.inf if name == "majority" else course.left(_SELECTION_SHARE)
             outcome = unfit[name] or (NO_TIME if left < course.limit * 0.03 else "")
             if not outcome:
-                # Twice the fair share, because most candidates take less than theirs.
-                own = replace(session, time_limit=2 * left / (folds * (len(tried) - number)))
+                # Twice the fair share, because most candidates take less than theirs. But the choice is fitted once
+                # more afterwards, and with less time it would not be the model that was compared.
+                most = min(2 * left / (folds * (len(tried) - number)), max(course.left(), 1.0) / (folds + 1))
+                own = replace(session, time_limit=most)
                 outcome = score(candidate, session=own, left=left, place=place, tell=partial(course.steps.begin, name))
             outcome = session.team.agreed(outcome)  # results under a time limit may differ between workers
             keep(outcome, place, clock.seconds() - began)
