@@ -204,6 +204,7 @@ def test_choose_by_is_an_option_of_auto(made, frevl, tmp_path):
         (lambda: np.empty(1 << 56), "Unable to allocate 512. PiB for an array"),
         (lambda: torch.empty(1 << 56), "can't allocate memory: you tried to allocate 288230376151711744 bytes"),
         (lambda: bytearray(1 << 60), "no size is known"),
+        (lambda: (_ for _ in ()).throw(RuntimeError("std::bad_alloc")), "no size is known"),  # where PyTorch sorts
     ],
 )
 def test_memory_that_does_not_suffice_is_one_sentence(frevl, made, monkeypatch, allocate, words):

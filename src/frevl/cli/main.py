@@ -64,7 +64,7 @@ def main() -> None:
     except RuntimeError as error:  # PyTorch has no error class of its own for main memory
         if type(error).__name__ == "OutOfMemoryError":  # of a device; this file does not import torch
             _end_without_device_memory(error)
-        if "can't allocate memory" not in str(error):
+        if "can't allocate memory" not in str(error) and "std::bad_alloc" not in str(error):
             raise
         _end_without_memory(error)
     except OSError as error:  # what no command expected, such as a full disk behind standard output
@@ -77,7 +77,8 @@ def main() -> None:
 
 
 def _end_without_memory(error: Exception) -> NoReturn:
-    said = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". Error code")[0] or "no size is known"
+    said = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". Error code")[0]
+    said = said.replace("std::bad_alloc", "") or "no size is known"
     typer.echo(
         f"frevl: out of memory ({said}); committed work is kept; give this process more memory, close others, or use "
         "fewer pairs or smaller embeddings",

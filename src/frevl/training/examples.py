@@ -332,8 +332,8 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
         return kept, held, False
     if 2 * len(spared) < wanted:
         return pairs, held, True
-    inside = torch.isin(clusters, torch.tensor(spared))
-    return pairs.select((~inside).nonzero()[:, 0].numpy()), pairs.select(inside.nonzero()[:, 0].numpy()), False
+    inside = np.isin(clusters.numpy(), spared)
+    return pairs.select(np.flatnonzero(~inside)), pairs.select(np.flatnonzero(inside)), False
 
 
 def _check_enough_to_split(pairs: Pairs) -> None:

@@ -164,3 +164,23 @@ def test_auto_compares_on_given_pairs_though_the_training_pairs_can_spare_none(f
     assert selection["checked_on"] == ""
     best = max(row["metric"] for row in selection["candidates"] if "metric" in row)
     assert best >= right - 2
+
+
+@pytest.mark.slow
+def test_early_stopping_needs_no_more_pairs_than_are_useful(few, monkeypatch):
+    """Of ten million pairs, a tenth took minutes to evaluate after every epoch, and gigabytes to set aside."""
+    data = prepared(few, "5.jsonl", "others.jsonl")
+    (fold, *_), _, _ = cv_splits(data, 0)
+    assert len(fold.inner) > 3
+    monkeypatch.setattr("frevl.training.selection.folds.MOST_SET_ASIDE", 3)
+    (fewer, *_), _, _ = cv_splits(data, 0)
+    assert len(fewer.inner) == 3
+    assert set(fewer.inner.tolist()) <= set(fold.inner.tolist())
+
+
+def test_a_rare_class_among_many_images_takes_no_tensor_for_each_of_them():
+    """Every image was looked up in a dictionary of one tensor each: gigabytes for a million."""
+    clusters = torch.arange(200_000)
+    own = answers([0] * 199_999 + [1])
+    order = np.arange(200_000)[::-1].copy()
+    assert spare_clusters(clusters, own, order, 3) == [199_998, 199_997, 199_996]

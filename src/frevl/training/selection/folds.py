@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frevl.runs.targets import Answers
 from frevl.training.examples import Prepared
-from frevl.training.selection.spare_classes import spare_clusters
+from frevl.training.selection.spare_classes import MOST_SET_ASIDE, spare_clusters
 
 __all__ = ["Fold", "cv_splits"]
 
@@ -133,13 +133,13 @@ def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Gen
 
 
 def _apart(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Set a tenth of the clusters aside for early stopping and calibration.
+    """Set a tenth of the clusters aside for early stopping and calibration, but no more pairs than are useful.
 
     If no class can spare a cluster, the tenth also remains in the first part.
     """
-    names = np.unique(clusters[rows].numpy())
-    order = random.permutation(names).tolist()
-    most = max(1, round(_INNER_SHARE * len(names)))
-    spared = spare_clusters(clusters[rows], answers.select(rows), order, most)
-    inner = torch.isin(clusters[rows], torch.tensor(spared or order[:most], dtype=torch.long))
+    own = clusters[rows]
+    order = random.permutation(np.unique(own.numpy()))
+    most = max(1, round(min(_INNER_SHARE, MOST_SET_ASIDE / len(rows)) * len(order)))
+    spared = spare_clusters(own, answers.select(rows), order, most)
+    inner = torch.from_numpy(np.isin(own.numpy(), spared or order[:most]))
     return rows[~inner] if spared else rows, rows[inner]

@@ -41,18 +41,21 @@ def spare_clusters(
     """
     given = (answers.classes >= 0) & (answers.weights > 0)
     left = torch.bincount(answers.classes[given], minlength=1)
-    wanted = [int(name) for name in (order if most is None else order[:most])]
-    outside = given & ~torch.isin(clusters, torch.tensor(wanted, dtype=torch.long))[:, None]
+    own_cluster = clusters.numpy()
+    wanted = np.asarray(order if most is None else order[:most], np.int64)
+    # NumPy looks names up in a table here; PyTorch would sort ten million of them.
+    outside = given & ~torch.from_numpy(np.isin(own_cluster, wanted))[:, None]
     if bool((torch.bincount(answers.classes[outside], minlength=len(left))[left > 0] > 0).all()):
-        return wanted  # the usual case
-    by_cluster = clusters.argsort(stable=True)
-    names, counts = torch.unique(clusters, return_counts=True)
-    rows_of = dict(zip(names.tolist(), torch.split(by_cluster, counts.tolist()), strict=True))
+        found: list[int] = wanted.tolist()
+        return found  # the usual case
+    by_cluster = own_cluster.argsort(kind="stable")
+    in_turn = own_cluster[by_cluster]
     taken: list[int] = []
     for name in order:
         if most is not None and len(taken) >= most:
             break
-        rows = rows_of[int(name)]
+        begin, end = np.searchsorted(in_turn, (int(name), int(name) + 1))
+        rows = torch.from_numpy(by_cluster[begin:end])
         classes, known = answers.classes[rows], given[rows]
         own = torch.bincount(classes[known], minlength=len(left))
         gone = ((left == own) & (own > 0))[classes.clamp(min=0)] & known
