@@ -42,7 +42,7 @@ class Fold:
     def inner_is_spare(self) -> bool:
         """Return whether a model may also train on the inner part, which is then used for nothing else."""
         compared = torch.cat([self.held_out, self.check, self.train])
-        return not bool(torch.isin(self.inner, compared).any())
+        return not bool(np.isin(self.inner.numpy(), compared.numpy()).any())
 
 
 def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
