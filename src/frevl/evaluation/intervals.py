@@ -105,10 +105,11 @@ def hit_interval(hits: ArrayLike, clusters: Clusters = None, *, resamples: int =
     Raises:
         UsageError: As in `bootstrap_interval`.
     """
-    found = bootstrap_interval(hits, clusters, resamples=resamples)
+    items = _finite(hits)
+    found = bootstrap_interval(items, clusters, resamples=resamples)
     if found.value not in (0.0, 1.0) or found.low != found.high:
         return found
-    return certain_interval(found.value, int(_cluster_numbers(clusters, len(np.asarray(hits))).max()) + 1)
+    return certain_interval(found.value, int(_cluster_numbers(clusters, len(items)).max()) + 1)
 
 
 def certain_interval(share: float, count: int) -> Interval:
@@ -124,9 +125,9 @@ def hit_record(hits: ArrayLike, clusters: Clusters) -> dict[str, Any]:
         hits: ``(n,)`` numbers from 0 to 1.
         clusters: As in `bootstrap_interval`, but None means that they are unknown, and so is the interval.
     """
-    found = hit_interval(hits, clusters)
-    bounds = None if clusters is None else found.percent()
-    return {"n": len(np.asarray(hits)), "accuracy": 100 * found.value, "interval": bounds}
+    items = _finite(hits)
+    bounds = None if clusters is None else hit_interval(items, clusters).percent()
+    return {"n": len(items), "accuracy": 100 * float(items.mean()), "interval": bounds}
 
 
 def paired_difference(

@@ -25,7 +25,7 @@ from frevl.diagnosis.embeddings.geometry import (
 )
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.encoders.interface import pool
-from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from frevl.evaluation.intervals import Interval, bootstrap_statistic, hit_interval
 from frevl.models.interface import Projection
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
@@ -251,7 +251,7 @@ def _gap_finding(store: Store, name: str, pairs: Pairs) -> Finding:
     others = np.roll(np.arange(len(pairs)), 1 + len(pairs) // 2)
     other = (images * texts[others]).sum(axis=1)
     foreign = np.array([pairs.texts[i] != pairs.texts[j] for i, j in enumerate(others.tolist())])
-    wins = bootstrap_interval(
+    wins = hit_interval(
         np.where(own > other, 1.0, np.where(own == other, 0.5, 0.0))[foreign] if foreign.any() else np.full(1, 0.5),
         [image for image, kept in zip(pairs.images, foreign, strict=True) if kept] if foreign.any() else None,
     )
@@ -294,7 +294,7 @@ def _projection_finding(
         with torch.inference_mode():
             parts = [project(part.float()) for part in torch.from_numpy(values).split(256)]  # type: ignore[no-untyped-call]
         after = pool(torch.cat(parts).cpu().numpy(), mask)
-        kept = bootstrap_interval(overlap(neighbours(pool(values, mask)), neighbours(after)))
+        kept = hit_interval(overlap(neighbours(pool(values, mask)), neighbours(after)))
         rows.append(
             {
                 "embeddings": modality,

@@ -126,9 +126,8 @@ def select_pairs(
     refuse_inputs({"--out": out}, {"--pairs": paths, "--run": scorer.run.path, "--store": scorer.store.path})
     notes: list[str] = []
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    notes += [
-        note for note in read.notes if note not in one_side_note(read.sides, read.extras)
-    ]  # check_pairs states what the run reads
+    alone = one_side_note(read.sides, read.extras)  # check_pairs states what the run reads
+    notes += [note for note in read.notes if note not in alone]
     notes += scorer.run.check_pairs(read)
     usable, rejects = usable_pairs(read.only(scorer.run.sides), scorer.store)
     originals = rows_kept(read, rejects)
